@@ -1,0 +1,59 @@
+"""The two ways a thing can be wrong: the job (stop at once) and an input (set it aside, go on)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class JobError(Exception):
+    """Says in one line why a job cannot be done as asked.
+
+    The line names the key or file, what it got, what is allowed, and what to do.
+    """
+
+
+class Reason(StrEnum):
+    """Why an input could not be used: the fixed set of dead-letter codes."""
+
+    # stage `catalog`: the row gives no item vector
+    NULL_ID = "null_id"
+    DUPLICATE_ID = "duplicate_id"
+    NO_MODALITY = "no_modality"
+    # one modality of an item is lost; the item keeps the others
+    EMPTY_TEXT = "empty_text"
+    URI_NOT_ALLOWED = "uri_not_allowed"
+    NOT_FOUND = "not_found"
+    UNAVAILABLE = "unavailable"
+    EMPTY_FILE = "empty_file"
+    TOO_MANY_BYTES = "too_many_bytes"
+    NOT_AN_IMAGE = "not_an_image"
+    NOT_AUDIO = "not_audio"
+    UNSUPPORTED_FORMAT = "unsupported_format"
+    TRUNCATED = "truncated"
+    TOO_MANY_PIXELS = "too_many_pixels"
+    TOO_LONG = "too_long"
+    OUT_OF_MEMORY = "out_of_memory"
+    ENCODER_FAILED = "encoder_failed"
+    # stage `interactions`: the event is skipped
+    NULL_USER = "null_user"
+    NULL_ITEM = "null_item"
+    NULL_TIME = "null_time"
+    UNKNOWN_EVENT = "unknown_event"
+    TIME_OUT_OF_RANGE = "time_out_of_range"
+
+
+class InputError(Exception):
+    """A bad input: becomes one dead letter.
+
+    Args:
+        reason: the code.
+        detail: a short free text for a person, in one line.
+    """
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else str(reason))
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[Reason, str]]:
+        return (InputError, (self.reason, self.detail))

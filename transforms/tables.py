@@ -1,0 +1,217 @@
+"""Arrow and NumPy bridges, shard hashing, and the coder by which tables cross a shuffle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+ShardTable = tuple[int, pa.Table]
+
+
+def one_chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """Gives a column as one array; copies only where there are several chunks."""
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+
+_DIM = b"unisono.dim"
+
+
+# --- vectors -----------------------------------------------------------------------------------------------
+
+
+def to_vector_column(vectors: np.ndarray, present: np.ndarray | None = None) -> pa.FixedSizeListArray:
+    """Wraps a matrix as a FixedSizeList column without copying its values.
+
+    Args:
+        vectors: float16, float32 or int8 [n, dim]; rows that are not present may hold anything.
+        present: bool [n]; a row that is False becomes null. None: all present.
+    """
+    n, dim = vectors.shape
+    flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
+    mask = None if present is None or present.all() else pa.array(~present)
+    if n == 0:
+        return pa.array([], pa.list_(flat.type, dim))
+    return pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(flat.type, dim), mask=mask)
+
+
+def from_vector_column(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Views a FixedSizeList column as a matrix, without a copy when it is one chunk.
+
+    Returns:
+        vectors [n, dim] in the column's own dtype (rows of nulls hold undefined values), present: bool [n].
+    """
+    column = one_chunk(column)
+    dim = column.type.list_size
+    dtype = np.dtype(column.type.value_type.to_pandas_dtype())
+    n = len(column)
+    if n == 0:
+        return np.empty((0, dim), dtype), np.empty(0, bool)
+    values = column.values
+    # The buffer, not `values.to_numpy()`: Parquet marks the values under a null as null, which would copy.
+    start = (column.offset * dim + values.offset) * dtype.itemsize
+    vectors = np.frombuffer(values.buffers()[1], dtype, count=n * dim, offset=start).reshape(n, dim)
+    if column.null_count == 0:
+        return vectors, np.ones(n, bool)
+    return vectors, column.is_valid().to_numpy(zero_copy_only=False)
+
+
+def pack_vectors(table: pa.Table) -> pa.Table:
+    """Turns nullable FixedSizeList columns into List columns, which is how they are stored.
+
+    Parquet knows lists only; of a FixedSizeList with nulls, Arrow writes a file that Arrow up to 25 cannot
+    read (apache/arrow#35692). The length goes into the field's metadata.
+    """
+    for i, field in enumerate(table.schema):
+        if not (pa.types.is_fixed_size_list(field.type) and field.nullable):
+            continue
+        vectors, present = from_vector_column(table.column(i))
+        dim = field.type.list_size
+        offsets = np.concatenate([[0], np.cumsum(present, dtype=np.int64) * dim]).astype(np.int32)
+        values = pa.array((vectors if present.all() else vectors[present]).reshape(-1))
+        column = pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(~present))
+        named = pa.field(field.name, column.type, metadata={_DIM: str(dim)})
+        table = table.set_column(i, named, column)
+    return table
+
+
+def unpack_vectors(table: pa.Table) -> pa.Table:
+    """Undoes `pack_vectors`; copies only where there are nulls."""
+    for i, field in enumerate(table.schema):
+        dim = (field.metadata or {}).get(_DIM)
+        if dim is None:
+            continue
+        column, dim = one_chunk(table.column(i)), int(dim)
+        present = column.is_valid().to_numpy(zero_copy_only=False)
+        values = column.flatten().to_numpy().reshape(-1, dim)
+        if not present.all():
+            dense = np.zeros((len(column), dim), values.dtype)
+            dense[present] = values
+            values = dense
+        table = table.set_column(i, field.name, to_vector_column(values, present))
+    return table
+
+
+def with_column(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """Sets a column, replacing one of the same name."""
+    index = table.schema.get_field_index(name)
+    return table.append_column(name, column) if index < 0 else table.set_column(index, name, column)
+
+
+def concat_tables(tables: Sequence[pa.Table]) -> pa.Table:
+    """Concatenates tables of one schema into one with a single chunk per column."""
+    return pa.concat_tables(tables).combine_chunks() if len(tables) != 1 else tables[0].combine_chunks()
+
+
+# --- shards ------------------------------------------------------------------------------------------------
+
+_FNV_OFFSET = np.uint64(0xCBF29CE484222325)
+_FNV_PRIME = np.uint64(0x100000001B3)
+
+
+def _mix64(h: np.ndarray) -> np.ndarray:
+    """Finalises 64-bit hashes (MurmurHash3's fmix64), so that low bits depend on every input bit."""
+    h = h ^ (h >> np.uint64(33))
+    h = h * np.uint64(0xFF51AFD7ED558CCD)
+    h = h ^ (h >> np.uint64(33))
+    h = h * np.uint64(0xC4CEB9FE1A85EC53)
+    return h ^ (h >> np.uint64(33))
+
+
+def _fnv1a(strings: pa.Array) -> np.ndarray:
+    """FNV-1a (Fowler, Noll, Vo) over UTF-8 bytes, all rows at once: one pass per byte position."""
+    strings = strings.cast(pa.large_binary())
+    offsets = np.frombuffer(strings.buffers()[1], np.int64, len(strings) + 1, strings.offset * 8)
+    data = strings.buffers()[2]
+    octets = np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(1, np.uint8)
+    lengths = np.diff(offsets)
+    order = np.argsort(-lengths, kind="stable")  # the rows still running stay a prefix
+    starts, lengths = offsets[:-1][order], lengths[order]
+    h = np.full(len(strings), _FNV_OFFSET, np.uint64)
+    active = len(h)
+    for position in range(int(lengths[0]) if active else 0):
+        active = int(np.searchsorted(-lengths, -position, side="left"))  # rows with length > position
+        h[:active] = (h[:active] ^ octets[starts[:active] + position]) * _FNV_PRIME
+    out = np.empty_like(h)
+    out[order] = h
+    return out
+
+
+def hash_ids(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Hashes ids to uint64 [n], the same on every machine, Python and library version.
+
+    Args:
+        ids: strings or integers without nulls. An integer hashes by its value, whatever its width.
+    """
+    ids = one_chunk(ids)
+    if len(ids) == 0:
+        return np.empty(0, np.uint64)
+    if pa.types.is_integer(ids.type):
+        raw = ids.cast(pa.uint64() if ids.type == pa.uint64() else pa.int64()).to_numpy().view(np.uint64)
+        return _mix64(raw + np.uint64(0x9E3779B97F4A7C15))
+    return _mix64(_fnv1a(ids))
+
+
+def shard_of(ids: pa.Array | pa.ChunkedArray, shards: int) -> np.ndarray:
+    """Gives each id its shard, int64 [n] in 0 … shards − 1."""
+    return (hash_ids(ids) % np.uint64(shards)).astype(np.int64)
+
+
+def split_by_shard(table: pa.Table, shard: np.ndarray) -> Iterable[ShardTable]:
+    """Splits a table by the shard of each row, in ascending shard order; rows keep their order."""
+    if table.num_rows == 0:
+        return
+    order = np.argsort(shard, kind="stable")
+    bounds = np.flatnonzero(np.diff(shard[order])) + 1
+    table = table.take(pa.array(order))
+    starts = np.concatenate([[0], bounds])
+    ends = np.concatenate([bounds, [len(order)]])
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        yield int(shard[order[start]]), table.slice(start, end - start)
+
+
+def is_id_type(dtype: pa.DataType) -> bool:
+    """Says whether a column of this type can hold ids: strings or integers."""
+    return pa.types.is_string(dtype) or pa.types.is_large_string(dtype) or pa.types.is_integer(dtype)
+
+
+def same_id_kind(a: pa.DataType, b: pa.DataType) -> bool:
+    """Says whether ids of these two types can be compared: both integers or both strings."""
+    return pa.types.is_integer(a) == pa.types.is_integer(b)
+
+
+def sort_by_id(table: pa.Table, column: str = "item_id") -> pa.Table:
+    """Sorts rows by id, ascending."""
+    return table.take(pc.sort_indices(table[column])).combine_chunks()
+
+
+# --- coder -------------------------------------------------------------------------------------------------
+
+
+class TableCoder(beam.coders.Coder):
+    """Carries a table as an Arrow IPC stream: slices travel alone, decoding copies nothing."""
+
+    def encode(self, value: pa.Table) -> bytes:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, value.schema) as writer:
+            writer.write_table(value)
+        return sink.getvalue().to_pybytes()
+
+    def decode(self, encoded: bytes) -> pa.Table:
+        return pa.ipc.open_stream(pa.py_buffer(encoded)).read_all()
+
+    def is_deterministic(self) -> bool:
+        return False
+
+    def to_type_hint(self) -> type:
+        return pa.Table
+
+
+beam.coders.registry.register_coder(pa.Table, TableCoder)
