@@ -1,0 +1,1 @@
+"""Encoders: a raw modality in, an embedding out. One file per family; `registry` finds them by name."""

@@ -1,0 +1,76 @@
+"""What every encoder is: two methods, three facts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+MODALITIES = ("text", "image", "audio")
+
+
+@dataclass(frozen=True)
+class MediaLimits:
+    """What a single input may cost before it becomes a dead letter.
+
+    Attributes:
+        max_media_bytes: of one image or audio file as stored.
+        max_image_pixels: width × height, read from the header before anything is decoded.
+        max_audio_seconds: read from the header before anything is decoded.
+    """
+
+    max_media_bytes: int = 64 * 2**20
+    max_image_pixels: int = 64_000_000
+    max_audio_seconds: float = 1800.0
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """Names an encoder: hashable, so that a process loads it once.
+
+    Attributes:
+        modality: `text`, `image` or `audio`.
+        model: `lite`, or a model's hub id or directory.
+        options: further settings of the family, as sorted pairs.
+    """
+
+    modality: str
+    model: str
+    options: tuple[tuple[str, Any], ...] = ()
+    limits: MediaLimits = field(default_factory=MediaLimits)
+
+    @property
+    def key(self) -> str:
+        """The job-file key that a message about this encoder names."""
+        return f"encoders.{self.modality}"
+
+
+class Encoder(Protocol):
+    """Turns raw inputs of one modality into embeddings.
+
+    Attributes:
+        encoder_id: changes whenever the output could.
+        dim: length of an embedding.
+        batch_cost: the most that `len(batch) × max(cost)` may be in one `encode` call.
+    """
+
+    encoder_id: str
+    dim: int
+    batch_cost: int
+
+    def prepare(self, raw: Any) -> Any:
+        """Makes one raw input (text: str; image, audio: the file's bytes) model-ready.
+
+        Called from several threads at once. Depends on `raw` alone.
+
+        Raises:
+            InputError: the input cannot be used.
+        """
+
+    def cost(self, prepared: Any) -> int:
+        """What one prepared input adds to a batch, in the unit of `batch_cost` (1 where all are alike)."""
+
+    def encode(self, batch: Sequence[Any]) -> np.ndarray:
+        """Encodes prepared inputs, called from one thread: float32 [len(batch), dim]."""

@@ -1,0 +1,105 @@
+"""Fetches and prepares raw inputs in threads, ahead of the encoder, within bounds on what waits."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from transforms.encoders.base import Encoder
+from transforms.errors import InputError, Reason
+from transforms.media import MediaSource
+
+HELD_BYTES = 256 * 2**20  # prepared inputs that wait for the encoder
+HELD_ITEMS = 512
+
+
+@dataclass
+class Loaded:
+    """One distinct raw value, fetched.
+
+    Attributes:
+        index: which.
+        content: hash of its bytes; None if it could not be fetched or prepared.
+        prepared: model-ready; None where an earlier embedding of this content is at hand, or after a failure.
+        failure: why it cannot be used.
+        nbytes: what `prepared` holds.
+    """
+
+    index: int
+    content: str | None = None
+    prepared: Any = None
+    failure: InputError | None = None
+    nbytes: int = 0
+
+
+def load(
+    index: int, value: pa.Scalar, source: MediaSource | None, encoder: Encoder, is_lent: Callable[[str], bool]
+) -> Loaded:
+    """Fetches one value, hashes its content and, unless an embedding of that content is lent, prepares it."""
+    try:
+        raw = value.as_py()
+        data = source.fetch(raw) if source else raw
+        octets = data.encode() if isinstance(data, str) else data
+        if isinstance(data, str) and not data.strip():
+            raise InputError(Reason.EMPTY_TEXT, "nothing but white space")
+        content = hashlib.blake2b(octets, digest_size=16).hexdigest()
+        if is_lent(content):
+            return Loaded(index, content)
+        prepared = encoder.prepare(data)
+        return Loaded(index, content, prepared, nbytes=getattr(prepared, "nbytes", len(octets)))
+    except InputError as e:
+        return Loaded(index, failure=e)
+
+
+def load_ahead(
+    jobs: Sequence[Callable[[], Loaded]],
+    pool: ThreadPoolExecutor | None,
+    held_items: int = HELD_ITEMS,
+    held_bytes: int = HELD_BYTES,
+) -> Iterator[Loaded]:
+    """Runs jobs in the pool, ahead of the consumer, and gives their results in order.
+
+    At most `held_items` jobs are given out, and none starts while results that wait hold `held_bytes`; the jobs
+    under way may pass that by one input each. Without a pool each job runs when it is asked for.
+    """
+    if pool is None:
+        yield from (job() for job in jobs)
+        return
+    waiting: deque[Future[Loaded]] = deque()
+    room = threading.Condition()
+    held = taken = 0
+
+    def run(place: int, job: Callable[[], Loaded]) -> Loaded:
+        nonlocal held
+        with room:  # the one that is waited for may always start, or nothing would ever make room
+            room.wait_for(lambda: held < held_bytes or place == taken)
+        loaded = job()
+        with room:
+            held += loaded.nbytes
+        return loaded
+
+    remaining = enumerate(jobs)
+    try:
+        for _ in jobs:
+            for place, job in itertools.islice(remaining, held_items - len(waiting)):
+                waiting.append(pool.submit(run, place, job))
+            loaded = waiting.popleft().result()
+            with room:
+                held -= loaded.nbytes
+                taken += 1
+                room.notify_all()
+            yield loaded
+    finally:  # a consumer that stops early leaves no work behind, and no thread waiting for room
+        for future in waiting:
+            future.cancel()
+        with room:
+            held = -(2**62)
+            room.notify_all()
