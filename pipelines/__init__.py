@@ -1,0 +1,1 @@
+"""What the user runs: the job file, the command, and the graphs."""
