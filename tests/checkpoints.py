@@ -1,0 +1,122 @@
+"""Builds tiny checkpoints with random weights in the true on-disk formats."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+_SENTENCE = """a an the red green blue wooden chair table lamp soft loud small song of bell drum frog sings in rain
+for kids ein eine der die das stuhl tisch lampe holz grün rot query document passage"""
+WORDS = _SENTENCE.split()
+TEXTS = [
+    "A red wooden chair",
+    "a green lamp, small and soft",
+    "Ein grüner Stuhl aus Holz",
+    "木头椅子",
+    "rain",
+    "x",
+    "the loud drum sings a song for kids in the rain " * 12,  # past every tiny checkpoint's maximum
+]
+
+_MODULES = "sentence_transformers.models."
+
+
+def save_tokenizer(directory: Path, max_tokens: int = 48, closing: bool = True) -> int:
+    """Saves a WordPiece tokenizer over `WORDS` and single characters; tells the size of its vocabulary."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = sorted(set("abcdefghijklmnopqrstuvwxyzäöü,.木头椅子:"))
+    pieces = list(dict.fromkeys([*special, *letters, *("##" + c for c in letters), *WORDS]))
+    backend = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    if closing:
+        backend.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, model_max_length=max_tokens, mask_token="[MASK]", **names
+    ).save_pretrained(directory)
+    return len(pieces)
+
+
+def save_transformer(directory: Path, kind: str = "bert", seed: int = 0, width: int = 32) -> None:
+    """Saves a two-layer `bert`, `roberta`, `qwen2` or `t5` encoder with its tokenizer, as save_pretrained does.
+
+    Weights are wide enough that different texts get clearly different embeddings.
+    """
+    import torch
+    import transformers as hf
+
+    size = save_tokenizer(directory, closing=kind != "qwen2")
+    torch.manual_seed(seed)
+    if kind == "t5":
+        config: Any = hf.T5Config(
+            vocab_size=size, d_model=width, d_kv=8, d_ff=64, num_layers=2, num_heads=4, initializer_factor=3.0
+        )
+        model: Any = hf.T5EncoderModel(config)
+    else:
+        made = {"bert": hf.BertConfig, "roberta": hf.RobertaConfig, "qwen2": hf.Qwen2Config}[kind]
+        extra = {"num_key_value_heads": 2} if kind == "qwen2" else {}
+        config = made(
+            vocab_size=size,
+            hidden_size=width,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=64,
+            initializer_range=0.4,
+            pad_token_id=0,
+            **extra,
+        )
+        model = hf.AutoModel.from_config(config)
+    model.save_pretrained(directory)
+
+
+def save_sentence_files(
+    directory: Path,
+    pooling: dict[str, Any],
+    dense: int | None = None,
+    normalize: bool = False,
+    max_tokens: int | None = None,
+    prompts: dict[str, str] | None = None,
+    width: int = 32,
+) -> None:
+    """Adds sentence-transformers' files around a saved transformer, in the format of published checkpoints."""
+    kinds = ["Transformer", "Pooling", *(["Dense"] if dense else []), *(["Normalize"] if normalize else [])]
+    paths = ["", *(f"{i}_{kind}" for i, kind in enumerate(kinds[1:], 1))]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": _MODULES + kind}
+        for i, (kind, path) in enumerate(zip(kinds, paths, strict=True))
+    ]
+    for path in paths:
+        (directory / path).mkdir(exist_ok=True)
+    write_json(directory / "modules.json", modules)
+    write_json(directory / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **pooling})
+    if max_tokens:
+        write_json(
+            directory / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False}
+        )
+    if prompts is not None:
+        write_json(
+            directory / "config_sentence_transformers.json", {"prompts": prompts, "default_prompt_name": None}
+        )
+    if dense:
+        import torch
+        from safetensors.torch import save_file
+
+        config = {"in_features": width, "out_features": dense, "bias": True}
+        config["activation_function"] = "torch.nn.modules.activation.Tanh"  # type: ignore[assignment]
+        write_json(directory / paths[2] / "config.json", config)
+        torch.manual_seed(1)
+        weights = {"linear.weight": torch.randn(dense, width) / 4, "linear.bias": torch.randn(dense)}
+        save_file(weights, directory / paths[2] / "model.safetensors")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON as the libraries do."""
+    path.write_text(json.dumps(value, indent=2))
