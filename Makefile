@@ -1,0 +1,36 @@
+# make demo   a synthetic shop through the whole pipeline; needs only the package registry
+# make test   the tests, with every optional part installed
+# make check  ruff and mypy
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+JOBS ?= 2
+
+.PHONY: demo test check install clean
+
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp a set of packages: the demo does not wait for torch, and neither installs twice.
+$(VENV)/.base: setup.py | $(BIN)/pip
+	$(BIN)/pip install -q -e .
+	touch $@
+
+$(VENV)/.test: setup.py | $(BIN)/pip
+	$(BIN)/pip install -q -e '.[test]'
+	touch $@ $(VENV)/.base
+
+install: $(VENV)/.test
+
+demo: $(VENV)/.base
+	$(BIN)/unisono demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n $(JOBS)
+
+check: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

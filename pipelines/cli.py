@@ -1,0 +1,116 @@
+"""The command `unisono`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import warnings
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from transforms.errors import JobError
+
+app = typer.Typer(
+    help="Multimodal item vectors and user profiles for recommenders.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+Config = Annotated[str, typer.Option("--config", help="The job file: a path or gs://.")]
+RunId = Annotated[str | None, typer.Option("--run-id", help="Names the run; by default the time of launch.")]
+
+
+def _run(config: str, run_id: str | None, argv: list[str], *, items: bool, users: bool) -> None:
+    # Imported here: `--help` and a mistyped option should answer at once.
+    from pipelines import nightly
+    from pipelines.config import load_job
+    from pipelines.launch import launch
+    from pipelines.plan import plan_run
+    from pipelines.summary import print_summary
+
+    started = time.monotonic()
+    plan = plan_run(load_job(config), run_id, items=items, users=users)
+    launch(lambda root: nightly.build(root, plan), argv, plan.stage_totals)
+    manifest = plan.store.manifest(plan.run_id)
+    if manifest is None:  # a submitted job whose launcher does not wait
+        Console(stderr=True).print(f"submitted run {plan.run_id}")
+        return
+    print_summary(plan.store, manifest, time.monotonic() - started)
+
+
+@app.command(context_settings=_PASS_ON)
+def embed(ctx: typer.Context, config: Config, run_id: RunId = None) -> None:
+    """Encode the catalogue, fit the joint space, write item vectors."""
+    _run(config, run_id, ctx.args, items=True, users=False)
+
+
+@app.command(context_settings=_PASS_ON)
+def profile(ctx: typer.Context, config: Config, run_id: RunId = None) -> None:
+    """Build user profiles from the interaction log and the published items."""
+    _run(config, run_id, ctx.args, items=False, users=True)
+
+
+@app.command(context_settings=_PASS_ON)
+def nightly(ctx: typer.Context, config: Config, run_id: RunId = None) -> None:
+    """The scheduled job: embed, and profile if the job file has `interactions`, under one run id."""
+    from pipelines.config import load_job
+
+    _run(config, run_id, ctx.args, items=True, users=load_job(config).interactions is not None)
+
+
+@app.command()
+def search(
+    store: Annotated[str, typer.Option(help="The store: a directory or gs:// prefix.")],
+    text: Annotated[str | None, typer.Option(help="Words to look for.")] = None,
+    image: Annotated[str | None, typer.Option(help="An image file.")] = None,
+    audio: Annotated[str | None, typer.Option(help="An audio file.")] = None,
+    item: Annotated[str | None, typer.Option(help="An item id.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many to show.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON array, for programs.")] = False,
+) -> None:
+    """Find the items of the published run nearest to a text, a picture, a sound or an item."""
+    from pipelines import search as searching
+    from transforms.store import Store
+
+    at = store if "://" in store else os.path.abspath(store)
+    hits = searching.search(Store(at), text=text, image=image, audio=audio, item=item, k=k)
+    if as_json:
+        print(json.dumps([asdict(h) for h in hits], ensure_ascii=False))
+        return
+    table = Table("rank", "score", "id", "title", "modalities", box=None, padding=(0, 2))
+    for h in hits:
+        table.add_row(str(h.rank), f"{h.score:.3f}", str(h.item_id), h.title or "", " ".join(h.modalities))
+    Console().print(table)
+
+
+@app.command()
+def demo(
+    out: Annotated[str, typer.Option(help="Where the shop and the store go.")] = "out/demo",
+    items: Annotated[int, typer.Option(min=50, help="How many items the synthetic shop has.")] = 2000,
+) -> None:
+    """Make a synthetic shop, run the whole job on it, and show what came out."""
+    from pipelines.demo import run_demo
+
+    run_demo(os.path.abspath(out), items)
+
+
+def main() -> None:
+    """Runs the command: 0 done, 1 the job is wrong (one line says how), 2 the command line is wrong."""
+    warnings.filterwarnings("ignore", module="apache_beam")
+    try:
+        app(standalone_mode=True)
+    except JobError as e:
+        print(f"unisono: error: {e}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Everything that is looked at before any work: a job that passes here can start."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipelines.config import Job
+from transforms.alignment import max_dim
+from transforms.catalog import Catalog, check_catalog
+from transforms.encoders.base import EncoderSpec
+from transforms.encoders.registry import EncoderInfo, describe_encoder
+from transforms.errors import JobError
+from transforms.files import exists
+from transforms.interactions import Interactions, check_interactions
+from transforms.parquet import open_parquet
+from transforms.publish import now_utc
+from transforms.store import FileRecord, Manifest, Store
+from transforms.tables import same_id_kind
+
+ROWS_A_SHARD = 4096  # a shard is the unit of retry: seconds of encoding, tens of MB of embeddings
+MOST_ROWS_A_SHARD = 4 * ROWS_A_SHARD  # a grown catalogue keeps its shards up to here
+EVENTS_A_SHARD = 262_144
+DEFAULT_DIM = 128
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job that has been checked against the world.
+
+    Attributes:
+        catalog: None where the pipeline reads no catalogue.
+        interactions: None where it reads no log.
+        encoders: by modality, those of the catalogue's columns.
+        dim: axes of the joint space.
+        base: the published run when this one was launched.
+        shards, user_shards: of items and of users.
+    """
+
+    job: Job
+    run_id: str
+    created: str
+    store: Store
+    shards: int
+    user_shards: int
+    catalog: Catalog | None = None
+    interactions: Interactions | None = None
+    encoders: tuple[tuple[EncoderSpec, EncoderInfo], ...] = ()
+    dim: int = 0
+    base: Manifest | None = None
+
+    @property
+    def encoder_ids(self) -> dict[str, str]:
+        """The encoder_id of each modality."""
+        return {spec.modality: info.encoder_id for spec, info in self.encoders}
+
+    @property
+    def stage_totals(self) -> dict[str, int]:
+        """How many rows each stage will see, where that is known: for the progress view."""
+        totals: dict[str, int] = {}
+        if self.catalog:
+            names = ["read", "shard", *(f"encode-{s.modality}" for s, _ in self.encoders)]
+            names += ["write-embeddings", "moments", "fuse", "write-items"]
+            totals |= dict.fromkeys(names, self.catalog.rows)
+        if self.interactions:
+            totals |= {"interactions": self.interactions.rows, "profiles": self.interactions.rows}
+        return totals
+
+
+def _power_of_two(rows: int, rows_a_shard: int) -> int:
+    return 1 << max(0, -(-rows // rows_a_shard) - 1).bit_length()
+
+
+def _default_shards(rows: int, base: Manifest | None) -> int:
+    """A power of two of about `ROWS_A_SHARD` rows each; kept from the published run, so that it can be reused."""
+    kept = len(base.part("embeddings")) if base else 0
+    return kept if kept and rows <= kept * MOST_ROWS_A_SHARD else _power_of_two(rows, ROWS_A_SHARD)
+
+
+def default_run_id() -> str:
+    """The time of launch, as an id that sorts."""
+    return re.sub(r"[^0-9T]", "", now_utc()[:19])
+
+
+def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool) -> Plan:
+    """Checks a job whole.
+
+    Args:
+        job: a validated job file.
+        run_id: None: made from the clock.
+        items: the run will read the catalogue and make item vectors.
+        users: the run will read the log and make profiles (from the published run's items unless `items`).
+
+    Raises:
+        JobError: whatever would stop the run later.
+    """
+    store, run_id = job.store_at, run_id or default_run_id()
+    latest = store.latest()
+    base = store.manifest(latest) if latest else None
+    catalog = check_catalog(job.catalog_spec) if items else None
+    encoders = []
+    if items:
+        _check_media_root(job)
+        for modality in job.modalities:
+            spec = job.encoder_spec(modality)
+            encoders.append((spec, describe_encoder(spec)))
+    dim = _check_space(job, [(s.modality, info.dim) for s, info in encoders]) if items else 0
+    interactions = check_interactions(job.interactions_spec) if users else None
+    if users and not items:
+        store.published()
+    if interactions:
+        id_type = catalog.id_type if catalog else _published_id_type(store)
+        if not same_id_kind(id_type, interactions.item_type):
+            raise JobError(
+                f"interactions.item: column {job.interactions_spec.item!r} holds {interactions.item_type}, "
+                f"the catalogue's ids are {id_type}; write both as strings or both as integers"
+            )
+    store.check_new_run(run_id)
+    shards = job.shards or _default_shards(catalog.rows if catalog else 1, base)
+    user_shards = job.shards or _power_of_two(interactions.rows if interactions else 1, EVENTS_A_SHARD)
+    return Plan(
+        job, run_id, now_utc(), store, shards, user_shards, catalog, interactions, tuple(encoders), dim, base
+    )
+
+
+def _check_space(job: Job, dims: list[tuple[str, int]]) -> int:
+    """Gives the number of axes, before a GPU has worked for a space that cannot be fitted."""
+    method, most = job.space.method, max_dim(job.space.method, dict(dims))
+    if method == "cca" and len(dims) != 2:
+        have = ", ".join(m for m, _ in dims)
+        raise JobError(f"space.method: cca aligns two modalities, the catalogue has {have}; use gcca or auto")
+    if job.space.dim is not None and job.space.dim > most:
+        lengths = ", ".join(f"{m} {d}" for m, d in dims)
+        raise JobError(f"space.dim: {job.space.dim} is over {most}, the most that embeddings of {lengths} allow")
+    unknown = sorted(set(job.fusion.weights) - {m for m, _ in dims})
+    if unknown:
+        have = ", ".join(m for m, _ in dims)
+        raise JobError(f"fusion.weights: {unknown[0]} is no modality of the catalogue; it has {have}")
+    return job.space.dim or min(DEFAULT_DIM, most)
+
+
+def _check_media_root(job: Job) -> None:
+    root = job.media_source.root
+    media = job.catalog.image or job.catalog.audio
+    if media and job.catalog.media_root and "://" not in root and not exists(root):
+        raise JobError(f"catalog.media_root: no directory {root}; relative URIs resolve there")
+
+
+def _published_id_type(store: Store) -> pa.DataType:
+    records: list[FileRecord] = store.published().part("items")
+    if not records:
+        raise JobError(f"store: the published run in {store.root} has no items/; run `unisono embed` first")
+    with open_parquet(store.path(records[0].path)) as f:
+        return f.schema_arrow.field("item_id").type

@@ -1,0 +1,150 @@
+"""Asks the published run's joint space with a text, a picture, a sound or an item."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+
+from pipelines.config import Job
+from transforms import files
+from transforms.alignment import Space
+from transforms.encoders.registry import get_encoder
+from transforms.errors import InputError, JobError
+from transforms.store import Manifest, Store, read_table
+from transforms.tables import from_vector_column
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One found item."""
+
+    rank: int
+    score: float
+    item_id: str | int
+    title: str | None
+    modalities: list[str] = field(default_factory=list)
+
+
+class Searcher:
+    """The published run of a store, held in memory: exact search over its item vectors.
+
+    Args:
+        store: to search.
+
+    Raises:
+        JobError: nothing is published there.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.manifest = store.published()
+        columns = ["item_id", "title", "modalities", "vector"]
+        parts = [read_table(store, r, columns) for r in self.manifest.part("items")]
+        if not parts:
+            raise JobError(f"store: the published run in {store.root} has no items/; run `unisono embed` first")
+        self.items = pa.concat_tables(parts).combine_chunks()
+        self.vectors, _ = from_vector_column(self.items["vector"])
+        self.space = read_space(store, self.manifest)
+        self.job = read_job(store, self.manifest)
+
+    def embed_query(self, modality: str, raw: str | bytes) -> np.ndarray:
+        """Encodes a raw query and maps it into the joint space: float32 [dim], unit norm.
+
+        Raises:
+            JobError: the run has no such modality, or the query cannot be used.
+        """
+        if modality not in self.space.modalities:
+            have = ", ".join(self.space.modalities)
+            raise JobError(f"--{modality}: the published run has no {modality} modality; it has {have}")
+        encoder = get_encoder(self.job.encoder_spec(modality))
+        fitted = self.space.info.get("encoder_ids", {}).get(modality)
+        if fitted and fitted != encoder.encoder_id:
+            raise JobError(
+                f"--{modality}: the run was made with encoder {fitted}, this machine has {encoder.encoder_id}; "
+                "install the same version and checkpoint"
+            )
+        try:
+            embedding = encoder.encode([encoder.prepare(raw)])
+        except InputError as e:
+            raise JobError(f"--{modality}: {e}") from e
+        projected: np.ndarray = self.space.project(modality, embedding)[0]
+        return projected
+
+    def vector_of(self, item_id: str) -> np.ndarray:
+        """An item's own vector.
+
+        Raises:
+            JobError: there is no such item.
+        """
+        ids = self.items["item_id"]
+        try:
+            row = pc.index(ids, pa.scalar(item_id).cast(ids.type)).as_py()
+        except pa.ArrowInvalid:
+            row = -1
+        if row < 0:
+            raise JobError(f"--item: no item {item_id!r} in the published run {self.manifest.run_id}")
+        vector: np.ndarray = self.vectors[row]
+        return vector
+
+    def nearest(self, query: np.ndarray, k: int) -> list[Hit]:
+        """The `k` items of highest inner product, ties by row."""
+        scores = self.vectors @ query
+        k = min(k, len(scores))
+        top = np.argpartition(-scores, k - 1)[:k] if k < len(scores) else np.arange(len(scores))
+        order = top[np.lexsort((top, -scores[top]))]
+        rows = self.items.select(["item_id", "title", "modalities"]).take(pa.array(order)).to_pylist()
+        return [
+            Hit(rank, round(float(scores[i]), 4), r["item_id"], r["title"], r["modalities"])
+            for rank, (i, r) in enumerate(zip(order.tolist(), rows, strict=True), start=1)
+        ]
+
+
+def read_space(store: Store, manifest: Manifest) -> Space:
+    """Loads the joint space that a run was made with."""
+    record = next(r for r in manifest.part("space") if r.path.endswith(".safetensors"))
+    return Space.from_bytes(files.read_bytes(store.path(record.path)))
+
+
+def read_job(store: Store, manifest: Manifest) -> Job:
+    """Loads the job file that a run was made with; its paths are absolute already."""
+    # A run of profiles alone has a config of its own, but its space is the earlier run's: so is the job.
+    run = manifest.part("space")[0].path.split("/")[1]
+    return Job.model_validate(yaml.safe_load(files.read_bytes(store.run_path(run, "config.yaml"))))
+
+
+def search(
+    store: Store,
+    *,
+    text: str | None = None,
+    image: str | None = None,
+    audio: str | None = None,
+    item: str | None = None,
+    k: int = 10,
+) -> Sequence[Hit]:
+    """Finds the items nearest to one query: a text, an image or audio file, or another item (itself left out).
+
+    Raises:
+        JobError: not exactly one query, or it cannot be used.
+    """
+    given = {m: v for m, v in (("text", text), ("image", image), ("audio", audio), ("item", item)) if v is not None}
+    if len(given) != 1:
+        raise JobError(f"search: give exactly one of --text, --image, --audio, --item; got {len(given)}")
+    modality, value = next(iter(given.items()))
+    searcher = Searcher(store)
+    if modality == "item":
+        hits = searcher.nearest(searcher.vector_of(value), k + 1)
+        others = [h for h in hits if str(h.item_id) != value][:k]
+        return [Hit(i, h.score, h.item_id, h.title, h.modalities) for i, h in enumerate(others, start=1)]
+    raw: str | bytes = value
+    if modality != "text":
+        try:
+            raw = files.read_bytes(value)
+        except (OSError, ValueError) as e:
+            why = getattr(e, "strerror", None) or "no such file"
+            raise JobError(f"--{modality}: cannot read {value} ({why})") from e
+    return searcher.nearest(searcher.embed_query(modality, raw), k)
