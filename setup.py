@@ -8,6 +8,7 @@ TEST = [
     "pytest>=8",
     "pytest-xdist",
     "hypothesis>=6.100",
+    "pandas>=2.2",  # an independent reference for covariances with missing values
     "polars>=1.20",
     "duckdb>=1.1",
     "gcp-storage-emulator",

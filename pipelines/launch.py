@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 
 import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import PipelineResult
 from rich.console import Console
 
 from pipelines import nightly
-from pipelines.config import load_job
+from pipelines.config import Job, load_job
 from pipelines.plan import plan_run
 from pipelines.progress_view import ProgressView
 from pipelines.summary import print_summary
 from runners import select
 from transforms.errors import JobError
+from transforms.files import is_remote
 from transforms.store import Manifest
 
 # A JobError raised on a worker comes back as text inside a RuntimeError: Beam carries tracebacks, not exceptions.
@@ -45,8 +49,12 @@ def run_job(config: str, run_id: str | None, argv: Sequence[str], *, items: bool
         JobError: the job, not the code, is at fault.
     """
     started = time.monotonic()
-    plan = plan_run(load_job(config), run_id, items=items, users=users)
-    launch(lambda root: nightly.build(root, plan), argv, plan.stage_totals)
+    job = load_job(config)
+    options = beam_options(argv)
+    if select.runs_elsewhere(options):
+        _check_reachable(job)
+    plan = plan_run(job, run_id, items=items, users=users)
+    launch(lambda root: nightly.build(root, plan), options, plan.stage_totals)
     manifest = plan.store.manifest(plan.run_id)
     if manifest is None:
         Console(stderr=True).print(f"submitted run {plan.run_id}")
@@ -55,32 +63,52 @@ def run_job(config: str, run_id: str | None, argv: Sequence[str], *, items: bool
     return manifest
 
 
-def launch(build: Callable[[beam.Pipeline], object], argv: Sequence[str], totals: Mapping[str, int]) -> None:
+def beam_options(argv: Sequence[str]) -> PipelineOptions:
+    """Makes Beam's options of what the command line left over.
+
+    Raises:
+        JobError: an option is wrong or missing.
+    """
+    try:
+        return select.options(argv)
+    except (ValueError, SystemExit) as e:
+        raise JobError(f"command line: {e}") from e
+
+
+def _check_reachable(job: Job) -> None:
+    """Refuses local paths in a job whose workers are other machines."""
+    log = job.interactions.path if job.interactions else None
+    paths = {"store": job.store, "catalog.path": job.catalog.path, "interactions.path": log}
+    if job.catalog.image or job.catalog.audio:
+        paths["catalog.media_root"] = job.media_source.root
+    for key, path in paths.items():
+        if path and not is_remote(path):
+            raise JobError(f"{key}: {path} is on this machine, where Dataflow's workers cannot see it; use gs://")
+
+
+def launch(
+    build: Callable[[beam.Pipeline], object], options: PipelineOptions, totals: Mapping[str, int]
+) -> PipelineResult:
     """Builds a graph, runs it to its end, and shows how far it is.
 
     Args:
         build: adds the steps.
-        argv: options for Beam.
+        options: for Beam.
         totals: rows that each stage will see, where known.
 
     Raises:
         JobError: the job, not the code, is at fault.
     """
-    try:
-        options = select.options(argv)
-    except (ValueError, SystemExit) as e:
-        raise JobError(f"command line: {e}") from e
     pipeline = beam.Pipeline(options=options)
     build(pipeline)
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
     for name in ("apache_beam.runners.common", "apache_beam.runners.worker.sdk_worker"):
         logging.getLogger(name).addFilter(_is_no_job_error)
     try:
-        if select.is_local(options):
-            with ProgressView(totals):
-                pipeline.run().wait_until_finish()
-        else:
-            pipeline.run().wait_until_finish()
+        with ProgressView(totals) if select.is_local(options) else contextlib.nullcontext():
+            result = pipeline.run()
+            result.wait_until_finish()
+        return result
     except JobError as e:
         raise JobError(str(e).split(" [while running")[0]) from e
     except Exception as e:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
-from runners import local
+from runners import dataflow, local
 
 
 def options(argv: Sequence[str]) -> PipelineOptions:
@@ -18,6 +18,8 @@ def options(argv: Sequence[str]) -> PipelineOptions:
     runner = PipelineOptions(list(argv)).view_as(StandardOptions).runner
     if runner is None or runner.lower() in local.NAMES:
         return local.options(_without_runner(argv))
+    if runner.lower() in dataflow.NAMES:
+        return dataflow.options(argv)
     return PipelineOptions(list(argv))
 
 
@@ -31,6 +33,11 @@ def _without_runner(argv: Sequence[str]) -> list[str]:
         elif not a.startswith("--runner="):
             kept.append(a)
     return kept
+
+
+def runs_elsewhere(options: PipelineOptions) -> bool:
+    """Says whether the workers are machines that cannot see this one's files."""
+    return (options.view_as(StandardOptions).runner or "").lower() in dataflow.NAMES
 
 
 def is_local(options: PipelineOptions) -> bool:
