@@ -135,7 +135,7 @@ class Job(_Section):
 
     store: str
     catalog: CatalogConfig
-    shards: Positive | None = None
+    shards: Annotated[int, Field(gt=0, le=65_536)] | None = None
     encoders: EncodersConfig = EncodersConfig()
     space: SpaceConfig = SpaceConfig()
     fusion: FusionConfig = FusionConfig()
