@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -74,3 +74,13 @@ class Encoder(Protocol):
 
     def encode(self, batch: Sequence[Any]) -> np.ndarray:
         """Encodes prepared inputs, called from one thread: float32 [len(batch), dim]."""
+
+
+def text_tower_of(encoder: Encoder) -> Encoder | None:
+    """The encoder that takes a *query* text into `encoder`'s own embedding space; None where it has none.
+
+    An image or audio encoder with a text tower (CLIP, CLAP) has an attribute `text_tower`, itself an `Encoder`
+    of texts with the same `dim`. A text encoder whose checkpoint asks for another prompt before a query has one
+    too; any other text encoder takes queries as it takes texts, and has no such attribute.
+    """
+    return cast("Encoder | None", getattr(encoder, "text_tower", None))
