@@ -2,7 +2,7 @@
 
 from setuptools import find_packages, setup
 
-MODELS = ["torch>=2.4", "torchvision", "transformers>=4.50", "open_clip_torch>=2.30"]
+MODELS = ["torch>=2.4", "torchvision", "transformers>=4.56", "open_clip_torch>=2.30"]
 GCP = ["apache-beam[gcp]", "google-cloud-storage>=2.18"]
 TEST = [
     "pytest>=8",

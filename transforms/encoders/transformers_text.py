@@ -33,6 +33,7 @@ from transforms.text import clean_text
 
 OPTIONS = ("batch_tokens", "prompt", "revision")
 BATCH_TOKENS = 4096  # on two CPU cores MiniLM is fastest from 1,024 to 4,096
+BATCH_TOKENS = 4096  # on two CPU cores MiniLM is fastest from 1,024 to 4,096
 FALLBACK_MAX_TOKENS = 512  # where neither the checkpoint's files nor its tokenizer state a maximum
 
 
