@@ -33,7 +33,6 @@ from transforms.text import clean_text
 
 OPTIONS = ("batch_tokens", "prompt", "revision")
 BATCH_TOKENS = 4096  # on two CPU cores MiniLM is fastest from 1,024 to 4,096
-BATCH_TOKENS = 4096  # on two CPU cores MiniLM is fastest from 1,024 to 4,096
 FALLBACK_MAX_TOKENS = 512  # where neither the checkpoint's files nor its tokenizer state a maximum
 
 
@@ -222,7 +221,7 @@ def _load_model(key: str, directory: Path) -> Any:
     import transformers
 
     try:
-        with _quiet(transformers):
+        with quiet(transformers):
             kind = files.read_json(key, directory / "config.json")["model_type"]
             model_class = getattr(transformers, ENCODER_HALVES.get(kind, "AutoModel"))
             model, report = model_class.from_pretrained(
@@ -242,7 +241,7 @@ def _load_tokenizer(key: str, directory: Path) -> Any:
     import transformers
 
     try:
-        with _quiet(transformers):
+        with quiet(transformers):
             tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         why = files.first_line(error)
@@ -272,7 +271,7 @@ def _max_tokens(found: Checkpoint, tokenizer: Any, model: Any) -> int:
 
 
 @contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def quiet(transformers: Any) -> Iterator[None]:
     """Keeps the library's progress bars and reports off the terminal while a checkpoint loads."""
     logging = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
