@@ -117,6 +117,49 @@ def save_sentence_files(
         save_file(weights, directory / paths[2] / "model.safetensors")
 
 
+def save_clap(directory: Path, truncation: str = "rand_trunc", padding: str = "repeatpad", seconds: int = 1) -> None:
+    """Saves a tiny ClapModel with the processor's files; its window is `seconds` at 48 kHz."""
+    import torch
+    import transformers as hf
+
+    size = save_tokenizer(directory)
+    torch.manual_seed(4)
+    audio = {
+        "spec_size": 128,
+        "num_mel_bins": 64,
+        "patch_embeds_hidden_size": 16,
+        "hidden_size": 32,
+        "depths": [2, 2],
+        "num_attention_heads": [2, 4],
+        "num_hidden_layers": 2,
+        "window_size": 4,
+        "enable_fusion": truncation == "fusion",
+        "fusion_type": None,
+        "aff_block_r": 2,
+        "fusion_num_hidden_layers": 2,
+    }
+    text = {
+        "vocab_size": size,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+    }
+    config = hf.ClapConfig(text_config=text, audio_config=audio, projection_dim=24)
+    model = hf.ClapModel(config)
+    with torch.no_grad():  # the library's own start is so small that all embeddings would be alike
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1 and "batch_norm" not in name:
+                weight.normal_(0, 2.5 / weight[0].numel() ** 0.5)
+        for name, values in model.named_buffers():  # of features in decibels
+            if name.startswith("audio_model.audio_encoder.batch_norm.running"):
+                values.fill_(-30 if name.endswith("mean") else 400)
+    model.save_pretrained(directory)
+    hf.ClapFeatureExtractor(truncation=truncation, padding=padding, max_length_s=seconds).save_pretrained(directory)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON as the libraries do."""
     path.write_text(json.dumps(value, indent=2))

@@ -22,10 +22,11 @@ class _Family(NamedTuple):
     modalities: tuple[str, ...]
 
 
-# A model `lite` or `<family>/…` names its family; any other text model is a transformers checkpoint.
+# A model `lite` or `<family>/…` names its family; any other is a transformers checkpoint: of text, or CLAP's of audio.
 # Each module has `load(spec) -> Encoder` and `describe(spec) -> EncoderInfo`.
 FAMILIES = {
     "lite": _Family("transforms.encoders.lite", ("text", "image", "audio")),
+    "clap": _Family("transforms.encoders.clap", ("audio", "text")),
     "transformers": _Family("transforms.encoders.transformers_text", ("text",)),
 }
 
@@ -40,7 +41,7 @@ def family_of(spec: EncoderSpec) -> str:
         JobError: unknown family, or a family without this modality.
     """
     prefix = spec.model.split("/", 1)[0]
-    name = prefix if prefix in FAMILIES else "transformers"
+    name = prefix if prefix in FAMILIES else "clap" if spec.modality == "audio" else "transformers"
     if spec.modality not in FAMILIES[name].modalities:
         able = sorted(n for n, f in FAMILIES.items() if spec.modality in f.modalities)
         raise JobError(
