@@ -27,6 +27,8 @@ class _Family(NamedTuple):
 FAMILIES = {
     "lite": _Family("transforms.encoders.lite", ("text", "image", "audio")),
     "clap": _Family("transforms.encoders.clap", ("audio", "text")),
+    "open_clip": _Family("transforms.encoders.open_clip", ("text", "image")),
+    "st": _Family("transforms.encoders.sentence_transformers", ("text", "image", "audio", "joint")),
     "transformers": _Family("transforms.encoders.transformers_text", ("text",)),
 }
 
