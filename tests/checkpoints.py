@@ -164,6 +164,8 @@ def save_omni(directory: Path) -> None:
     """Saves a tiny EmbeddingGemma2, which takes text, image and audio in one input, as sentence-transformers has it."""
     import torch
     import transformers as hf
+    from sentence_transformers.base.modules import Normalize
+    from sentence_transformers.sentence_transformer.modules import Pooling
     from transformers.models.gemma4.feature_extraction_gemma4 import Gemma4AudioFeatureExtractor
     from transformers.models.gemma4.image_processing_gemma4 import Gemma4ImageProcessor
 
@@ -236,25 +238,17 @@ def save_omni(directory: Path) -> None:
         EmbeddingGemma2VideoProcessor(),
         chat_template=template,
     ).save_pretrained(directory)
-    save_modules(directory, ["Pooling", "Normalize"], width=24, pooling={"pooling_mode": "mean"})
     prompts = {"query": "song: ", "document": "the red "}
-    write_json(directory / "config_sentence_transformers.json", {"prompts": prompts, "default_prompt_name": None})
+    resave(directory, [Pooling(24, "mean"), Normalize()], prompts=prompts)
 
 
-def save_modules(directory: Path, kinds: list[str], width: int, pooling: dict[str, Any]) -> None:
-    """Adds the modules.json of sentence-transformers 6 around a saved model."""
-    base, own = "sentence_transformers.base.modules.", "sentence_transformers.sentence_transformer.modules."
-    names = ["Transformer", *kinds]
-    paths = ["", *(f"{i}_{kind}" for i, kind in enumerate(kinds, 1))]
-    types = [(own if n == "Pooling" else base) + n for n in names]
-    rows = [
-        {"idx": i, "name": str(i), "path": p, "type": t} for i, (p, t) in enumerate(zip(paths, types, strict=True))
-    ]
-    write_json(directory / "modules.json", rows)
-    for path, kind in zip(paths[1:], kinds, strict=True):
-        (directory / path).mkdir()
-        if kind == "Pooling":
-            write_json(directory / path / "config.json", {"embedding_dimension": width, **pooling})
+def resave(directory: Path, modules: list[Any], **options: Any) -> None:
+    """Has sentence-transformers write a saved transformers model anew, in its own format."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Transformer
+
+    model = SentenceTransformer(modules=[Transformer(str(directory)), *modules], device="cpu", **options)
+    model.save_pretrained(str(directory), create_model_card=False)
 
 
 def save_clip(directory: Path) -> None:
@@ -272,7 +266,7 @@ def save_clip(directory: Path) -> None:
     tokenizer = hf.PreTrainedTokenizerFast.from_pretrained(directory)
     shape = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     hf.CLIPProcessor(hf.CLIPImageProcessor(**shape), tokenizer).save_pretrained(directory)
-    save_modules(directory, [], width=20, pooling={})
+    resave(directory, [])
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -85,8 +85,7 @@ def _read(spec: EncoderSpec) -> tuple[Settings, Checkpoint]:
     settings = _read_settings(spec)
     files.require(spec, "torch", "transformers")
     key = f"{spec.key}.model"
-    bare = replace(spec, model=spec.model.removeprefix("clap/"))
-    root = files.find_directory(bare, dict(spec.options).get("revision"))
+    root = files.find_directory(spec, dict(spec.options).get("revision"), where=spec.model.removeprefix("clap/"))
     config = files.read_json(key, root / "config.json")
     if config.get("model_type") != "clap":
         raise JobError(f"{key}: {root / 'config.json'} has model_type {config.get('model_type')!r}; allowed: clap")
