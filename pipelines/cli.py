@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 import warnings
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from transforms.errors import JobError
 
@@ -30,20 +27,9 @@ RunId = Annotated[str | None, typer.Option("--run-id", help="Names the run; by d
 
 def _run(config: str, run_id: str | None, argv: list[str], *, items: bool, users: bool) -> None:
     # Imported here: `--help` and a mistyped option should answer at once.
-    from pipelines import nightly
-    from pipelines.config import load_job
-    from pipelines.launch import launch
-    from pipelines.plan import plan_run
-    from pipelines.summary import print_summary
+    from pipelines.launch import run_job
 
-    started = time.monotonic()
-    plan = plan_run(load_job(config), run_id, items=items, users=users)
-    launch(lambda root: nightly.build(root, plan), argv, plan.stage_totals)
-    manifest = plan.store.manifest(plan.run_id)
-    if manifest is None:  # a submitted job whose launcher does not wait
-        Console(stderr=True).print(f"submitted run {plan.run_id}")
-        return
-    print_summary(plan.store, manifest, time.monotonic() - started)
+    run_job(config, run_id, argv, items=items, users=users)
 
 
 @app.command(context_settings=_PASS_ON)
@@ -78,6 +64,7 @@ def search(
 ) -> None:
     """Find the items of the published run nearest to a text, a picture, a sound or an item."""
     from pipelines import search as searching
+    from pipelines.summary import plain_console, print_hits
     from transforms.store import Store
 
     at = store if "://" in store else os.path.abspath(store)
@@ -85,10 +72,7 @@ def search(
     if as_json:
         print(json.dumps([asdict(h) for h in hits], ensure_ascii=False))
         return
-    table = Table("rank", "score", "id", "title", "modalities", box=None, padding=(0, 2))
-    for h in hits:
-        table.add_row(str(h.rank), f"{h.score:.3f}", str(h.item_id), h.title or "", " ".join(h.modalities))
-    Console().print(table)
+    print_hits(plain_console(), hits)
 
 
 @app.command()

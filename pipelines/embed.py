@@ -59,7 +59,8 @@ def build(root: beam.Pipeline, plan: Plan) -> Outputs:
         | "Fuse" >> FuseItems(fitted["space"], dict(job.fusion.weights.items()))
     )
     out.dead.append(fused["dead"])
-    out.files["items"] = fused["shards"] | "WriteItems" >> WriteShards(store, run_id, "items", plan.shards, {})
+    write = WriteShards(store, run_id, "items", plan.shards, plan.encoder_metadata)
+    out.files["items"] = fused["shards"] | "WriteItems" >> write
     out.counts.append(out.files["items"] | "CountItems" >> beam.Map(lambda r: ("items.rows", r.rows)))
     return out
 
@@ -83,7 +84,7 @@ def _embed(root: beam.Pipeline, plan: Plan, out: Outputs) -> beam.PCollection:
         shards = encoded["shards"]
         out.dead.append(encoded["dead"])
         out.counts.append(encoded["counts"])
-    metadata = {f"encoder_id.{m}": e for m, e in plan.encoder_ids.items()}
+    metadata = plan.encoder_metadata
     return shards | "WriteEmbeddings" >> WriteShards(plan.store, plan.run_id, "embeddings", plan.shards, metadata)
 
 

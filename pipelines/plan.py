@@ -57,6 +57,11 @@ class Plan:
         return {spec.modality: info.encoder_id for spec, info in self.encoders}
 
     @property
+    def encoder_metadata(self) -> dict[str, str]:
+        """The encoder_ids as the Parquet metadata of a run's files names them."""
+        return {f"encoder_id.{m}": e for m, e in self.encoder_ids.items()}
+
+    @property
     def stage_totals(self) -> dict[str, int]:
         """How many rows each stage will see, where that is known: for the progress view."""
         totals: dict[str, int] = {}

@@ -34,7 +34,7 @@ class _Clock:
         if done != before:
             last = now
         self._seen[stage] = (first, last, done)
-        return done / max(last - first, 1e-3)
+        return done / max(last - first, _LIVE_SECONDS)
 
 
 class ProgressView:

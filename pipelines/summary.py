@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.search import Hit
 from transforms.store import Manifest, Store, read_json
 
 _SHOWN = 12  # of the reasons for dead letters
 
 
-def print_summary(store: Store, manifest: Manifest, seconds: float, console: Console | None = None) -> None:
+def plain_console() -> Console:
+    """Standard output: as wide as the terminal, or wide enough for our tables where it is a file or a pipe."""
+    out = Console()
+    return out if out.is_terminal else Console(width=140)
+
+
+def print_summary(store: Store, manifest: Manifest, seconds: float) -> None:
     """Prints counts, dead letters by reason, and where the files are."""
-    out = console or Console()
+    out = plain_console()
     counts: dict[str, int] = read_json(store, manifest.part("metrics")[0].path)
     table = Table(title=f"run {manifest.run_id}", title_justify="left", show_header=False, box=None, padding=(0, 2))
     if "catalog.rows" in counts:
@@ -35,5 +44,15 @@ def print_summary(store: Store, manifest: Manifest, seconds: float, console: Con
     if len(dead) > _SHOWN:
         table.add_row(f"  {len(dead) - _SHOWN} more reasons", f"{sum(n for n, _ in dead[_SHOWN:]):,}")
     table.add_row("time", f"{seconds:.1f} s")
-    table.add_row("published", store.run_path(manifest.run_id))
     out.print(table)
+    out.print(f"published {store.run_path(manifest.run_id)}", highlight=False, soft_wrap=True)
+
+
+def print_hits(console: Console, hits: Sequence[Hit], title: str | None = None) -> None:
+    """Prints search results as a table."""
+    table = Table(
+        "rank", "score", "id", "title", "modalities", title=title, title_justify="left", box=None, padding=(0, 2)
+    )
+    for h in hits:
+        table.add_row(str(h.rank), f"{h.score:.3f}", str(h.item_id), h.title or "", " ".join(h.modalities))
+    console.print(table)

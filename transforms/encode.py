@@ -17,6 +17,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from apache_beam.typehints import with_output_types
 
 from transforms.dead_letters import DeadLetter, dead_letter_table
 from transforms.encoders.base import EncoderSpec
@@ -274,6 +275,7 @@ class EncodeModality(beam.PTransform):
         return {"shards": out.shards, "dead": out.dead, "counts": out.counts}
 
 
+@with_output_types(ShardTable, dead=pa.Table, counts=tuple[str, int])
 class _EncodeModalityFn(beam.DoFn):
     def __init__(self, spec: EncoderSpec, source: MediaSource | None, dtype: str) -> None:
         self._spec, self._source, self._dtype = spec, source, dtype

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+from apache_beam.typehints import with_output_types
 
 from transforms.alignment import Space
 from transforms.dead_letters import dead_letters_of_rows
@@ -178,6 +179,7 @@ class FuseItems(beam.PTransform):
         return {"shards": out.shards, "dead": out.dead}
 
 
+@with_output_types(ShardTable, dead=pa.Table)
 class _FuseItemsFn(beam.DoFn):
     def __init__(self, weights: dict[str, float]) -> None:
         self._weights = weights

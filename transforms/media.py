@@ -126,7 +126,7 @@ def _read_gcs(path: str, max_bytes: int) -> bytes:
         # A range, so that an object far over the limit is never read whole.
         return bytes(blob.download_as_bytes(end=max_bytes, retry=retry))
     except exceptions.NotFound as e:
-        raise InputError(Reason.NOT_FOUND, "no such object") from e
+        raise InputError(Reason.NOT_FOUND, "no such file") from e
     except exceptions.RequestRangeNotSatisfiable:  # the answer to any range of an empty object
         return b""
     except exceptions.Forbidden as e:

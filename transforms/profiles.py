@@ -14,8 +14,10 @@ from apache_beam.metrics import Metrics
 from apache_beam.typehints import with_output_types
 
 from transforms.errors import JobError
+from transforms.files import join
 from transforms.interactions import TIME_TYPE
 from transforms.item_matrix import HasPath, ItemMatrix, per_process
+from transforms.parquet import open_parquet
 from transforms.progress import NAMESPACE, advance
 from transforms.tables import ShardTable, one_chunk, to_vector_column
 
@@ -275,15 +277,25 @@ class _BuildProfilesFn(beam.DoFn):
     def __init__(self, spec: ProfileSpec, root: str, cache_dir: str | None) -> None:
         self._spec, self._root, self._cache_dir = spec, root, cache_dir
         self._matrix: ItemMatrix | None = None
+        self._space: dict[bytes, bytes] = {}
 
     def process(self, element: ShardTable, items: Sequence[str | HasPath]) -> Iterable[object]:
         shard, events = element
         if self._matrix is None:
             self._matrix = per_process(items, self._root, self._cache_dir)
+            self._space = _space_metadata(items, self._root)
         users, counts = build_profiles(events, self._matrix, self._spec)
         for name, n in counts.items():
             Metrics.counter(NAMESPACE, name).inc(n)
             yield beam.pvalue.TaggedOutput("counts", (name, n))
         advance("profiles", done=events.num_rows)
-        result: ShardTable = (shard, users)
+        result: ShardTable = (shard, users.replace_schema_metadata(self._space))
         yield result
+
+
+def _space_metadata(items: Sequence[str | HasPath], root: str) -> dict[bytes, bytes]:
+    """Takes over what the items' files say of their space: a profile lies in the same one."""
+    first = items[0] if isinstance(items[0], str) else items[0].path
+    with open_parquet(join(root, first) if root else first) as f:
+        said = f.schema_arrow.metadata or {}
+    return {k: v for k, v in said.items() if k in (b"unisono.space_id", b"unisono.dim")}
