@@ -15,7 +15,7 @@ import pytest
 from checkpoints import TEXTS, save_sentence_files, save_transformer, write_json
 
 from transforms.encoders import transformers_text as family
-from transforms.encoders.base import EncoderSpec
+from transforms.encoders.base import EncoderSpec, text_tower_of
 from transforms.errors import InputError, JobError, Reason
 
 pytest.importorskip("torch")
@@ -160,6 +160,33 @@ def test_prompt_by_name_and_in_full(tmp_path: Path, bert: Path) -> None:
     np.testing.assert_allclose(encode(spec_of(tmp_path, prompt="query"), ["red chair"]), plain, atol=1e-6)
     np.testing.assert_allclose(encode(spec_of(tmp_path, prompt="query: "), ["red chair"]), plain, atol=1e-6)
     np.testing.assert_allclose(encode(spec_of(tmp_path), ["query: red chair"]), plain, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["bert-weighted-prompt-left-out", "qwen2-last-prompt"])
+def test_queries_are_those_of_encode_query(name: str, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    kind, files = VARIANTS[name]
+    files = {**files, "prompts": {"query": "the loud query: ", **files["prompts"]}}
+    save_transformer(tmp_path, kind)
+    save_sentence_files(tmp_path, **files)
+    tower = text_tower_of(family.load(spec_of(tmp_path)))
+    assert tower is not None
+    expected = SentenceTransformer(str(tmp_path), device="cpu").encode_query(TEXTS)
+    ours = tower.encode([tower.prepare(t) for t in TEXTS])
+    assert cosines(ours, expected).min() >= 0.9999
+    assert cosines(ours, encode(spec_of(tmp_path), TEXTS)).min() < 0.999
+
+
+def test_the_query_prompt_leaves_the_catalogue_as_it_is(bert: Path) -> None:
+    assert text_tower_of(family.load(spec_of(bert))) is None  # no prompts: queries go the way of texts
+    spec = spec_of(bert, query_prompt="query: ")
+    assert family.describe(spec) == family.describe(spec_of(bert))
+    tower = text_tower_of(family.load(spec))
+    assert tower is not None
+    np.testing.assert_allclose(
+        tower.encode(["red chair"]), encode(spec_of(bert), ["query: red chair"]), atol=1e-6
+    )
 
 
 # --- encoder_id --------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ are averaged.
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,17 +32,18 @@ from transforms.encoders.torch_runtime import TorchRuntime, TorchSettings
 from transforms.errors import JobError
 from transforms.text import clean_text
 
-OPTIONS = ("batch_tokens", "prompt", "revision")
+OPTIONS = ("batch_tokens", "prompt", "query_prompt", "revision")
 BATCH_TOKENS = 4096  # on two CPU cores MiniLM is fastest from 1,024 to 4,096
 FALLBACK_MAX_TOKENS = 512  # where neither the checkpoint's files nor its tokenizer state a maximum
 
 
 class Settings(NamedTuple):
-    """The options of a spec, checked."""
+    """The options of a spec, checked. `prompt` goes before the catalogue's texts, `query_prompt` before a query."""
 
     torch: TorchSettings
     revision: str | None
     prompt: str | None
+    query_prompt: str | None
     batch_tokens: int
 
 
@@ -68,7 +70,7 @@ def _read(spec: EncoderSpec) -> tuple[Settings, Checkpoint]:
     settings = read_settings(spec)
     files.require(spec, "torch", "transformers")
     root = files.find_directory(spec, settings.revision)
-    return settings, read_checkpoint(f"{spec.key}.model", root, settings.prompt)
+    return settings, read_checkpoint(f"{spec.key}.model", root, settings.prompt, settings.query_prompt)
 
 
 def _encoder_id(found: Checkpoint, settings: Settings) -> str:
@@ -85,10 +87,11 @@ def read_settings(spec: EncoderSpec) -> Settings:
     torch_settings = torch_runtime.read_settings(spec, OPTIONS)
     options = dict(spec.options)
     batch_tokens = torch_runtime.read_whole(spec, "batch_tokens", BATCH_TOKENS)
-    for name in ("prompt", "revision"):
+    for name in ("prompt", "query_prompt", "revision"):
         if not isinstance(options.get(name, ""), str):
             raise JobError(f"{spec.key}.{name}: got {options[name]!r}; allowed: a string")
-    return Settings(torch_settings, options.get("revision"), options.get("prompt"), batch_tokens)
+    prompts = options.get("prompt"), options.get("query_prompt")
+    return Settings(torch_settings, options.get("revision"), *prompts, batch_tokens)
 
 
 # --- running it --------------------------------------------------------------------------------------------
@@ -120,6 +123,8 @@ class TransformersTextEncoder:
         self._max_tokens = _max_tokens(found, self._tokenizer, model)
         self._dense = [self._load_dense(key, step) for step in found.steps if isinstance(step, Dense)]
         self._prompt_tokens = self._count_prompt()
+        same = found.query_prompt == found.prompt
+        self.text_tower = None if same else self._with_prompt(found.query_prompt)
 
     def prepare(self, raw: str) -> str:
         """Strips one text. Tokens are made in `encode`: a tokenizer serves one thread at a time.
@@ -195,6 +200,13 @@ class TransformersTextEncoder:
                 last = mask.shape[1] - 1 - mask.flip(1).argmax(1)
                 parts.append(vectors[rows, last])
         return torch.cat(parts, dim=-1)
+
+    def _with_prompt(self, prompt: str) -> TransformersTextEncoder:
+        """Gives an encoder that shares this one's model and puts another prompt before its texts."""
+        other = copy.copy(self)
+        other._prompt = prompt
+        other._prompt_tokens = other._count_prompt()
+        return other
 
     def _count_prompt(self) -> int:
         """Counts the prompt's tokens, which a Pooling may leave out; a closing token is not the prompt's."""
