@@ -11,20 +11,13 @@ import pytest
 import soundfile
 from PIL import Image
 
-from tests.checkpoints import TEXTS, save_clip, save_omni
+from tests.checkpoints import TEXTS, save_clip
 from transforms.encoders import sentence_transformers as st
 from transforms.encoders.base import EncoderSpec, text_tower_of
 from transforms.encoders.registry import describe_encoder, family_of
-from transforms.errors import InputError, JobError
+from transforms.errors import InputError, JobError, Reason
 
 RATE = 16_000
-
-
-@pytest.fixture(scope="session")
-def omni(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("omni")
-    save_omni(path)
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -190,7 +183,9 @@ def test_nothing_is_unpickled_and_no_code_is_run(clip: Path, tmp_path: Path) -> 
 def test_bad_parts_are_input_errors(omni: Path) -> None:
     encoder = st.load(EncoderSpec("joint", f"st/{omni}"))
     with pytest.raises(InputError):
-        encoder.prepare({"text": "red", "image": b"no picture"})
+        encoder.prepare({"image": b"no picture"})
+    lost = encoder.prepare({"text": "red", "image": b"no picture"}).lost
+    assert [(part, why.reason) for part, why in lost] == [("image", Reason.NOT_AN_IMAGE)]
 
 
 def test_the_prefix_is_not_the_hubs_organisation() -> None:

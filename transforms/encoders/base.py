@@ -8,7 +8,9 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-MODALITIES = ("text", "image", "audio")
+PARTS = ("text", "image", "audio")  # what a catalogue has columns of
+JOINT = "joint"  # an item's parts together in one input
+MODALITIES = (*PARTS, JOINT)
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class EncoderSpec:
     """Names an encoder: hashable, so that a process loads it once.
 
     Attributes:
-        modality: `text`, `image` or `audio`.
+        modality: `text`, `image`, `audio`, or `joint`: all of an item's in one input.
         model: `lite`, or a model's hub id or directory.
         options: further settings of the family, as sorted pairs.
     """
@@ -61,7 +63,10 @@ class Encoder(Protocol):
     batch_cost: int
 
     def prepare(self, raw: Any) -> Any:
-        """Makes one raw input (text: str; image, audio: the file's bytes) model-ready.
+        """Makes one raw input (text: str; image, audio: the file's bytes; joint: a dict of these) model-ready.
+
+        Of a joint input a part that cannot be used is left out, and told in an attribute `lost` of the result:
+        ((part, InputError), …).
 
         Called from several threads at once. Depends on `raw` alone.
 

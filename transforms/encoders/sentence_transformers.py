@@ -225,6 +225,7 @@ class Sample:
     inputs: tuple[Any, ...]
     nbytes: int
     kind: tuple[str, ...]
+    lost: tuple[tuple[str, InputError], ...] = ()
 
 
 class SentenceEncoder:
@@ -282,26 +283,47 @@ class SentenceEncoder:
 
     def _to_sample(self, raw: dict[str, Any]) -> Sample:
         kind = tuple(sorted(raw))
-        if not self._model.supports(kind[0] if len(kind) == 1 else kind):
-            raise InputError(Reason.ENCODER_FAILED, f"the model takes no input of {' + '.join(kind)} alone")
+        self._check_kind(kind)
         if kind == ("audio",):
             windows = self._windows(raw["audio"], self._settings.windows)
             return Sample(tuple(map(self._sound, windows)), sum(w.nbytes for w in windows), kind)
-        nbytes, parts = 0, cast(dict[str, Any], {})
-        if "text" in raw:
-            parts["text"] = clean_text(raw["text"])
-            nbytes += len(parts["text"])
-        if "image" in raw:
-            parts["image"] = [self._picture(data) for data in _as_list(raw["image"])]
-            nbytes += sum(3 * p.width * p.height for p in parts["image"])
-        if "audio" in raw:
-            waves = [self._windows(data, 1)[0] for data in _as_list(raw["audio"])]
-            parts["audio"] = [self._sound(w) for w in waves]
-            nbytes += sum(w.nbytes for w in waves)
-        for name in ("image", "audio"):  # only a chat template has room for several
-            if name in parts and (len(parts[name]) == 1 or "message" not in self._takes):
-                parts[name] = parts[name][0]
-        return Sample((self._plain(parts),), nbytes, kind)
+        nbytes, parts, lost = 0, cast(dict[str, Any], {}), []
+        for name, make in (("text", self._texts), ("image", self._pictures), ("audio", self._sounds)):
+            if name not in raw:
+                continue
+            try:
+                parts[name], held = make(raw[name])
+                nbytes += held
+            except InputError as error:
+                if len(raw) == 1:
+                    raise
+                lost.append((name, error))
+        if not parts:
+            raise lost[0][1]
+        self._check_kind(tuple(sorted(parts)))
+        return Sample((self._plain(parts),), nbytes, tuple(sorted(parts)), tuple(lost))
+
+    def _check_kind(self, kind: tuple[str, ...]) -> None:
+        if not self._model.supports(kind[0] if len(kind) == 1 else kind):
+            raise InputError(Reason.ENCODER_FAILED, f"the model takes no input of {' + '.join(kind)} alone")
+
+    def _texts(self, raw: str) -> tuple[str, int]:
+        text = clean_text(raw)
+        return text, len(text)
+
+    def _pictures(self, raw: Any) -> tuple[Any, int]:
+        made = [self._picture(data) for data in self._as_many(raw)]
+        return (made if len(made) > 1 else made[0]), sum(3 * p.width * p.height for p in made)
+
+    def _sounds(self, raw: Any) -> tuple[Any, int]:
+        waves = [self._windows(data, 1)[0] for data in self._as_many(raw)]
+        made = [self._sound(w) for w in waves]
+        return (made if len(made) > 1 else made[0]), sum(w.nbytes for w in waves)
+
+    def _as_many(self, raw: Any) -> list[bytes]:
+        """Lists files; only a chat template has room for several, another model gets the first."""
+        several = list(raw) if isinstance(raw, list | tuple) else [raw]
+        return several if "message" in self._takes else several[:1]
 
     def _plain(self, parts: dict[str, Any]) -> Any:
         """Gives the input that the library's own examples have. A text that it would take for a file or a link, and
@@ -390,10 +412,6 @@ class _QueryEncoder:
         if not len(batch):
             return np.empty((0, self.dim), np.float32)
         return self._documents._encode([x for sample in batch for x in sample.inputs], query=True)
-
-
-def _as_list(value: Any) -> list[bytes]:
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _means(vectors: np.ndarray, counts: Sequence[int]) -> np.ndarray:
