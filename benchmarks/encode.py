@@ -50,7 +50,7 @@ class Measured:
     seconds: float
     startup_s: float
     model_bytes: int
-    cpu_s: float
+    cpu_s: float = 0.0
 
 
 class Clock:
@@ -72,7 +72,7 @@ def resident_bytes() -> int:
 
 
 def run_pipeline(build: Callable[[Any], object], counts: dict[str, Any] | None = None) -> tuple[float, float]:
-    """Runs a Beam graph on the project's local runner; gives clock and processor seconds, Beam's metrics in `counts`."""
+    """Runs a Beam graph on the local runner; gives clock and processor seconds, and Beam's metrics in `counts`."""
     import apache_beam as beam
 
     from runners import local

@@ -8,7 +8,6 @@ A shard's raw column goes in, its embedding column comes out:
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from transforms.encoders.registry import get_encoder
 from transforms.errors import InputError
 from transforms.media import MediaSource
 from transforms.microbatch import MicroBatcher
-from transforms.prefetch import Loaded, load, load_ahead
+from transforms.prefetch import Loaded, load, load_ahead, prefetch_pool
 from transforms.progress import advance
 from transforms.reuse import EMBEDDING, HASH
 from transforms.tables import ShardTable, from_vector_column, one_chunk, to_vector_column, with_column
@@ -305,8 +304,7 @@ class _EncodeModalityFn(beam.DoFn):
 
     def setup(self) -> None:
         self._batcher = MicroBatcher(get_encoder(self._spec))
-        # More threads than cores: they wait for storage as often as they decode.
-        self._pool = ThreadPoolExecutor(4 + (os.cpu_count() or 1)) if self._source else None
+        self._pool = prefetch_pool() if self._source else None
 
     def teardown(self) -> None:
         if self._pool is not None:

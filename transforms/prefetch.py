@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -103,6 +105,20 @@ def _load_joint(
         return Loaded(index, failure=e, lost=tuple(lost))
     lost += getattr(prepared, "lost", ())
     return Loaded(index, content, prepared, nbytes=prepared.nbytes, lost=tuple(lost))
+
+
+def prefetch_pool() -> ThreadPoolExecutor:
+    """Makes the threads that fetch and prepare: more than cores, for they wait for storage as often as they decode.
+
+    They give way to the encoder. A forward on the CPU is split over all cores and waits for its slowest part: a
+    decoder that takes one core for a moment stalls the others too.
+    """
+    return ThreadPoolExecutor(4 + (os.cpu_count() or 1), "prefetch", initializer=_give_way)
+
+
+def _give_way() -> None:
+    if sys.platform == "linux":  # only there is priority a thread's own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def load_ahead(
