@@ -138,8 +138,19 @@ def encode_stage(spec: Any, source: Any, shards: list[tuple[int, Any]], warm_up:
 def _measure_here(modality: str, name: str, folder: Path, args: argparse.Namespace) -> None:
     module = importlib.import_module(f"encode_{modality}")
     measured: Measured = module.MEASURES[name](folder, args)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print("RESULT " + json.dumps({**asdict(measured), "peak_bytes": peak}))
+    print("RESULT " + json.dumps({**asdict(measured), "peak_bytes": _peak_bytes()}))
+
+
+def _peak_bytes() -> int:
+    """The most resident memory of this process.
+
+    On Linux `ru_maxrss` would begin with the driver's own, which outlives fork and exec.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _measure_apart(modality: str, name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:

@@ -201,6 +201,24 @@ def test_long_clips_fused_are_the_reference(checkpoints: dict[str, Path], monkey
     assert cosine(ours[:1], reference_embeddings(path, [clips[0]], longer=False))[0] < 0.9999  # fusion did something
 
 
+def test_the_fused_attention_is_the_models_own(checkpoints: dict[str, Path]) -> None:
+    import torch
+
+    from transforms.encoders.clap_attention import fuse_attention
+
+    _, model = reference(checkpoints["rand_trunc"])
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "relative_position_bias_table" in name:
+                weight.normal_()
+    features = 20 * torch.randn(3, 1, 101, 64) - 30
+    with torch.inference_mode():
+        expected = model.get_audio_features(features).pooler_output
+        fuse_attention(model)
+        assert all("forward" in m.__dict__ for m in model.modules() if type(m).__name__ == "ClapAudioSelfAttention")
+        np.testing.assert_allclose(model.get_audio_features(features).pooler_output, expected, atol=1e-5)
+
+
 def test_batches_hold_windows_and_do_not_change_embeddings(checkpoints: dict[str, Path]) -> None:
     clips = [to_file(wave(s, i), RATE) for i, s in enumerate((0.4, 5.0, 1.0, 2.0, 0.1, 3.3))]
     encoder = clap.load(EncoderSpec("audio", f"clap/{checkpoints['rand_trunc']}", (("batch_windows", 4),)))

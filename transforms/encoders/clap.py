@@ -19,6 +19,7 @@ import numpy as np
 from transforms.audio import decode_audio, window_starts
 from transforms.encoders import checkpoint as files
 from transforms.encoders.base import Encoder, EncoderSpec, MediaLimits
+from transforms.encoders.clap_attention import fuse_attention
 from transforms.encoders.clap_features import CONFIG, MelFeatures, Recipe, pad_clip, read_recipe
 from transforms.encoders.registry import EncoderInfo
 from transforms.encoders.torch_runtime import TorchRuntime, TorchSettings, read_choice, read_settings, read_whole
@@ -158,6 +159,7 @@ class ClapAudioEncoder:
         self._runtime = TorchRuntime(spec, settings.torch)
         self._features = MelFeatures(found.recipe, self._runtime.device)
         self._model = self._runtime.place(_load_tower(f"{spec.key}.model", found.directory, "audio"))
+        fuse_attention(self._model)
         self._forward = self._runtime.compiled(self._model)
 
     @functools.cached_property
