@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from transforms import files
 from transforms.catalog import CatalogSpec
-from transforms.encoders.base import MODALITIES, EncoderSpec, MediaLimits
+from transforms.encoders.base import JOINT, MODALITIES, PARTS, EncoderSpec, MediaLimits
+from transforms.encoders.registry import FAMILIES
 from transforms.errors import JobError
 from transforms.files import is_remote, join
 from transforms.interactions import InteractionsSpec
@@ -19,6 +20,7 @@ from transforms.media import MediaSource
 from transforms.profiles import ProfileSpec
 from transforms.store import Store
 
+_FAMILIES = tuple(f"{name}/" for name in FAMILIES)
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -63,15 +65,21 @@ class EncoderConfig(_Section):
 
 
 class EncodersConfig(_Section):
-    """The encoder of each modality; `lite` where nothing is said."""
+    """The encoder of each modality: `lite` where nothing is said, none where it is `none`.
 
-    text: EncoderConfig = EncoderConfig(model="lite")
-    image: EncoderConfig = EncoderConfig(model="lite")
-    audio: EncoderConfig = EncoderConfig(model="lite")
+    `joint` encodes an item's text, image and audio in one input (its `parts`; all that the catalogue has).
+    """
+
+    text: EncoderConfig | None = EncoderConfig(model="lite")
+    image: EncoderConfig | None = EncoderConfig(model="lite")
+    audio: EncoderConfig | None = EncoderConfig(model="lite")
+    joint: EncoderConfig | None = None
 
     @field_validator("*", mode="before")
     @classmethod
     def _name_alone(cls, value: Any) -> Any:
+        if value == "none":
+            return None
         return {"model": value} if isinstance(value, str) else value
 
 
@@ -88,7 +96,7 @@ class FusionConfig(_Section):
     """How aligned modalities become one vector."""
 
     method: Literal["weighted"] = "weighted"
-    weights: dict[Literal["text", "image", "audio"], Annotated[float, Field(gt=0)]] = {}
+    weights: dict[Literal["text", "image", "audio", "joint"], Annotated[float, Field(gt=0)]] = {}
 
 
 class InteractionsConfig(_Section):
@@ -144,12 +152,30 @@ class Job(_Section):
     limits: LimitsConfig = LimitsConfig()
     output: OutputConfig = OutputConfig()
 
+    @model_validator(mode="after")
+    def _something_to_encode(self) -> Job:
+        have = [m for m in PARTS if getattr(self.catalog, m)]
+        for part in self.joint_parts:
+            if part not in have:
+                raise ValueError(f"encoders.joint.parts: {part!r} is no modality of the catalogue; it has {have}")
+        if not self.modalities or (self.encoders.joint and not self.joint_parts):
+            raise ValueError("encoders: nothing is left to encode; give one of the catalogue's modalities an encoder")
+        return self
+
     # --- what the transforms take ---
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """The modalities that the catalogue has a column for."""
-        return self.catalog_spec.modalities
+        """The modalities that are encoded: of the catalogue's columns, and `joint` if the job asks for it."""
+        own = [m for m in self.catalog_spec.modalities if getattr(self.encoders, m)]
+        return (*own, *([JOINT] if self.encoders.joint else []))
+
+    @property
+    def joint_parts(self) -> tuple[str, ...]:
+        """The columns that go into a joint input; () without a joint encoder."""
+        at = self.encoders.joint
+        have = tuple(m for m in PARTS if getattr(self.catalog, m))
+        return tuple((at.model_extra or {}).get("parts", have)) if at else ()
 
     @property
     def store_at(self) -> Store:
@@ -167,7 +193,10 @@ class Job(_Section):
         """What `transforms.catalog` takes."""
         at = self.catalog
         text = tuple(at.text) if isinstance(at.text, list) else at.text
-        return CatalogSpec(at.path, at.id, text, at.title, at.image, at.audio)
+        title = at.title or CatalogSpec("", "", text).title_column
+        used = [m for m in PARTS if getattr(self.encoders, m) or m in self.joint_parts]
+        columns: dict[str, Any] = {"text": text, "image": at.image, "audio": at.audio}
+        return CatalogSpec(at.path, at.id, title=title, **{m: columns[m] for m in used})
 
     @property
     def media_source(self) -> MediaSource:
@@ -178,8 +207,11 @@ class Job(_Section):
     def encoder_spec(self, modality: str) -> EncoderSpec:
         """What `transforms.encoders` takes."""
         at = getattr(self.encoders, modality)
-        options = tuple(sorted((at.model_extra or {}).items()))
-        return EncoderSpec(modality, at.model, options, self.media_limits)
+        # Lists as tuples: a spec is hashable.
+        options = {k: tuple(v) if isinstance(v, list) else v for k, v in (at.model_extra or {}).items()}
+        if modality == JOINT:
+            options["parts"] = self.joint_parts
+        return EncoderSpec(modality, at.model, tuple(sorted(options.items())), self.media_limits)
 
     @property
     def interactions_spec(self) -> InteractionsSpec:
@@ -232,9 +264,12 @@ def _resolve_paths(raw: dict[str, Any], base: str) -> dict[str, Any]:
 
 
 def _absolute_model(encoder: Any, base: str) -> Any:
-    """A model that starts with ./ or ../ is a directory beside the job file; anything else is a name."""
-    if isinstance(encoder, str) and encoder.startswith(("./", "../")):
-        return _absolute(encoder, base)
+    """A model that starts with ./ or ../, itself or after a family's name, is a directory beside the job file;
+    anything else is a name.
+    """
+    if isinstance(encoder, str):
+        family, at, path = encoder.partition("/") if encoder.startswith(_FAMILIES) else ("", "", encoder)
+        return f"{family}{at}{_absolute(path, base)}" if path.startswith(("./", "../")) else encoder
     if isinstance(encoder, dict):
         return {k: _absolute_model(v, base) if k in ("model", "weights") else v for k, v in encoder.items()}
     return encoder

@@ -11,6 +11,7 @@ import pyarrow as pa
 from pipelines.plan import Plan
 from transforms.catalog import ReadCatalog, ShardByItem
 from transforms.encode import EncodeModality
+from transforms.encoders.base import JOINT
 from transforms.fit_space import FitSpace
 from transforms.fusion import FuseItems
 from transforms.moments import MomentsCombineFn
@@ -77,9 +78,12 @@ def _embed(root: beam.Pipeline, plan: Plan, out: Outputs) -> beam.PCollection:
     shards = sharded["shards"] | "ReuseEmbeddings" >> ReuseEmbeddings(
         plan.store, plan.run_id, plan.shards, previous, plan.encoder_ids
     )
-    for spec, _ in plan.encoders:
+    alone = [spec for spec, _ in plan.encoders if spec.modality != JOINT]
+    # The joint encoder first: each of the others takes its raw column away.
+    for spec in [*(spec for spec, _ in plan.encoders if spec.modality == JOINT), *alone]:
         source = None if spec.modality == "text" else job.media_source
-        encode = EncodeModality(spec, source, job.output.embedding_dtype)
+        spent = set(job.catalog_spec.modalities) - {s.modality for s in alone} if spec.modality == JOINT else ()
+        encode = EncodeModality(spec, source, job.output.embedding_dtype, sorted(spent))
         encoded = shards | f"Encode{spec.modality.capitalize()}" >> encode
         shards = encoded["shards"]
         out.dead.append(encoded["dead"])

@@ -13,7 +13,8 @@ import yaml
 from pipelines.config import Job
 from transforms import files
 from transforms.alignment import Space
-from transforms.encoders.registry import get_encoder
+from transforms.encoders.base import Encoder, text_tower_of
+from transforms.encoders.registry import get_encoder, may_take_queries
 from transforms.errors import InputError, JobError
 from transforms.store import Manifest, Store, read_table
 from transforms.tables import from_vector_column
@@ -55,12 +56,29 @@ class Searcher:
     def embed_query(self, modality: str, raw: str | bytes) -> np.ndarray:
         """Encodes a raw query and maps it into the joint space: float32 [dim], unit norm.
 
+        A text asks every modality whose encoder takes words: text itself, and pictures or sounds through a text
+        tower (CLIP, CLAP). Each answers with a unit vector; the query is their mean, scaled to unit norm.
+
         Raises:
             JobError: the run has no such modality, or the query cannot be used.
         """
-        if modality not in self.space.modalities:
+        asked = self._text_encoders() if modality == "text" else self._own_encoder(modality)
+        if not asked:
             have = ", ".join(self.space.modalities)
-            raise JobError(f"--{modality}: the published run has no {modality} modality; it has {have}")
+            takes = " and none of their encoders takes words" if modality == "text" else ""
+            raise JobError(f"--{modality}: the published run has no {modality} modality; it has {have}{takes}")
+        try:
+            parts = [self.space.project(m, e.encode([e.prepare(raw)]))[0] for m, e in asked.items()]
+        except InputError as e:
+            raise JobError(f"--{modality}: {e}") from e
+        if len(parts) == 1:
+            return np.asarray(parts[0])
+        total = np.sum(parts, axis=0, dtype=np.float64)
+        return np.asarray(total / max(float(np.linalg.norm(total)), 1e-12), np.float32)
+
+    def _own_encoder(self, modality: str) -> dict[str, Encoder]:
+        if modality not in self.space.modalities:
+            return {}
         encoder = get_encoder(self.job.encoder_spec(modality))
         fitted = self.space.info.get("encoder_ids", {}).get(modality)
         if fitted and fitted != encoder.encoder_id:
@@ -68,12 +86,19 @@ class Searcher:
                 f"--{modality}: the run was made with encoder {fitted}, this machine has {encoder.encoder_id}; "
                 "install the same version and checkpoint"
             )
-        try:
-            embedding = encoder.encode([encoder.prepare(raw)])
-        except InputError as e:
-            raise JobError(f"--{modality}: {e}") from e
-        projected: np.ndarray = self.space.project(modality, embedding)[0]
-        return projected
+        return {modality: encoder}
+
+    def _text_encoders(self) -> dict[str, Encoder]:
+        """What takes a text query into the embedding space of each modality that it can be asked of."""
+        found = {}
+        for modality in self.space.modalities:
+            if modality != "text" and not may_take_queries(self.job.encoder_spec(modality)):
+                continue
+            encoder = self._own_encoder(modality)[modality]
+            tower = text_tower_of(encoder)
+            if tower is not None or modality == "text":
+                found[modality] = tower or encoder
+        return found
 
     def vector_of(self, item_id: str) -> np.ndarray:
         """An item's own vector.

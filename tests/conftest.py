@@ -12,6 +12,7 @@ import yaml
 from pipelines.demo import write_job
 from pipelines.demo_data import ShopPaths, generate_shop
 from pipelines.launch import run_job
+from tests.checkpoints import save_omni
 from transforms.store import Manifest, Store, read_table
 
 
@@ -46,6 +47,14 @@ def run_with(base: Path, shop: ShopPaths, run_id: str = "r1", **changes: object)
     manifest = run_job(str(job), run_id, [], items=True, users=body.get("interactions") is not None)
     assert manifest is not None
     return Run(Store(body["store"]), manifest, job, shop)
+
+
+@pytest.fixture(scope="session")
+def omni(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny omni-modal checkpoint, as sentence-transformers saves it."""
+    path = tmp_path_factory.mktemp("omni")
+    save_omni(path)
+    return path
 
 
 @pytest.fixture(scope="session")

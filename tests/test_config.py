@@ -44,6 +44,11 @@ BAD = {
     "event without weights": (changed(interactions=LOG | {"event": "e"}), "give both `event` and `weights`"),
     "encoder without model": (changed(encoders={"text": {}}), "encoders.text.model: required"),
     "encoder of no modality": (changed(encoders={"smell": "lite"}), "encoders.smell: unknown key"),
+    "nothing to encode": (changed(encoders={"text": "none"}), "encoders: nothing is left to encode"),
+    "joint of a part that is not there": (
+        changed(encoders={"joint": {"model": "st/x", "parts": ["text", "audio"]}}),
+        "encoders.joint.parts: 'audio' is no modality of the catalogue; it has ['text']",
+    ),
     "a list": ([1, 2], "a job file is a mapping"),
     "nothing": (None, "a job file is a mapping"),
 }
@@ -83,11 +88,28 @@ def test_relative_paths_are_relative_to_the_file() -> None:
     assert job.encoder_spec("text").model == "/jobs/shop/minilm"
     assert job.encoder_spec("image").model == "open_clip/ViT-B-32"  # a name, not a path
     assert job.encoder_spec("image").options == (("weights", "/jobs/b32"),)
+    beside = parse_job(changed(encoders={"text": "clap/./clap", "image": "clap/laion/x"}), "/jobs/shop/job.yaml")
+    assert beside.encoder_spec("text").model == "clap//jobs/shop/clap"
+    assert beside.encoder_spec("image").model == "clap/laion/x"
     assert parse_job(GOOD, "gs://jobs/shop/job.yaml").store == "gs://jobs/shop/out"
 
 
 def test_media_resolve_beside_the_catalogue_by_default() -> None:
     assert parse_job(GOOD, "/jobs/job.yaml").media_source.root == "/jobs/c"
+
+
+def test_a_joint_encoder_takes_the_catalogues_columns_and_others_may_be_none() -> None:
+    body = changed(encoders={"joint": "st/x", "text": "none"}, catalog__image="img", catalog__audio="snd")
+    job = parse_job(body, "/jobs/job.yaml")
+    assert job.modalities == ("image", "audio", "joint")
+    assert dict(job.encoder_spec("joint").options) == {"parts": ("text", "image", "audio")}
+    assert job.catalog_spec.modalities == ("text", "image", "audio")  # the joint encoder reads the text
+    assert parse_job(yaml.safe_load(job.to_yaml()), "/elsewhere/config.yaml") == job
+    body["encoders"] = {"text": "none", "joint": {"model": "st/x", "parts": ["image"]}}
+    job = parse_job(body, "/jobs/job.yaml")
+    assert job.catalog_spec.modalities == ("image", "audio")
+    assert job.catalog_spec.title_column == "title"  # still shown
+    hash(job.encoder_spec("joint"))
 
 
 @pytest.mark.parametrize(
