@@ -12,9 +12,9 @@ import yaml
 
 from pipelines.config import Job
 from transforms import files
-from transforms.alignment import Space
 from transforms.encoders.registry import get_encoder
 from transforms.errors import InputError, JobError
+from transforms.space import Space
 from transforms.store import Manifest, Store, read_table
 from transforms.tables import from_vector_column
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transforms.alignment import Space
 from transforms.errors import JobError
 from transforms.fusion import fuse, fuse_table
+from transforms.space import linear_space
 from transforms.tables import from_vector_column, to_vector_column
 
 NAMES = ("audio", "image", "text")
@@ -93,7 +93,7 @@ def test_bad_weights_are_named(weight):
 def space(dims, dim=4, seed=0):
     rng = np.random.default_rng(seed)
     maps = {m: rng.standard_normal((d, dim)) for m, d in dims.items()}
-    return Space("gcca", {m: rng.standard_normal(d) for m, d in dims.items()}, maps)
+    return linear_space("gcca", {m: rng.standard_normal(d) for m, d in dims.items()}, maps)
 
 
 @pytest.mark.parametrize("ids", [["d", "b", "a", "c"], [4, 2, 1, 3]], ids=["strings", "integers"])
@@ -120,8 +120,8 @@ def test_fuse_table_writes_the_columns_of_items(ids):
     assert items["audio_vector"].null_count == items["audio_weight"].null_count == 3
     assert items["image_vector"].is_valid().to_pylist() == [True, False, True]
     assert items["image_weight"].is_valid().to_pylist() == [True, False, True]
-    t = (text[0].astype(np.float64) - fitted.means["text"]) @ fitted.maps["text"]
-    i = (image[0].astype(np.float64) - fitted.means["image"]) @ fitted.maps["image"]
+    t = (text[0].astype(np.float64) - fitted.projections["text"].mean) @ fitted.projections["text"].map
+    i = (image[0].astype(np.float64) - fitted.projections["image"].mean) @ fitted.projections["image"].map
     want = 2 * t / np.linalg.norm(t) + i / np.linalg.norm(i)
     vectors, present = from_vector_column(items["vector"])
     assert present.all()
@@ -132,7 +132,7 @@ def test_fuse_table_writes_the_columns_of_items(ids):
 def test_fuse_table_of_slices_and_of_nothing():
     fitted = space({"text": 6})
     raw = np.random.default_rng(2).standard_normal((500, 6)).astype(np.float32)
-    raw[77] = fitted.means["text"]
+    raw[77] = fitted.projections["text"].mean
     present = np.arange(500) % 7 != 0
     table = pa.table({"item_id": np.arange(500), "text_embedding": to_vector_column(raw, present)})
     items, rest = fuse_table(table, fitted, {})
@@ -146,7 +146,7 @@ def test_fuse_table_of_slices_and_of_nothing():
 
 def test_an_embedding_at_the_mean_counts_as_missing():
     mean = np.array([0.25, -0.5, 3.0])  # exact in float16, so that what is left is exactly nothing
-    fitted = Space("pca", {"text": mean}, {"text": np.eye(3)})
+    fitted = linear_space("pca", {"text": mean}, {"text": np.eye(3)})
     raw = np.stack([mean, mean + 1]).astype(np.float16)
     items, rest = fuse_table(
         pa.table({"item_id": ["a", "b"], "text_embedding": to_vector_column(raw)}), fitted, {}

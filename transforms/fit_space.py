@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 
 import apache_beam as beam
 
-from transforms.alignment import Space, fit_space
+from transforms.alignment import SpaceSpec, fit_space
 from transforms.moments import Moments
+from transforms.space import Space
 from transforms.store import Store, write_file
 
 
@@ -50,7 +51,7 @@ class _FitSpaceFn(beam.DoFn):
         self._store, self._run_id, self._fit, self._encoder_ids = store, run_id, fit, encoder_ids
 
     def process(self, moments: Moments) -> Iterable[object]:
-        space: Space = fit_space(moments, *self._fit).with_info(encoder_ids=self._encoder_ids)
+        space: Space = fit_space(moments, SpaceSpec(*self._fit)).with_info(encoder_ids=self._encoder_ids)
         data = space.to_bytes()
         for name, content in (("space.safetensors", data), ("space.json", space.to_json().encode())):
             path = f"runs/{self._run_id}/space/{name}"

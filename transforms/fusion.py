@@ -9,11 +9,11 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from transforms.alignment import Space
 from transforms.dead_letters import dead_letters_of_rows
 from transforms.errors import JobError, Reason
 from transforms.moments import embeddings_of
 from transforms.progress import advance
+from transforms.space import Space
 from transforms.tables import ShardTable, to_vector_column
 
 _BLOCK_ROWS = 1024
