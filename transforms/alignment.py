@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from transforms.canonical import solve_gcca, solve_pca
 from transforms.errors import JobError
+from transforms.linear_maps import solve_none, solve_procrustes, solve_ridge, solve_whiten
 from transforms.moments import Moments
 from transforms.space import Space, linear_space
 
@@ -51,11 +52,15 @@ _SOLVERS: dict[str, Callable[[Moments, list[str], SpaceSpec], Solution]] = {
     "pca": solve_pca,
     "cca": solve_gcca,
     "gcca": solve_gcca,
+    "none": solve_none,
+    "whiten": solve_whiten,
+    "procrustes": solve_procrustes,
+    "ridge": solve_ridge,
 }
 # From a sample too: fit(sample, moments, usable modalities, spec) → Space, its `info` what to say of it. The
 # sample is a table of `item_id` and `<m>_embedding` columns (null: missing), rows in the order of their ids.
-_SAMPLED: dict[str, str] = {}
-METHODS = ("auto", "cca", "gcca")
+_SAMPLED: dict[str, str] = {"anchors": "transforms.anchors:fit_anchors"}
+METHODS = ("auto", "none", "whiten", "procrustes", "ridge", "cca", "gcca", "anchors")
 
 
 def needs_sample(method: str) -> bool:
@@ -63,14 +68,19 @@ def needs_sample(method: str) -> bool:
     return method in _SAMPLED
 
 
-def max_dim(method: str, dims: Mapping[str, int]) -> int:
+def max_dim(method: str, dims: Mapping[str, int], hub: str | None = None) -> int:
     """The most axes a method can find, given each modality's embedding length.
 
-    CCA and GCCA: the embeddings together less the longest, since a symmetric matrix with a zero diagonal
-    block of that size has no more positive eigenvalues (Cauchy's interlacing); for two modalities that is the
-    shorter one.
+    The encoders' own space and whitening have as many axes as the longest embedding, maps to a hub as the hub;
+    the other methods make their own. CCA and GCCA: the embeddings together less the longest, since a symmetric
+    matrix with a zero diagonal block of that size has no more positive eigenvalues (Cauchy's interlacing); for
+    two modalities that is the shorter one.
     """
     lengths = sorted(dims.values())
+    if method in ("none", "whiten", "procrustes", "ridge"):
+        return dims.get(hub or "", lengths[-1])
+    if method in _SAMPLED and len(lengths) > 1:
+        return sum(lengths)
     return sum(lengths) if len(lengths) == 1 else sum(lengths[:-1])
 
 
@@ -130,7 +140,7 @@ def _check(moments: Moments, spec: SpaceSpec) -> None:
             f"space.method: cca aligns two modalities, and the job has {', '.join(moments.dims)}; "
             "use gcca or auto"
         )
-    most = max_dim(method, moments.dims) if moments.dims else dim
+    most = max_dim(method, moments.dims, spec.hub) if moments.dims else dim
     if not 1 <= dim <= most:
         lengths = ", ".join(f"{m} {d}" for m, d in moments.dims.items())
         raise JobError(f"space.dim: {dim} is not in 1 … {most}, which embeddings of {lengths} values allow")

@@ -302,14 +302,15 @@ class Space:
                     f"{self.projections[m].dim_in}; fit it again, or encode with the encoder that it was fitted on"
                 )
         vectors = np.zeros((len(names), n, self.dim), np.float32)
-        present, imputed = np.zeros((2, len(names), n), bool)
+        present, imputed = np.zeros((len(names), n), bool), np.zeros((len(names), n), bool)
         weights = np.zeros((len(names), n))
+        whole: list[np.ndarray] = [vectors, present, imputed, weights]
         for start in range(0, n, BLOCK_ROWS):
             rows = slice(start, min(start + BLOCK_ROWS, n))
             block = self._block(batch, rows, impute)
-            for out, got in zip((vectors, present, imputed, weights), block, strict=True):
+            for out, got in zip(whole, block, strict=True):
                 out[:, rows] = got[:, : rows.stop - rows.start]
-        return Aligned(*(dict(zip(names, part, strict=True)) for part in (vectors, present, imputed, weights)))
+        return Aligned(*(dict(zip(names, part, strict=True)) for part in whole))
 
     def _block(
         self, batch: Batch, rows: slice, impute: bool
@@ -368,7 +369,7 @@ class Space:
         return {name: part.kind for name, part in self._named()}
 
     def _tensors(self) -> dict[str, np.ndarray]:
-        out = {}
+        out: dict[str, np.ndarray] = {}
         for name, part in self._named():
             out |= {f"{name}.{k}": np.ascontiguousarray(v) for k, v in part.tensors().items()}
         for m, output in self.outputs.items():
