@@ -10,7 +10,7 @@ import scipy.linalg
 from transforms.moments import Moments
 
 _RANK_FLOOR = 1e-10  # directions with less than this part of the largest variance are taken for none
-_OAS_FACTOR = 10.0  # how much stronger than the OAS shrinkage the default regularisation is
+_OAS_FACTOR = 15.0  # how much stronger than OAS: of 5, 10, 15, 20, 30 the best on demo and stamps (docs/quality.md)
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def oas_intensity(covariance: np.ndarray, n: int) -> float:
 
 
 def default_regularization(covariance: np.ndarray, n: int) -> float:
-    """Gives r: ten times the intensity of OAS, as a ridge: C + r · trace(C) / d · I is (1 + r) times shrunk C."""
+    """Gives r: fifteen times the intensity of OAS, as a ridge: C + r · trace(C) / d · I is (1 + r) times shrunk C."""
     rho = min(oas_intensity(covariance, n), 0.999)
     return _OAS_FACTOR * rho / (1 - rho)
 
