@@ -69,7 +69,7 @@ class AnchorMap:
             "mean": self.mean,
             "whitening": self.whitening,
             "anchors": self.anchors,
-            "kept": np.array(self.kept, np.int64),
+            "kept": np.array([self.kept], np.int64),
             "shift": self.shift,
             "axes": self.axes,
         }
@@ -77,7 +77,7 @@ class AnchorMap:
     @classmethod
     def from_tensors(cls, tensors: Tensors) -> AnchorMap:
         t = tensors
-        return cls(t["mean"], t["whitening"], t["anchors"], int(t["kept"]), t["shift"], t["axes"])
+        return cls(t["mean"], t["whitening"], t["anchors"], int(t["kept"][0]), t["shift"], t["axes"])
 
 
 def fit_anchors(sample: pa.Table, moments: Moments, used: list[str], spec: SpaceSpec) -> Space:

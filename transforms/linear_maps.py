@@ -98,8 +98,8 @@ def solve_procrustes(moments: Moments, used: list[str], spec: SpaceSpec) -> Solu
 def solve_ridge(moments: Moments, used: list[str], spec: SpaceSpec) -> Solution:
     """Linear maps to the hub's principal axes by ridge regression.
 
-    W_m = (C_mm + λI)^{-1} C_mh E, with E the hub's leading principal axes, C_mm over the rows where both are
-    present, and λ = r · trace(C_mm) / d_m.
+    W_m = (C_mm + λI)^{-1} C_mh E, with E the hub's leading principal axes and λ = r · trace(C_mm) / d_m. C_mm is
+    over all rows that have m, C_mh over those that have both: the available cases.
 
     Source: Hoerl, Kennard, "Ridge regression", Technometrics 12(1), 1970, eq. 2.1; Mikolov, Le, Sutskever,
     "Exploiting similarities among languages for machine translation", 2013, eq. 3 (maps from space to space).
