@@ -59,8 +59,13 @@ _SOLVERS: dict[str, Callable[[Moments, list[str], SpaceSpec], Solution]] = {
 }
 # From a sample too: fit(sample, moments, usable modalities, spec) → Space, its `info` what to say of it. The
 # sample is a table of `item_id` and `<m>_embedding` columns (null: missing), rows in the order of their ids.
-_SAMPLED: dict[str, str] = {"anchors": "transforms.anchors:fit_anchors"}
-METHODS = ("auto", "none", "whiten", "procrustes", "ridge", "cca", "gcca", "anchors")
+_SAMPLED: dict[str, str] = {
+    "anchors": "transforms.anchors:fit_anchors",
+    "contrastive": "transforms.heads.fit:fit_heads",
+    "attention": "transforms.heads.fit:fit_heads",
+    "autoencoder": "transforms.heads.fit:fit_heads",
+}
+METHODS = ("auto", *(m for m in _SOLVERS if m != "pca"), *_SAMPLED)
 
 
 def needs_sample(method: str) -> bool:

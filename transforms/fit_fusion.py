@@ -38,8 +38,11 @@ class FusionSpec:
     epochs: int | None = None
 
 
-# Learned: fit(space, sample, spec) → Weigher. The sample is as in `alignment._SAMPLED`.
-_LEARNED: dict[str, str] = {}
+# Learned: fit(space, sample, spec) → Weigher and what to say of it. The sample is as in `alignment._SAMPLED`.
+_LEARNED: dict[str, str] = {
+    "attention": "transforms.heads.fusion:fit_weigher",
+    "gated": "transforms.heads.fusion:fit_weigher",
+}
 FUSIONS = ("mean", "weighted", "concat", *_LEARNED)
 
 
@@ -83,7 +86,8 @@ def fit_fusion(
     out = replace(space, weigher=FixedWeights(fixed))
     if spec.method in _LEARNED:
         module, _, name = _LEARNED[spec.method].partition(":")
-        out = replace(space, weigher=getattr(import_module(module), name)(space, sample, spec))
+        weigher, report["training"] = getattr(import_module(module), name)(space, sample, spec)
+        out = replace(space, weigher=weigher)
     if spec.method == "concat":
         out = replace(out, outputs=concat_outputs(moments, space.modalities, weights, space.inner_dim), weigher=None)
     if spec.impute and len(space.modalities) > 1:

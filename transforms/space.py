@@ -94,6 +94,10 @@ _KINDS = {
     "linear": "transforms.space:LinearMap",
     "fixed": "transforms.space:FixedWeights",
     "anchors": "transforms.anchors:AnchorMap",
+    "trained_head": "transforms.heads.parts:TrainedHead",
+    "cross_attention": "transforms.heads.parts:CrossAttention",
+    "gated": "transforms.heads.parts:GatedWeights",
+    "attention_pool": "transforms.heads.parts:AttentionWeights",
     "conditional_mean": "transforms.impute:ConditionalMean",
 }
 
