@@ -97,6 +97,7 @@ class SpaceConfig(_Section):
     sample: Annotated[float, Field(gt=0, le=1)] = 1.0
     refit: Literal["never", "always", "on_drift"] = "always"
     drift_threshold: Annotated[float, Field(ge=0, le=2)] = 0.02
+    inertia: Annotated[float, Field(ge=0, lt=1)] = 0.5
 
 
 class FusionConfig(_Section):
@@ -215,7 +216,14 @@ class Job(_Section):
         weights = self.fusion.weights if self.fusion.weights == "learned" else {str(m): w for m, w in self.weights()}
         fusion = FusionSpec(self.fusion.method, weights, self.fusion.impute, at.seed, at.epochs)
         return FitSettings(
-            space, fusion, at.refit, at.drift_threshold, self.output.dim, at.sample, dict(encoder_ids)
+            space,
+            fusion,
+            at.refit,
+            at.drift_threshold,
+            at.inertia,
+            self.output.dim,
+            at.sample,
+            dict(encoder_ids),
         )
 
     def weights(self) -> list[tuple[str, float]]:

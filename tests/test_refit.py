@@ -1,6 +1,7 @@
 """Versions of a space, smaller vectors, and the whole job twice: on the demo shop, as a graph."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -129,7 +130,7 @@ def test_lengths_that_differ_are_said():
     assert "4 axes, this run 8" in longer.info["refit"]["not_anchored"]
     shorter, _ = fit(batch, settings(output_dim=3), old, previous)
     assert shorter.dim == 3
-    assert shorter.info["refit"]["mean_cosine"] > 0.99
+    assert shorter.info["refit"]["turned"]["mean_cosine"] > 0.99
     few = previous.slice(0, 3)
     assert "fewer than 4" in anchor(old, previous["item_id"], from_vector_column(previous["vector"])[0], few, 4)[1][
         "not_anchored"
@@ -235,21 +236,25 @@ def test_demo_refit_small_vectors_and_readers(shop):
     first = items_of(store, "one")
     store = shop("two", 600, "space: {dim: 32}")
     second = items_of(store, "two")
-    space = json.loads(open(store.run_path("two", "space/space.json")).read())
+    space = json.loads(Path(store.run_path("two", "space/space.json")).read_text())
     report = space["info"]["refit"]
     assert report["common"] == first.num_rows > 500
     here = second.filter(pa.compute.is_in(second["item_id"], value_set=first["item_id"].combine_chunks()))
     a, b = (from_vector_column(t.sort_by("item_id")["vector"])[0].astype(float) for t in (here, first))
     assert report["mean_cosine"] == pytest.approx(np.einsum("ij,ij->i", a, b).mean(), abs=1e-6)
     assert report["mean_cosine"] >= 0.98
+    assert report["top10_overlap"] >= 0.95
+    sizes = json.loads(Path(store.run_path("two", "quality.json")).read_text())["sizes"]
+    assert sizes["int8"] >= 0.98
+    assert sizes["axes_16"] >= 0.8
     kept = shop("three", 600, "space: {dim: 32, refit: never}")
-    assert json.loads(open(kept.run_path("three", "space/space.json")).read())["space_id"] == space["space_id"]
+    assert json.loads(Path(kept.run_path("three", "space/space.json")).read_text())["space_id"] == space["space_id"]
     assert items_of(kept, "three").equals(second)
 
     store = shop("four", 600, "space: {dim: 32}\nfusion: {impute: true}\noutput: {dtype: int8, dim: 16}")
     items = items_of(store, "four")
     assert items.schema.field("vector").type == pa.list_(pa.int8(), 16)
-    quality = json.loads(open(store.run_path("four", "quality.json")).read())
+    quality = json.loads(Path(store.run_path("four", "quality.json")).read_text())
     assert quality["sizes"]["int8"] > 0.95
     assert any(items["imputed"].to_pylist())
     searcher = Searcher(store)

@@ -12,14 +12,15 @@ import pyarrow as pa
 
 from transforms.alignment import SpaceSpec, fit_space, needs_sample
 from transforms.errors import JobError
-from transforms.fit_fusion import FusionSpec, fit_fusion
+from transforms.fit_fusion import FusionSpec, fit_fusion, inner_moments
 from transforms.fusion import fuse, item_vectors
+from transforms.impute import fit_conditional_mean
 from transforms.moments import Moments, embeddings_of, in_sample
-from transforms.refit import OVERLAP_ROWS, anchor, common_rows, may_keep, order_axes
+from transforms.refit import OVERLAP_ROWS, anchor, blend, common_rows, compare, may_keep, order_axes, unit_rows
 from transforms.small_vectors import axis_scale, size_costs
 from transforms.space import Space
 from transforms.space_quality import measure_space
-from transforms.tables import hash_ids
+from transforms.tables import from_vector_column, hash_ids
 
 _VALIDATION = 0.1  # of the sample
 _LEAST_VALIDATION = 20
@@ -32,7 +33,8 @@ class FitSettings:
     Attributes:
         refit: `always`; `never`: the published space is used as it is; `on_drift`: a new one is published when it
             would move the published vectors further than `drift_threshold`.
-        drift_threshold: in 1 − mean cosine of the common items' vectors, new to published.
+        drift_threshold: in 1 − mean cosine of the common items' vectors, new (turned, not blended) to published.
+        inertia: how much of a published space that could be kept a refit keeps: see `refit.blend`.
         output_dim: how many axes the vectors keep; None: all.
         moments_sample: the fraction of the items that the moments are of.
         encoder_ids: of each modality.
@@ -42,6 +44,7 @@ class FitSettings:
     fusion: FusionSpec = field(default_factory=FusionSpec)
     refit: str = "always"
     drift_threshold: float = 0.02
+    inertia: float = 0.5
     output_dim: int | None = None
     moments_sample: float = 1.0
     encoder_ids: Mapping[str, str] = field(default_factory=dict)
@@ -86,24 +89,44 @@ def fit_run(
         return _keep(published, sample, "never", {})
     space, quality = _fit_new(moments, sample, settings)
     dim = min(settings.output_dim or space.dim, space.dim)
-    fused, _ = item_vectors(space, sample)
     report: dict[str, Any] = {"policy": settings.refit, "refitted": True}
     if published is None or previous is None or previous.num_rows == 0:
         space = space.turned(np.eye(space.dim)[:, :dim]) if dim < space.dim else space
     else:
-        ok = np.flatnonzero(fused.ok)
-        space, found = anchor(space, sample["item_id"].take(pa.array(ok)), fused.vectors[ok], previous, dim)
+        space, found = _face(space, sample, published, previous, dim, settings.inertia if not refused else 0.0)
         report |= {"published": published.space_id, **found}
-        drift = 1 - found["mean_cosine"] if "mean_cosine" in found else None
-        if settings.refit == "on_drift" and not refused and drift is not None:
-            report |= {"drift": drift, "threshold": settings.drift_threshold}
-            if drift <= settings.drift_threshold:
-                return _keep(published, sample, "on_drift", {"drift": drift, "threshold": settings.drift_threshold})
+        if settings.refit == "on_drift" and not refused and "turned" in found:
+            drift = {"drift": 1 - found["turned"]["mean_cosine"], "threshold": settings.drift_threshold}
+            if drift["drift"] <= settings.drift_threshold:
+                return _keep(published, sample, "on_drift", drift)
+            report |= drift
         if refused:
             report["not_kept"] = refused
     space = replace(space, scale=_scale(space, sample))
     space = space.with_info(settings=settings.key(), encoder_ids=dict(settings.encoder_ids), refit=report)
     return space, quality | {"sizes": _sizes(space, sample), "refit": _without_rotation(report)}
+
+
+def _face(
+    space: Space, sample: pa.Table, published: Space, previous: pa.Table, dim: int, inertia: float
+) -> tuple[Space, dict[str, Any]]:
+    """Turns a new space to the published one and blends the two, and measures what comes out: see `refit`."""
+    fused, _ = item_vectors(space, sample)
+    ok = np.flatnonzero(fused.ok)
+    turned, report = anchor(space, sample["item_id"].take(pa.array(ok)), fused.vectors[ok], previous, dim)
+    if "not_anchored" in report:
+        return turned, report
+    mixed = blend(turned, published, inertia) if inertia else None
+    if mixed is not None:
+        if turned.imputer is not None:
+            mixed = replace(mixed, imputer=fit_conditional_mean(inner_moments(mixed, sample)))
+        turned = mixed
+    report["inertia"] = inertia if mixed is not None else 0.0
+    fused, _ = item_vectors(turned, sample)
+    ok = np.flatnonzero(fused.ok)
+    here, there = common_rows(sample["item_id"].take(pa.array(ok)), previous["item_id"])
+    old = unit_rows(from_vector_column(previous["vector"])[0][there][:, :dim])
+    return turned, report | compare(fused.vectors[ok[here]], old)
 
 
 def _keep(published: Space, sample: pa.Table, policy: str, drift: Mapping[str, float]) -> tuple[Space, dict[str, Any]]:

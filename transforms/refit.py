@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ import pyarrow.compute as pc
 import scipy.linalg
 
 from transforms.quality import neighbour_overlap
-from transforms.space import Space
-from transforms.tables import same_id_kind
+from transforms.space import LinearMap, Space
+from transforms.tables import from_vector_column, same_id_kind
 from transforms.whitening import signs
 
 POLICIES = ("never", "always", "on_drift")
@@ -65,7 +66,9 @@ def compare(new: np.ndarray, old: np.ndarray) -> dict[str, float]:
     }
 
 
-def anchor(space: Space, ids: pa.ChunkedArray, vectors: np.ndarray, previous: pa.Table, dim: int) -> tuple[Space, Any]:
+def anchor(
+    space: Space, ids: pa.ChunkedArray, vectors: np.ndarray, previous: pa.Table, dim: int
+) -> tuple[Space, dict[str, Any]]:
     """Turns a newly fitted space to the published one, so that vectors of the two can be compared.
 
     Args:
@@ -76,23 +79,66 @@ def anchor(space: Space, ids: pa.ChunkedArray, vectors: np.ndarray, previous: pa
         dim: how many axes to keep.
 
     Returns:
-        The space on `dim` axes, and what to say of it: `common` items, `mean_cosine` and `top10_overlap` of new to
-        old, the same `before` the turn, `rotation`; or `common` and `not_anchored`: why.
+        The space on `dim` axes, and what to say of it: `common` items, `rotation`, `before` and `turned`: mean
+        cosine and top-10 overlap of new to old before and after the turn; or `common` and `not_anchored`: why.
     """
     here, there = common_rows(ids, previous["item_id"])
-    old = previous["vector"].combine_chunks().values.to_numpy().reshape(previous.num_rows, -1)[there]
+    old = from_vector_column(previous["vector"])[0][there]
     short = space.turned(np.eye(space.dim)[:, :dim]) if dim < space.dim else space
     if old.shape[1] < dim:
         return short, {"common": len(here), "not_anchored": f"it has {old.shape[1]} axes, this run {dim}"}
     if len(here) < _LEAST_PER_AXIS * dim:
         return short, {"common": len(here), "not_anchored": f"fewer than {dim} items in common"}
-    old = _unit(old[:, :dim])
+    old = unit_rows(old[:, :dim])
     new = vectors[here]
     turn = turn_to(new, old)
-    report: dict[str, Any] = {"common": len(here), **compare(_unit(new @ turn), old)}
-    report["before"] = compare(_unit(new[:, :dim]), old)
+    report: dict[str, Any] = {"common": len(here), "turned": compare(unit_rows(new @ turn), old)}
+    report["before"] = compare(unit_rows(new[:, :dim]), old)
     report["rotation"] = np.round(turn, 6).tolist()
     return space.turned(turn), report
+
+
+def blend(space: Space, published: Space, inertia: float) -> Space | None:
+    """Moves a published space only part of the way to a newly fitted one that has been turned to it.
+
+    Each modality's mean and map become (1 − inertia) · new + inertia · published: from run to run an exponential
+    moving average of the fits, which follows the catalogue and evens out what one night's sample does to a fit.
+
+    Source: Polyak, Juditsky, "Acceleration of stochastic approximation by averaging", SIAM J. Control Optim. 30(4),
+    1992 (averages of estimates vary less than the last); Schönemann 1966 for the turn before it.
+
+    Returns:
+        The space, without its imputer, which is of other axes; None where it cannot be done: a space that is not
+        one linear map a modality.
+    """
+    new, old = _flat(space), _flat(published)
+    if new is None or old is None or new.keys() != old.keys():
+        return None
+    if any(new[m].map.shape != old[m].map.shape for m in new):
+        return None
+    # Maps of two fits agree in direction, not in length: only directions come out.
+    ratio = np.sqrt(sum(np.sum(a.map**2) for a in new.values()) / sum(np.sum(a.map**2) for a in old.values()))
+    mixed = {
+        m: LinearMap(
+            (1 - inertia) * new[m].mean + inertia * old[m].mean,
+            np.ascontiguousarray((1 - inertia) * new[m].map + inertia * ratio * old[m].map),
+        )
+        for m in new
+    }
+    return replace(space, projections=mixed, outputs={}, imputer=None)
+
+
+def _flat(space: Space) -> dict[str, LinearMap] | None:
+    """Each modality as one linear map, outputs and all; None where there is more to it."""
+    if space.mixer is not None:
+        return None
+    out = {}
+    for m in space.modalities:
+        part, last = space.projections[m], space.outputs.get(m)
+        if not isinstance(part, LinearMap) or (last is not None and last.shift.any()):
+            return None
+        out[m] = part if last is None else LinearMap(part.mean, part.map @ last.map)
+    return out
 
 
 def may_keep(published: Space, wanted: Mapping[str, str], dims: Mapping[str, int]) -> str:
@@ -112,6 +158,7 @@ def may_keep(published: Space, wanted: Mapping[str, str], dims: Mapping[str, int
     return ""
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Scales rows to unit length; zeros stay."""
     norm = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.divide(vectors, norm, out=np.zeros_like(vectors), where=norm > 0)
