@@ -151,6 +151,8 @@ def _over_folds(
         imputes = fit_fusion(replace(space, outputs={}, weigher=None), rest, FusionSpec("mean", {}, True))
         one["missing"] = missing_with_and_without(replace(imputes, weigher=space.weigher, outputs=space.outputs), rows)
         found.append(one)
+        done = f"{spec.method}, {fusion.method}: fold {k + 1} of {number}, R@10 {one['mean_recall@10'] or 0.0:.3f}"
+        Console(stderr=True).print(done, highlight=False)
     out: dict[str, Any] = _average(found)
     out["recall@10_by_fold"] = [f["mean_recall@10"] for f in found]
     out["fit_seconds"] = seconds / number
