@@ -183,7 +183,7 @@ class CrossAttention(_Trained):
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, np.ndarray]) -> CrossAttention:
-        return cls({k: v for k, v in tensors.items() if k != "heads"}, int(tensors["heads"]))
+        return cls({k: v for k, v in tensors.items() if k != "heads"}, int(tensors["heads"].item()))
 
 
 @dataclass(frozen=True, eq=False)
