@@ -76,6 +76,31 @@ def search(
 
 
 @app.command()
+def evaluate(
+    config: Config,
+    what: Annotated[str, typer.Option(help="What to measure: space.")] = "space",
+    methods: Annotated[str, typer.Option(help="Space methods to compare: names with commas, or all.")] = "",
+    fusions: Annotated[str, typer.Option(help="Fusion methods to compare: names with commas, or all.")] = "",
+    folds: Annotated[int, typer.Option(min=1, help="Into how many parts items are held out; 1: one fifth.")] = 5,
+    label: Annotated[str | None, typer.Option(help="A column whose equal values should be neighbours.")] = None,
+    labels: Annotated[str | None, typer.Option(help="The Parquet file of that column; default: the catalogue.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON, for programs.")] = False,
+) -> None:
+    """Measure the published run's embeddings, on items held out from each fit."""
+    from pipelines import evaluate as evaluating
+    from pipelines.config import load_job
+
+    if what != "space":
+        raise JobError(f"--what: {what!r} is not space; measure that")
+    spaces, fused = ([n.strip() for n in names.split(",") if n.strip()] for names in (methods, fusions))
+    result = evaluating.evaluate_space(load_job(config), spaces, fused, folds, label, labels)
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False, indent=1))
+    else:
+        evaluating.print_evaluation(result)
+
+
+@app.command()
 def demo(
     out: Annotated[str, typer.Option(help="Where the shop and the store go.")] = "out/demo",
     items: Annotated[int, typer.Option(min=50, help="How many items the synthetic shop has.")] = 2000,

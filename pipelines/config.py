@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,11 +11,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from transforms import files
+from transforms.alignment import SpaceSpec
 from transforms.catalog import CatalogSpec
 from transforms.encoders.base import JOINT, MODALITIES, PARTS, EncoderSpec, MediaLimits
 from transforms.encoders.registry import FAMILIES
 from transforms.errors import JobError
 from transforms.files import is_remote, join
+from transforms.fit_fusion import FusionSpec
+from transforms.fit_run import FitSettings
 from transforms.interactions import InteractionsSpec
 from transforms.media import MediaSource
 from transforms.profiles import ProfileSpec
@@ -22,6 +26,9 @@ from transforms.store import Store
 
 _FAMILIES = tuple(f"{name}/" for name in FAMILIES)
 Positive = Annotated[int, Field(gt=0)]
+SpaceMethod = Literal[
+    "auto", "none", "whiten", "procrustes", "ridge", "cca", "gcca", "anchors", "contrastive", "attention", "autoencoder"
+]
 
 
 class _Section(BaseModel):
@@ -86,17 +93,33 @@ class EncodersConfig(_Section):
 class SpaceConfig(_Section):
     """How the joint space is fitted. `dim`: by default 128, or as many axes as there can be."""
 
-    method: Literal["auto", "cca", "gcca"] = "auto"
+    method: SpaceMethod = "auto"
     dim: Positive | None = None
     regularization: Annotated[float, Field(ge=0)] | None = None
+    weighting: Annotated[float, Field(ge=0)] = 1.0
+    hub: Literal["text", "image", "audio"] | None = None
+    remove_top: Annotated[int, Field(ge=0)] = 0
+    anchors: Positive | Annotated[list[str], Field(min_length=2)] | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    epochs: Positive | None = None
     sample: Annotated[float, Field(gt=0, le=1)] = 1.0
+    refit: Literal["never", "always", "on_drift"] = "always"
+    drift_threshold: Annotated[float, Field(ge=0, le=2)] = 0.02
+    inertia: Annotated[float, Field(ge=0, lt=1)] = 0.5
 
 
 class FusionConfig(_Section):
     """How aligned modalities become one vector."""
 
-    method: Literal["weighted"] = "weighted"
-    weights: dict[Literal["text", "image", "audio", "joint"], Annotated[float, Field(gt=0)]] = {}
+    method: Literal["mean", "weighted", "concat", "attention", "gated"] = "mean"
+    weights: Literal["learned"] | dict[Literal["text", "image", "audio", "joint"], Annotated[float, Field(gt=0)]] = {}
+    impute: bool = False
+
+    @model_validator(mode="after")
+    def _weights_are_used(self) -> FusionConfig:
+        if self.weights and self.method != "weighted":
+            raise ValueError(f"`weights` are used by method weighted, not by {self.method}; take one of them out")
+        return self
 
 
 class InteractionsConfig(_Section):
@@ -133,9 +156,11 @@ class LimitsConfig(_Section):
 
 
 class OutputConfig(_Section):
-    """How vectors are stored."""
+    """How vectors are stored: `dtype` and `dim` (axes kept; default: all) are those of items/."""
 
     embedding_dtype: Literal["float16", "float32"] = "float32"
+    dtype: Literal["float32", "float16", "int8"] = "float32"
+    dim: Positive | None = None
 
 
 class Job(_Section):
@@ -212,6 +237,31 @@ class Job(_Section):
         if modality == JOINT:
             options["parts"] = self.joint_parts
         return EncoderSpec(modality, at.model, tuple(sorted(options.items())), self.media_limits)
+
+    def fit_settings(self, dim: int, encoder_ids: Mapping[str, str]) -> FitSettings:
+        """What `transforms.fit_run` takes; `dim` is the number of axes, as the plan found it."""
+        at = self.space
+        anchors = tuple(at.anchors) if isinstance(at.anchors, list) else at.anchors
+        space = SpaceSpec(
+            at.method, dim, at.regularization, at.weighting, at.hub, at.remove_top, anchors, at.seed, at.epochs
+        )
+        weights = self.fusion.weights if self.fusion.weights == "learned" else {str(m): w for m, w in self.weights()}
+        fusion = FusionSpec(self.fusion.method, weights, self.fusion.impute, at.seed, at.epochs)
+        return FitSettings(
+            space,
+            fusion,
+            at.refit,
+            at.drift_threshold,
+            at.inertia,
+            self.output.dim,
+            at.sample,
+            dict(encoder_ids),
+        )
+
+    def weights(self) -> list[tuple[str, float]]:
+        """The fusion weights that the job file gives, by modality."""
+        given = self.fusion.weights
+        return [] if given == "learned" else sorted((str(m), w) for m, w in given.items())
 
     @property
     def interactions_spec(self) -> InteractionsSpec:

@@ -17,7 +17,7 @@ from pipelines.launch import run_job
 from pipelines.search import Searcher
 from pipelines.summary import plain_console, print_hits
 from transforms import quality
-from transforms.alignment import fit_space
+from transforms.alignment import SpaceSpec, fit_space
 from transforms.moments import Moments, embeddings_of, in_sample
 from transforms.store import Manifest, Store, read_table
 from transforms.tables import from_vector_column
@@ -85,7 +85,8 @@ def heldout_retrieval(embeddings: pa.Table, dim: int = 64) -> dict[str, tuple[fl
     seen = in_sample(embeddings["item_id"], 0.5)
     fitted, held = embeddings.filter(pa.array(seen)), embeddings.filter(pa.array(~seen))
     arrays = embeddings_of(fitted)
-    space = fit_space(Moments.zero({m: x.shape[1] for m, (x, _) in arrays.items()}).add(arrays), dim=dim)
+    moments = Moments.zero({m: x.shape[1] for m, (x, _) in arrays.items()}).add(arrays)
+    space = fit_space(moments, SpaceSpec(dim=dim))
     out = {}
     for a, b in _PAIRS:
         (xa, has_a), (xb, has_b) = (embeddings_of(held)[m] for m in (a, b))

@@ -9,10 +9,11 @@ import apache_beam as beam
 import pyarrow as pa
 
 from pipelines.plan import Plan
+from transforms.alignment import needs_sample
 from transforms.catalog import ReadCatalog, ShardByItem
 from transforms.encode import EncodeModality
 from transforms.encoders.base import JOINT
-from transforms.fit_space import FitSpace
+from transforms.fit_space import SAMPLE_ROWS, TRAINING_ROWS, FitSpace, SampleEmbeddings, SampleVectors
 from transforms.fusion import FuseItems
 from transforms.moments import MomentsCombineFn
 from transforms.progress import advance
@@ -44,26 +45,39 @@ def build(root: beam.Pipeline, plan: Plan) -> Outputs:
     job, store, run_id = plan.job, plan.store, plan.run_id
 
     tables = embeddings | "ReadForMoments" >> ReadShards(store)
-    moments = (
-        tables
-        | "EmbeddingColumns" >> beam.Map(_embedding_columns).with_output_types(pa.Table)
-        | "Moments" >> beam.CombineGlobally(MomentsCombineFn(job.space.sample))
-    )
-    fitted = moments | "FitSpace" >> FitSpace(
-        store, run_id, job.space.method, plan.dim, job.space.regularization, plan.encoder_ids
-    )
+    columns = tables | "EmbeddingColumns" >> beam.Map(_embedding_columns).with_output_types(pa.Table)
+    moments = columns | "Moments" >> beam.CombineGlobally(MomentsCombineFn(job.space.sample))
+    fitted = moments | "FitSpace" >> _fit_space(root, plan, columns)
     out.files["space"] = fitted["files"]
 
     fused = (
         embeddings
         | "ReadForItems" >> ReadShards(store)
-        | "Fuse" >> FuseItems(fitted["space"], dict(job.fusion.weights.items()))
+        | "Fuse" >> FuseItems(fitted["space"], job.output.dtype)
     )
     out.dead.append(fused["dead"])
     write = WriteShards(store, run_id, "items", plan.shards, plan.encoder_metadata)
     out.files["items"] = fused["shards"] | "WriteItems" >> write
     out.counts.append(out.files["items"] | "CountItems" >> beam.Map(lambda r: ("items.rows", r.rows)))
     return out
+
+
+def _fit_space(root: beam.Pipeline, plan: Plan, tables: beam.PCollection) -> FitSpace:
+    """The step that fits the space, with what it looks at besides the moments."""
+    assert plan.catalog is not None
+    job, rows = plan.job, max(plan.catalog.rows, 1)
+    wanted = TRAINING_ROWS if needs_sample(job.space.method) else SAMPLE_ROWS
+    fraction = min(1.0, wanted / rows)
+    named = job.space.anchors if isinstance(job.space.anchors, list) else ()
+    sample = tables | "Sample" >> SampleEmbeddings(fraction, named)
+    settings = job.fit_settings(plan.dim, plan.encoder_ids)
+    base = plan.base
+    spaces = [f for f in base.part("space") if f.path.endswith(".safetensors")] if base else []
+    previous = None
+    if base and spaces:
+        records = root | "PublishedItems" >> beam.Create(base.part("items"))
+        previous = records | "PublishedVectors" >> SampleVectors(plan.store, fraction)
+    return FitSpace(plan.store, plan.run_id, settings, sample, previous, spaces[0] if spaces else None)
 
 
 def _embed(root: beam.Pipeline, plan: Plan, out: Outputs) -> beam.PCollection:

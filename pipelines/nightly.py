@@ -38,7 +38,7 @@ def build(root: beam.Pipeline, plan: Plan) -> beam.PCollection:
 
 
 def _standing(files: tuple[FileRecord, ...]) -> tuple[FileRecord, ...]:
-    return tuple(f for f in files if f.part in ("embeddings", "space", "items"))
+    return tuple(f for f in files if f.part in ("embeddings", "space", "items", "quality"))
 
 
 def _write_config(text: str, plan: Plan) -> FileRecord:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipelines.config import Job
-from transforms.alignment import max_dim
+from transforms.alignment import METHODS, max_dim
 from transforms.catalog import Catalog, check_catalog
 from transforms.encoders.base import EncoderSpec
 from transforms.encoders.registry import EncoderInfo, describe_encoder
@@ -132,18 +132,29 @@ def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool) -> Plan:
 
 def _check_space(job: Job, dims: list[tuple[str, int]]) -> int:
     """Gives the number of axes, before a GPU has worked for a space that cannot be fitted."""
-    method, most = job.space.method, max_dim(job.space.method, dict(dims))
+    method, most = job.space.method, max_dim(job.space.method, dict(dims), job.space.hub)
+    have = ", ".join(m for m, _ in dims)
+    if method not in METHODS:
+        raise JobError(f"space.method: {method} is not built in; choose one of {', '.join(METHODS)}")
     if method == "cca" and len(dims) != 2:
-        have = ", ".join(m for m, _ in dims)
         raise JobError(f"space.method: cca aligns two modalities, the catalogue has {have}; use gcca or auto")
     if job.space.dim is not None and job.space.dim > most:
         lengths = ", ".join(f"{m} {d}" for m, d in dims)
         raise JobError(f"space.dim: {job.space.dim} is over {most}, the most that embeddings of {lengths} allow")
-    unknown = sorted(set(job.fusion.weights) - {m for m, _ in dims})
-    if unknown:
-        have = ", ".join(m for m, _ in dims)
-        raise JobError(f"fusion.weights: {unknown[0]} is no modality of the catalogue; it has {have}")
-    return job.space.dim or min(DEFAULT_DIM, most)
+    if method == "none" and len({d for _, d in dims}) > 1:
+        lengths = ", ".join(f"{m} {d}" for m, d in dims)
+        raise JobError(f"space.method: none needs embeddings of one length, the encoders give {lengths}; use gcca")
+    named: dict[str, list[str]] = {
+        "fusion.weights": [m for m, _ in job.weights()],
+        "space.hub": [job.space.hub] if job.space.hub else [],
+    }
+    for key, modalities in named.items():
+        if unknown := sorted(set(modalities) - {m for m, _ in dims}):
+            raise JobError(f"{key}: {unknown[0]} is no modality of the catalogue; it has {have}")
+    dim = job.space.dim or min(DEFAULT_DIM, most)
+    if job.output.dim is not None and job.output.dim > dim:
+        raise JobError(f"output.dim: {job.output.dim} is over space.dim, {dim}; give no more than that")
+    return dim
 
 
 def _check_media_root(job: Job) -> None:

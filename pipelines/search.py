@@ -12,12 +12,12 @@ import yaml
 
 from pipelines.config import Job
 from transforms import files
-from transforms.alignment import Space
 from transforms.encoders.base import Encoder, text_tower_of
 from transforms.encoders.registry import get_encoder, may_take_queries
 from transforms.errors import InputError, JobError
+from transforms.small_vectors import read_vectors
+from transforms.space import Space
 from transforms.store import Manifest, Store, read_table
-from transforms.tables import from_vector_column
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Searcher:
         if not parts:
             raise JobError(f"store: the published run in {store.root} has no items/; run `unisono embed` first")
         self.items = pa.concat_tables(parts).combine_chunks()
-        self.vectors, _ = from_vector_column(self.items["vector"])
+        self.vectors, _ = read_vectors(self.items)
         self.space = read_space(store, self.manifest)
         self.job = read_job(store, self.manifest)
 

@@ -170,7 +170,8 @@ def test_a_second_run_leaves_the_first_whole_and_reuses_its_embeddings(run: Run,
     assert {p: (tmp_path / "store" / p).read_bytes() for p in before} == before
     assert first.store.latest() == "tuesday"
     tuesday = Run(first.store, second, first.job, run.shop)
-    assert tuesday.part("items").equals(first.part("items"))
+    # The same items: the refit, turned back to the published space, finds it again.
+    np.testing.assert_allclose(vectors(tuesday.part("items")), vectors(first.part("items")), atol=1e-5)
     n = counts(tuesday)
     for m in ("text", "image", "audio"):
         assert n[f"reused.{m}"] == n[f"embeddings.{m}"] > 0

@@ -23,8 +23,8 @@ from filelock import FileLock
 from transforms.errors import JobError
 from transforms.files import join
 from transforms.parquet import ParquetFile, list_parquet, plain_type, read_row_group, require_column
+from transforms.small_vectors import read_vectors
 from transforms.tables import (
-    from_vector_column,
     hash_ids,
     is_id_type,
     one_chunk,
@@ -32,9 +32,10 @@ from transforms.tables import (
     unpack_vectors,
 )
 
-_FORMAT = 1  # of what lies in the cache; part of its key
+_FORMAT = 2  # of what lies in the cache; part of its key
 _KEPT_ON_DISK = 2  # matrices left in the cache, the newest used: tonight's and yesterday's
 _KEPT_IN_PROCESS = 4
+_VECTOR_TYPES = (pa.float32(), pa.float16(), pa.int8())
 _KEY = "items"  # what messages call the files
 _DISK_ERRORS = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
@@ -264,8 +265,8 @@ def _dimension(files: Sequence[ParquetFile], column: str) -> int:
         seen,
         column,
         key,
-        lambda t: pa.types.is_fixed_size_list(t) and pa.types.is_floating(t.value_type),
-        "fixed_size_list of float32 or float16",
+        lambda t: pa.types.is_fixed_size_list(t) and t.value_type in _VECTOR_TYPES,
+        "fixed_size_list of float32, float16 or int8",
     )
     dims = {f.schema.field(column).type.list_size: f.path for f in seen}
     if len(dims) > 1:
@@ -297,7 +298,7 @@ def _write_columns(
         np.lib.format.write_array_header_1_0(vectors, header)
         ends.write(np.zeros(1, np.int64).tobytes())
         for path, table in _row_tables(files, (sources.id_column, sources.vector_column)):
-            column, present = from_vector_column(table[sources.vector_column])
+            column, present = read_vectors(table, sources.vector_column)
             keys = one_chunk(table[sources.id_column].cast(id_type if integer else pa.large_string()))
             if not present.all() or keys.null_count:
                 raise JobError(f"{_KEY}: {path} has a row without id or vector; run `unisono embed` again")

@@ -144,7 +144,7 @@ def table_bytes(table: pa.Table, metadata: Mapping[str, str] | None = None) -> m
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), **own})
     sink = pa.BufferOutputStream()
     leaves = [c.path for c in _leaves(table.schema)]
-    vectors = {c.path for c in _leaves(table.schema) if pa.types.is_floating(c.dtype)}
+    vectors = {c.path for c in _leaves(table.schema) if pa.types.is_floating(c.dtype) or pa.types.is_int8(c.dtype)}
     pq.write_table(
         table,
         sink,
