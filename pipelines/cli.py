@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from transforms.errors import JobError
+from transforms.errors import JobError, UsageError
 
 app = typer.Typer(
     help="Multimodal item vectors and user profiles for recommenders.",
@@ -118,7 +118,10 @@ def main() -> None:
         app(standalone_mode=True)
     except JobError as e:
         print(f"unisono: error: {e}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(e, UsageError) else 1)
+    except KeyboardInterrupt:
+        print("unisono: interrupted; the same run id goes on from here", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import string
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -52,6 +53,8 @@ class CatalogConfig(_Section):
     def _one_or_many(cls, value: str | list[str] | None) -> str | list[str] | None:
         if isinstance(value, str) and "{" not in value:
             return [value]  # a single column
+        if isinstance(value, str) and any(spec or how for _, _, spec, how in string.Formatter().parse(value)):
+            raise ValueError("a template takes plain {column} fields, without ! or :")
         spec = CatalogSpec("", "", text=tuple(value) if isinstance(value, list) else value)
         if value is not None and not spec.text_columns:
             raise ValueError("names no column")
@@ -132,6 +135,16 @@ class InteractionsConfig(_Section):
     time_unit: Literal["s", "ms", "us"] | None = None
     event: str | None = None
     weights: dict[str, float] | None = None
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _events_are_words(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        for event in value:
+            if isinstance(event, bool):
+                raise ValueError(f"YAML reads {event} as true or false; put the event type in quotes")
+        return {str(event): weight for event, weight in value.items()}
 
     @model_validator(mode="after")
     def _events_have_weights(self) -> InteractionsConfig:
@@ -327,9 +340,10 @@ def _absolute_model(encoder: Any, base: str) -> Any:
 
 def _one_line(error: ValidationError, where: str) -> str:
     """Says the first thing that is wrong: the key, what it got, what is allowed."""
-    errors = error.errors()
+    # Where a value may be of two kinds, pydantic says what is wrong with it as either: the second tells more.
+    errors = sorted(error.errors(), key=lambda e: any("literal[" in str(p) for p in e["loc"]))
     first = errors[0]
-    key = ".".join(str(p) for p in first["loc"])
+    key = ".".join(str(p) for p in first["loc"] if "[" not in str(p))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "unknown key"

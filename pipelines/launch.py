@@ -19,7 +19,7 @@ from pipelines.plan import plan_run
 from pipelines.progress_view import ProgressView
 from pipelines.summary import print_summary
 from runners import select
-from transforms.errors import JobError
+from transforms.errors import JobError, UsageError
 from transforms.files import is_remote
 from transforms.store import Manifest
 
@@ -70,9 +70,11 @@ def beam_options(argv: Sequence[str]) -> PipelineOptions:
         JobError: an option is wrong or missing.
     """
     try:
+        if unknown := select.unknown_options(argv):
+            raise ValueError(f"neither unisono nor Beam knows {', '.join(unknown)}; see `unisono nightly --help`")
         return select.options(argv)
     except (ValueError, SystemExit) as e:
-        raise JobError(f"command line: {e}") from e
+        raise UsageError(f"command line: {e}") from e
 
 
 def _check_reachable(job: Job) -> None:
@@ -99,7 +101,10 @@ def launch(
     Raises:
         JobError: the job, not the code, is at fault.
     """
-    pipeline = beam.Pipeline(options=options)
+    try:
+        pipeline = beam.Pipeline(options=options)
+    except (ValueError, ImportError) as e:
+        raise UsageError(f"command line: --runner: {str(e).splitlines()[0]}") from e
     build(pipeline)
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
     for name in ("apache_beam.runners.common", "apache_beam.runners.worker.sdk_worker"):

@@ -160,6 +160,8 @@ def _check_space(job: Job, dims: list[tuple[str, int]]) -> int:
 def _check_media_root(job: Job) -> None:
     root = job.media_source.root
     media = job.catalog.image or job.catalog.audio
+    if media and not job.catalog.media_root and any(c in root for c in "*?["):
+        raise JobError(f"catalog.media_root: required, for catalog.path names many directories ({root})")
     if media and job.catalog.media_root and "://" not in root and not exists(root):
         raise JobError(f"catalog.media_root: no directory {root}; relative URIs resolve there")
 

@@ -100,8 +100,8 @@ class Searcher:
                 found[modality] = tower or encoder
         return found
 
-    def vector_of(self, item_id: str) -> np.ndarray:
-        """An item's own vector.
+    def row_of(self, item_id: str) -> int:
+        """The row of an item.
 
         Raises:
             JobError: there is no such item.
@@ -113,13 +113,16 @@ class Searcher:
             row = -1
         if row < 0:
             raise JobError(f"--item: no item {item_id!r} in the published run {self.manifest.run_id}")
-        vector: np.ndarray = self.vectors[row]
-        return vector
+        return int(row)
 
-    def nearest(self, query: np.ndarray, k: int) -> list[Hit]:
-        """The `k` items of highest inner product, ties by row."""
+    def nearest(self, query: np.ndarray, k: int, leave_out: int | None = None) -> list[Hit]:
+        """The `k` items of highest inner product, ties by row; without the row `leave_out`."""
         scores = self.vectors @ query
-        k = min(k, len(scores))
+        k = min(k, len(scores) - (leave_out is not None))
+        if leave_out is not None:
+            scores[leave_out] = -np.inf
+        if k == 0:
+            return []
         top = np.argpartition(-scores, k - 1)[:k] if k < len(scores) else np.arange(len(scores))
         order = top[np.lexsort((top, -scores[top]))]
         rows = self.items.select(["item_id", "title", "modalities"]).take(pa.array(order)).to_pylist()
@@ -132,14 +135,25 @@ class Searcher:
 def read_space(store: Store, manifest: Manifest) -> Space:
     """Loads the joint space that a run was made with."""
     record = next(r for r in manifest.part("space") if r.path.endswith(".safetensors"))
-    return Space.from_bytes(files.read_bytes(store.path(record.path)))
+    return Space.from_bytes(_read(store.path(record.path)))
 
 
 def read_job(store: Store, manifest: Manifest) -> Job:
     """Loads the job file that a run was made with; its paths are absolute already."""
     # A run of profiles alone has a config of its own, but its space is the earlier run's: so is the job.
     run = manifest.part("space")[0].path.split("/")[1]
-    return Job.model_validate(yaml.safe_load(files.read_bytes(store.run_path(run, "config.yaml"))))
+    path = store.run_path(run, "config.yaml")
+    try:
+        return Job.model_validate(yaml.safe_load(_read(path)))
+    except (ValueError, yaml.YAMLError) as e:
+        raise JobError(f"{path}: not the job file of a run ({str(e).splitlines()[0]}); make a new run") from e
+
+
+def _read(path: str) -> bytes:
+    try:
+        return files.read_bytes(path)
+    except FileNotFoundError as e:
+        raise JobError(f"{path}: missing, and the manifest names it; bring it back or make a new run") from e
 
 
 def search(
@@ -162,9 +176,8 @@ def search(
     modality, value = next(iter(given.items()))
     searcher = Searcher(store)
     if modality == "item":
-        hits = searcher.nearest(searcher.vector_of(value), k + 1)
-        others = [h for h in hits if str(h.item_id) != value][:k]
-        return [Hit(i, h.score, h.item_id, h.title, h.modalities) for i, h in enumerate(others, start=1)]
+        row = searcher.row_of(value)
+        return searcher.nearest(searcher.vectors[row], k, leave_out=row)
     raw: str | bytes = value
     if modality != "text":
         try:

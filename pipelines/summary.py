@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.search import Hit
 from transforms.store import Manifest, Store, read_json
@@ -32,6 +33,7 @@ def print_summary(store: Store, manifest: Manifest, seconds: float) -> None:
             note = f"{reused:,} reused from an earlier run" if reused else ""
             table.add_row(f"{modality} embeddings", f"{counts[key]:,}", note)
         table.add_row("item vectors", f"{counts.get('items.rows', 0):,}")
+        _add_space(table, store, manifest)
     if "interactions.rows" in counts:
         table.add_row("events", f"{counts['interactions.rows']:,}")
         table.add_row("events of unknown items", f"{counts.get('events.unknown_item', 0):,}", "skipped")
@@ -48,11 +50,23 @@ def print_summary(store: Store, manifest: Manifest, seconds: float) -> None:
     out.print(f"published {store.run_path(manifest.run_id)}", highlight=False, soft_wrap=True)
 
 
+def _add_space(table: Table, store: Store, manifest: Manifest) -> None:
+    """Says how long the vectors came out, and which modalities are not in them and why."""
+    record = next(r for r in manifest.part("space") if r.path.endswith("space.json"))
+    space = read_json(store, record.path)
+    asked = space["info"].get("axes_asked", space["dim"])
+    note = "" if asked == space["dim"] else f"{asked} asked for; the data has no more on which modalities agree"
+    table.add_row("joint space", f"{space['dim']} axes, {space['method']}", note)
+    for modality, why in space["info"].get("left_out", {}).items():
+        table.add_row("", f"without {modality}", why)
+
+
 def print_hits(console: Console, hits: Sequence[Hit], title: str | None = None) -> None:
     """Prints search results as a table."""
     table = Table(
         "rank", "score", "id", "title", "modalities", title=title, title_justify="left", box=None, padding=(0, 2)
     )
     for h in hits:
-        table.add_row(str(h.rank), f"{h.score:.3f}", str(h.item_id), h.title or "", " ".join(h.modalities))
+        # As Text: a title may look like markup, "Screw [M4]".
+        table.add_row(str(h.rank), f"{h.score:.3f}", Text(str(h.item_id)), Text(h.title or ""), " ".join(h.modalities))
     console.print(table)

@@ -23,6 +23,18 @@ def options(argv: Sequence[str]) -> PipelineOptions:
     return PipelineOptions(list(argv))
 
 
+def unknown_options(argv: Sequence[str]) -> list[str]:
+    """Names what Beam would pass over in silence: options that none of its classes has, and stray words."""
+    built = PipelineOptions(list(argv))
+    kept = set(built.get_all_options(retain_unknown_options=True)) - set(built.get_all_options())
+    names = [a.split("=")[0] for a in argv if a.startswith("-")]
+    # Beam's names have underscores only, and a hyphen hides from the difference above.
+    options = [n for n in names if n.lstrip("-") in kept or "-" in n[2:]]
+    # A word after an option may be its value; any other is stray.
+    pairs = zip(["", *argv], argv, strict=False)
+    return options + [a for before, a in pairs if not a.startswith("-") and not before.startswith("-")]
+
+
 def _without_runner(argv: Sequence[str]) -> list[str]:
     kept, skip = [], False
     for a in argv:

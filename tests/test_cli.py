@@ -49,8 +49,8 @@ def unisono(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return run_command
 
 
-def one_line(done: Done) -> str:
-    assert done.returncode == 1, done.stderr
+def one_line(done: Done, code: int = 1) -> str:
+    assert done.returncode == code, done.stderr
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("unisono: error: ")
@@ -104,9 +104,43 @@ def test_a_bad_page_inside_a_file_is_one_line_too(job, tmp_path: Path) -> None:
 
 
 def test_multi_threading_is_refused(job) -> None:
-    line = one_line(in_a_process("embed", "--config", job(), "--direct_running_mode", "multi_threading"))
+    line = one_line(in_a_process("embed", "--config", job(), "--direct_running_mode", "multi_threading"), code=2)
     assert "loses elements" in line
 
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--runid", "x"), "knows --runid"),
+        (("--dry-run",), "knows --dry-run"),
+        (("extra",), "knows extra"),
+        (("--runner", "Nope"), "--runner"),
+    ],
+    ids=lambda a: " ".join(a) if isinstance(a, tuple) else "",
+)
+def test_what_neither_we_nor_beam_know_is_refused(unisono, job, args: tuple[str, ...], said: str) -> None:
+    assert said in one_line(unisono("nightly", "--config", job(), *args), code=2)
+
+
+def test_titles_that_look_like_markup_are_shown_as_they_are(unisono, job, tmp_path: Path) -> None:
+    titles = ["Screw [M4] lamp", "Screw [/M4] bolt", "Nut :smile: lamp"]
+    pq.write_table(pa.table({"id": ["a[x]", "b", "c"], "t": titles}), tmp_path / "c.parquet")
+    assert unisono("embed", "--config", job()).returncode == 0
+    shown = unisono("search", "--store", str(tmp_path / "out"), "--text", "lamp").stdout
+    assert all(t in shown for t in [*titles, "a[x]"])
+
+
+@pytest.mark.parametrize("lost", ["items", "space", "config.yaml", "manifest.json"])
+def test_a_damaged_run_is_one_line(unisono, job, tmp_path: Path, lost: str) -> None:
+    assert unisono("embed", "--config", job(), "--run-id", "r").returncode == 0
+    run_dir = tmp_path / "out/runs/r"
+    if lost == "manifest.json":
+        (run_dir / lost).write_text('{"run_id": ')
+    else:
+        for path in [run_dir / lost] if lost.endswith(".yaml") else (run_dir / lost).iterdir():
+            path.unlink()
+    line = one_line(unisono("search", "--store", str(tmp_path / "out"), "--text", "shoe"))
+    assert lost.split(".")[0] in line
 
 def test_embed_says_what_it_made_and_logs_off_a_terminal(job) -> None:
     done = in_a_process("embed", "--config", job(), "--run-id", "first", "--runner", "DirectRunner")

@@ -49,6 +49,12 @@ BAD = {
         changed(encoders={"joint": {"model": "st/x", "parts": ["text", "audio"]}}),
         "encoders.joint.parts: 'audio' is no modality of the catalogue; it has ['text']",
     ),
+    "template with a format": (changed(catalog__text="{a:>9}"), "catalog.text: a template takes plain"),
+    "too many shards": (changed(shards=10**9), "shards: Input should be less than"),
+    "event that YAML reads as true": (
+        changed(interactions=LOG | {"event": "e", "weights": {True: 1}}),
+        "interactions.weights: YAML reads True as true or false",
+    ),
     "a list": ([1, 2], "a job file is a mapping"),
     "nothing": (None, "a job file is a mapping"),
 }

@@ -195,6 +195,35 @@ def test_a_run_cut_short_resumes_from_the_shards_it_had(run: Run, tmp_path: Path
     assert Run(first.store, again, first.job, run.shop).part("items").equals(first.part("items"))
 
 
+def test_a_run_that_was_tidied_away_costs_reuse_not_the_night(run: Run, tmp_path: Path) -> None:
+    first = run_with(tmp_path, run.shop, run_id="old", shards=2, interactions=None)
+    for record in first.manifest.part("embeddings"):
+        (tmp_path / "store" / record.path).unlink()
+    second = run_job(str(first.job), "new", [], items=True, users=False)
+    assert second is not None
+    assert counts(Run(first.store, second, first.job, run.shop))["reused.text"] == 0
+
+
+def test_a_resume_with_other_shards_leaves_no_rows_twice(run: Run, tmp_path: Path) -> None:
+    first = run_with(tmp_path, run.shop, run_id="a", shards=4)
+    (tmp_path / "store/LATEST").unlink()
+    (tmp_path / "store/runs/a/manifest.json").unlink()
+    body = yaml.safe_load(first.job.read_text()) | {"shards": 2}
+    first.job.write_text(yaml.safe_dump(body))
+    assert run_job(str(first.job), "a", [], items=True, users=True) is not None
+    for part in ("items", "users", "embeddings"):
+        assert len(list((tmp_path / "store/runs/a" / part).glob("*.parquet"))) == 2
+    assert pq.read_table(tmp_path / "store/runs/a/items").num_rows == 150
+
+
+def test_a_log_that_fits_no_item_does_not_replace_yesterdays_profiles(run: Run, tmp_path: Path) -> None:
+    log = pq.read_table(run.shop.interactions)
+    strange = pc.binary_join_element_wise("other-", log["item_id"], "")
+    pq.write_table(log.set_column(log.schema.get_field_index("item_id"), "item_id", strange), tmp_path / "log.parquet")
+    with pytest.raises(JobError, match="publish refused: none of 1299 events gave a user profile"):
+        run_with(tmp_path / "run", run.shop, interactions={"path": str(tmp_path / "log.parquet")})
+
+
 def test_profiles_alone_stand_on_the_published_items(run: Run, tmp_path: Path) -> None:
     first = run_with(tmp_path, run.shop, run_id="items-only", shards=2, interactions=None)
     assert not first.manifest.part("users")

@@ -125,8 +125,19 @@ def check_catalog(spec: CatalogSpec) -> Catalog:
 def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Casts a text column to strings; a list of strings becomes one, comma-separated."""
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        return pc.binary_join(column.cast(pa.list_(pa.string())), ", ")
+        return pc.binary_join(_without_nulls(one_chunk(column.cast(pa.list_(pa.string())))), ", ")
     return column.cast(pa.string())
+
+
+def _without_nulls(lists: pa.ListArray) -> pa.ListArray:
+    """Leaves out null elements: one of them would make the whole joined list null."""
+    values, rows = pc.list_flatten(lists), pc.list_parent_indices(lists).to_numpy()
+    if not values.null_count:
+        return lists
+    valid = values.is_valid()
+    lengths = np.bincount(rows[valid.to_numpy(zero_copy_only=False)], minlength=len(lists))
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), values.filter(valid), mask=lists.is_null())
 
 
 def _trimmed(column: pa.ChunkedArray) -> pa.ChunkedArray:
