@@ -341,7 +341,7 @@ def _absolute_model(encoder: Any, base: str) -> Any:
 def _one_line(error: ValidationError, where: str) -> str:
     """Says the first thing that is wrong: the key, what it got, what is allowed."""
     # Where a value may be of two kinds, pydantic says what is wrong with it as either: the second tells more.
-    errors = sorted(error.errors(), key=lambda e: any("literal[" in str(p) for p in e["loc"]))
+    errors = sorted(error.errors(), key=lambda e: any(str(p).startswith("literal[") for p in e["loc"]))
     first = errors[0]
     key = ".".join(str(p) for p in first["loc"] if "[" not in str(p))
     message = first["msg"].removeprefix("Value error, ")
