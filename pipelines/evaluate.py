@@ -201,7 +201,7 @@ def print_evaluation(result: Mapping[str, Any], console: Console | None = None) 
     """Prints the tables of `evaluate_space`.
 
     found: an item by one modality when it is stored by its others, R@10; lost: the same after 30% of all
-    modalities are taken away; drop: the difference; imp.: with imputation.
+    modalities are taken away; drop: the difference; +: with imputation.
     """
     out = console or Console(width=max(160, Console().width))
     out.print(f"{result['items']:,} items, {result['folds']} fold(s), measured on items that the fit did not see")
@@ -219,11 +219,11 @@ def print_evaluation(result: Mapping[str, Any], console: Console | None = None) 
 
 
 def _summary(title: str, rows: Mapping[str, Any], label: str | None) -> Table:
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2))
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1))
     table.add_column(title[:-1], no_wrap=True)
     heads = ["R@1", "R@5", "R@10", "× chance", "median", "MRR", "gap", "isotropy"]
     heads += [f"same {label}"] if label else []
-    for head in [*heads, "found", "lost", "drop", "found, imp.", "lost, imp.", "drop, imp.", "fit s"]:
+    for head in [*heads, "found", "lost", "drop", "+found", "+lost", "+drop", "fit s"]:
         table.add_column(head, justify="right", no_wrap=True)
     for name, r in rows.items():
         if "not_fitted" in r:

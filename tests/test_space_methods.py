@@ -175,7 +175,7 @@ def test_anchors_are_sparse_cosines(missing):
         all_ = batch[m][0].astype(np.float64) - x.mean(0)
         norm = np.sqrt(np.einsum("ij,jk,ik->i", all_, metric, all_))
         cosines = all_ @ metric @ all_[rows].T / np.outer(norm, norm[rows])
-        kept = np.sort(cosines, axis=1)[:, ::-1][:, 2, None]  # a tenth of 28
+        kept = np.sort(cosines, axis=1)[:, ::-1][:, 6, None]  # a quarter of 28
         sparse = np.where(cosines >= kept, cosines, 0.0)
         relative[m] = sparse - sparse[batch[m][1]].mean(0)
     for a, b in itertools.product(DIMS, DIMS):

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.linalg
 
 from transforms.moments import Moments
-from transforms.whitening import Whitener, padded, principal_axes, signs, whitener
+from transforms.whitening import Whitener, padded, principal_axes, shared_regularization, signs, whitener
 
 if TYPE_CHECKING:
     from transforms.alignment import Solution, SpaceSpec
@@ -37,7 +37,8 @@ def solve_gcca(moments: Moments, used: list[str], spec: SpaceSpec) -> Solution:
     of unimodal features to multimodal features", 2024 (axes weighted by correlation).
     """
     paired = [m for m in used if any(m != other and moments.count(m, other) > 1 for other in used)]
-    whiteners = {m: whitener(moments, m, spec.regularization) for m in used}
+    r = shared_regularization(moments, used) if spec.regularization is None else spec.regularization
+    whiteners = {m: whitener(moments, m, r) for m in used}
     # The longest modality's rank comes off for the reason that `max_dim` gives.
     ranks = [whiteners[m].basis.shape[1] for m in paired]
     axes = min(spec.dim, sum(ranks) - max(ranks)) if paired else 0
