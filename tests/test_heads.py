@@ -126,12 +126,18 @@ class _Walk:
 
 def test_early_stopping_keeps_the_best_epoch():
     objective = _Walk()
-    found = train(objective, Recipe(epochs=50, patience=3, rate=0.1))
+    found = train(objective, Recipe(epochs=50, patience=3, cuts=0, rate=0.1))
     assert found.epoch == 2
     assert found.params["loss.x"] == pytest.approx(-0.2, abs=1e-6)
     assert len(found.history) == 6
     assert objective.losses == 5
-    assert train(_Walk(), Recipe(epochs=4, rate=0.1), validate=False).epoch == 4
+    again = train(_Walk(), Recipe(epochs=50, patience=3, cuts=0, rate=0.1), found.rates)
+    assert again.params == found.params
+    assert again.history == []
+    closer = train(_Walk(), Recipe(epochs=50, patience=3, cuts=1, rate=0.1))  # goes back to −0.2, then by 0.03
+    assert closer.rates == pytest.approx([0.1, 0.1, 0.03])
+    assert closer.params["loss.x"] == pytest.approx(-0.23, abs=1e-6)
+    assert closer.epoch == 6
 
 
 def test_training_that_diverges_is_refused():

@@ -34,7 +34,7 @@ def fit_heads(sample: pa.Table, moments: Moments, used: list[str], spec: SpaceSp
 
     Training starts from regularised generalised CCA and changes it only as far as items that it does not see
     are then paired better: what validates worse than the start is not kept (`info["training"]["epoch"]` is then
-    0). Up to `_REFIT_ROWS` items it is done twice, the second time on all of them for as many epochs as the first
+    0). Up to `_REFIT_ROWS` items it is done twice, the second time on all of them, for the epochs that the first
     found best.
 
     Args:
@@ -70,6 +70,7 @@ def fit_heads(sample: pa.Table, moments: Moments, used: list[str], spec: SpaceSp
     found = train(objective, recipe)
     info: dict[str, Any] = {
         "epoch": found.epoch,
+        "rates": found.rates,
         "history": found.history,
         "score": "mean reciprocal rank of validation items over pairs of modalities",
         "rows": len(training),
@@ -85,7 +86,7 @@ def fit_heads(sample: pa.Table, moments: Moments, used: list[str], spec: SpaceSp
         objective = replace(
             objective, training=whole.rows(embeddings), validation=None, heads=_heads(whole.dim), _placed={}
         )
-        found = train(objective, replace(recipe, epochs=found.epoch), validate=False)
+        found = train(objective, recipe, found.rates)
         at_start, info["refitted"] = whole, True
     return at_start.space(info, found, objective)
 
