@@ -217,7 +217,7 @@ class Shop:
             f"interactions: {{path: shop/interactions.parquet, user: user_id, item: item_id, time: timestamp}}\n{extra}"
         )
         plan = plan_run(load_job(str(self.root / "job.yaml")), run_id, items=True, users=True)
-        launch(lambda p: nightly.build(p, plan), [], {})
+        launch(lambda p: nightly.build(p, plan), beam_options([]), {})
         return Store(str(self.root / "store"))
 
 
