@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 import scipy.linalg
 
 from transforms.quality import neighbour_overlap
-from transforms.space import LinearMap, Space
+from transforms.space import Space
+from transforms.space_parts import LinearMap
 from transforms.tables import from_vector_column, same_id_kind
 from transforms.whitening import signs
 
