@@ -18,7 +18,7 @@ from transforms.tables import from_vector_column, same_id_kind
 from transforms.whitening import signs
 
 POLICIES = ("never", "always", "on_drift")
-OVERLAP_ROWS = 4096  # items whose neighbours are compared: n² scores
+OVERLAP_ROWS = 2048  # items whose neighbours are compared: n² scores
 _LEAST_PER_AXIS = 1  # common items for each axis, under which a turn would be made up
 
 
