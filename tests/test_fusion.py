@@ -13,7 +13,8 @@ from transforms.errors import JobError
 from transforms.fit_fusion import FusionSpec, fit_fusion
 from transforms.fusion import fuse as fuse_weighted
 from transforms.fusion import fuse_table
-from transforms.space import FixedWeights, linear_space
+from transforms.space import linear_space
+from transforms.space_parts import FixedWeights
 from transforms.tables import from_vector_column, to_vector_column
 
 NAMES = ("audio", "image", "text")

@@ -12,7 +12,8 @@ import scipy.linalg
 from transforms.alignment import SpaceSpec
 from transforms.errors import JobError
 from transforms.moments import Moments, embeddings_of
-from transforms.space import Space, Tensors
+from transforms.space import Space
+from transforms.space_parts import Tensors
 from transforms.tables import hash_ids
 from transforms.whitening import signs, whitener
 

@@ -16,7 +16,8 @@ from transforms.errors import JobError
 from transforms.impute import fit_conditional_mean, joint_covariance
 from transforms.moments import Moments, embeddings_of
 from transforms.quality import chance_mrr, retrieval
-from transforms.space import FixedWeights, Output, Space
+from transforms.space import Space
+from transforms.space_parts import FixedWeights, Output
 from transforms.whitening import signs
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.linalg
 
 from transforms.moments import Moments
-from transforms.space import Tensors
+from transforms.space_parts import Tensors
 from transforms.whitening import default_regularization
 
 

@@ -12,12 +12,13 @@ import pyarrow.compute as pc
 import scipy.linalg
 
 from transforms.quality import neighbour_overlap
-from transforms.space import LinearMap, Space
+from transforms.space import Space
+from transforms.space_parts import LinearMap
 from transforms.tables import from_vector_column, same_id_kind
 from transforms.whitening import signs
 
 POLICIES = ("never", "always", "on_drift")
-OVERLAP_ROWS = 4096  # items whose neighbours are compared: n² scores
+OVERLAP_ROWS = 2048  # items whose neighbours are compared: n² scores
 _LEAST_PER_AXIS = 1  # common items for each axis, under which a turn would be made up
 
 
