@@ -14,7 +14,7 @@ from test_space_methods import draw, moments_of, table_of
 from pipelines import nightly
 from pipelines.config import load_job
 from pipelines.demo_data import generate_shop
-from pipelines.launch import launch
+from pipelines.launch import beam_options, launch
 from pipelines.plan import plan_run
 from pipelines.search import Searcher
 from transforms.alignment import SpaceSpec
