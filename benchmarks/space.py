@@ -62,7 +62,7 @@ def run_unisono(root: Path, items: int, dim: int, axes: int) -> None:
     import apache_beam as beam
 
     from pipelines.embed import ReadShards, _embedding_columns
-    from pipelines.launch import launch
+    from pipelines.launch import beam_options, launch
     from transforms.alignment import SpaceSpec
     from transforms.fit_fusion import FusionSpec
     from transforms.fit_run import FitSettings
@@ -85,7 +85,7 @@ def run_unisono(root: Path, items: int, dim: int, axes: int) -> None:
         fused = files | "ReadForItems" >> ReadShards(store) | "Fuse" >> FuseItems(fitted["space"])
         fused["shards"] | "Write" >> WriteShards(store, "unisono", "items", len(records), {})
 
-    launch(build, [], {})
+    launch(build, beam_options([]), {})
 
 
 def run_bare(root: Path, items: int, dim: int, axes: int) -> None:
