@@ -267,7 +267,7 @@ def test_demo_refit_small_vectors_and_readers(tmp_path):
     assert any(items["imputed"].to_pylist())
     searcher = Searcher(store)
     np.testing.assert_allclose(np.linalg.norm(searcher.vectors, axis=1), 1, atol=1e-6)
-    hit = searcher.nearest(searcher.vector_of("item-00007"), 1)[0]
+    hit = searcher.nearest(searcher.vectors[searcher.row_of("item-00007")], 1)[0]
     assert hit.item_id == "item-00007"
     assert searcher.embed_query("text", "a red guitar").shape == (16,)
     users = [read_table(store, r) for r in store.manifest("four").part("users")]
