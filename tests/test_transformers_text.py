@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from checkpoints import TEXTS, save_sentence_files, save_transformer, write_json
 
 from transforms.encoders import transformers_text as family
@@ -139,9 +140,24 @@ def test_embedding_depends_on_its_batch_by_rounding_only(bert: Path) -> None:
     assert encoder.encode([]).shape == (0, encoder.dim)
 
 
-def test_prepare_strips_and_cost_grows_up_to_the_maximum(bert: Path) -> None:
+def test_forward_batches_keep_to_their_tokens_and_pad_little(bert: Path) -> None:
+    texts = ["chair " * n for n in np.random.default_rng(0).integers(1, 30, 200)]
+    expected = family.load(spec_of(bert)).encode(texts)
     encoder = family.load(spec_of(bert, batch_tokens=99))
-    assert encoder.batch_cost == 99
+    masks: list[torch.Tensor] = []
+    hook = encoder._model.register_forward_pre_hook(
+        lambda module, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
+    )
+    got = encoder.encode(texts)
+    hook.remove()
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    assert len(masks) > 20
+    assert max(mask.numel() for mask in masks) <= 99
+    assert sum(int(mask.sum()) for mask in masks) >= 0.95 * sum(mask.numel() for mask in masks)
+
+
+def test_prepare_strips_and_cost_grows_up_to_the_maximum(bert: Path) -> None:
+    encoder = family.load(spec_of(bert))
     assert encoder.prepare("  a chair\n") == "a chair"
     with pytest.raises(InputError) as caught:
         encoder.prepare(" \n\t")
