@@ -207,7 +207,6 @@ def main() -> None:
     if args.cpu_smoke:
         args.items = args.files = 6
         args.seconds, args.first_batch, args.largest_batch = 0.0, 2, 2
-        args.model = args.model or ["ViT-B-32", "MiniLM", "CLAP"]
     elif not torch.cuda.is_available():
         raise SystemExit("benchmarks/gpu.py: no CUDA device here; --cpu-smoke shows that it runs, without measuring")
     args.device = "cpu" if args.cpu_smoke else "cuda"
