@@ -287,7 +287,25 @@ CLIPS: dict[str, dict[str, Any]] = {
         "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "pool_type": "avg"},
         "text_cfg": {"no_causal_mask": True, "pool_type": "last", "proj_bias": True},
     },
-}
+    "timm": {
+        "custom_text": True,
+        "vision_cfg": {
+            "image_size": 64, "timm_model_name": "test_convnext", "timm_model_pretrained": False,
+            "timm_pool": "", "timm_proj": "linear",
+        },
+    },
+    "coca": {
+        "custom_text": True,
+        "vision_cfg": {
+            "image_size": 32, "layers": 2, "width": 64, "patch_size": 8,
+            "attentional_pool": True, "attn_pooler_heads": 4, "output_tokens": True,
+        },
+        "text_cfg": {"embed_cls": True, "output_tokens": True},
+        "multimodal_cfg": {
+            "context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1, "attn_pooler_heads": 2,
+        },
+    },
+}  # fmt: skip
 
 
 def save_open_clip(directory: Path, kind: str = "vit", seed: int = 0, preprocess: dict[str, Any] | None = None) -> None:

@@ -145,6 +145,8 @@ PREPROCESSING: dict[str, tuple[str, dict]] = {
     "oblong-longest": ("vit-quickgelu-oblong", {"resize_mode": "longest", "interpolation": "bilinear"}),
     "resnet": ("resnet", {}),
     "siglip-like": ("siglip-like", {"resize_mode": "squash"}),
+    "timm": ("timm", {}),
+    "coca": ("coca", {}),
 }  # fmt: skip
 
 
@@ -191,7 +193,7 @@ def test_jpegs_at_reduced_scale_are_close_and_whole_ones_exact(tmp_path: Path) -
 # --- parity: texts -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["vit", "siglip-like"])
+@pytest.mark.parametrize("kind", ["vit", "siglip-like", "timm", "coca"])
 def test_texts_are_embedded_as_by_open_clip(kind: str, tmp_path: Path) -> None:
     save_open_clip(tmp_path, kind)
     model = reference.create_model(f"local-dir:{tmp_path}").eval()
