@@ -28,7 +28,9 @@ Config = Annotated[str, typer.Option("--config", help="The job file: a path or g
 RunId = Annotated[str | None, typer.Option("--run-id", help="Names the run; by default the time of launch.")]
 
 
-def _run(config: str, run_id: str | None, argv: list[str], *, items: bool, users: bool) -> None:
+def _run(
+    config: str, run_id: str | None, argv: list[str], *, items: bool, users: bool, recommend: bool = False
+) -> None:
     # Imported here: `--help` and a mistyped option should answer at once.
     from pipelines import nightly
     from pipelines.config import load_job
@@ -37,7 +39,7 @@ def _run(config: str, run_id: str | None, argv: list[str], *, items: bool, users
     from pipelines.summary import print_summary
 
     started = time.monotonic()
-    plan = plan_run(load_job(config), run_id, items=items, users=users)
+    plan = plan_run(load_job(config), run_id, items=items, users=users, recommend=recommend)
     launch(lambda root: nightly.build(root, plan), argv, plan.stage_totals)
     manifest = plan.store.manifest(plan.run_id)
     if manifest is None:  # a submitted job whose launcher does not wait
@@ -60,10 +62,18 @@ def profile(ctx: typer.Context, config: Config, run_id: RunId = None) -> None:
 
 @app.command(context_settings=_PASS_ON)
 def nightly(ctx: typer.Context, config: Config, run_id: RunId = None) -> None:
-    """The scheduled job: embed, and profile if the job file has `interactions`, under one run id."""
+    """The scheduled job: embed, profile and recommend (as the job file has the keys), under one run id."""
     from pipelines.config import load_job
 
-    _run(config, run_id, ctx.args, items=True, users=load_job(config).interactions is not None)
+    job = load_job(config)
+    users = job.interactions is not None
+    _run(config, run_id, ctx.args, items=True, users=users, recommend=users and job.ranking is not None)
+
+
+@app.command(context_settings=_PASS_ON)
+def recommend(ctx: typer.Context, config: Config, run_id: RunId = None) -> None:
+    """Rank the published items for the published users."""
+    _run(config, run_id, ctx.args, items=False, users=False, recommend=True)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from transforms.files import is_remote, join
 from transforms.interactions import InteractionsSpec
 from transforms.media import MediaSource
 from transforms.profiles import ProfileSpec
+from transforms.ranking import RankingSpec
 from transforms.store import Store
 
 Positive = Annotated[int, Field(gt=0)]
@@ -115,6 +116,21 @@ class ProfilesConfig(_Section):
     half_life_days: Annotated[float, Field(gt=0)] | None = 30.0
 
 
+class RankingConfig(_Section):
+    """How users are matched with items. `filter`: a column of the catalogue, true where an item may be shown."""
+
+    k: Positive = 100
+    interests: Literal["profile", "maximum", "weighted"] = "maximum"
+    fusion: Literal["early", "late"] = "early"
+    weights: dict[str, Annotated[float, Field(ge=0)]] = {}
+    exclude_seen: bool = True
+    filter: str | None = None
+    diversity: Annotated[float, Field(ge=0, le=1)] = 0.0
+    popularity_penalty: Annotated[float, Field(ge=0)] = 0.0
+    slices: Positive = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
 class LimitsConfig(_Section):
     """What a single input may cost, and how many may fail before the publish is refused."""
 
@@ -141,6 +157,7 @@ class Job(_Section):
     fusion: FusionConfig = FusionConfig()
     interactions: InteractionsConfig | None = None
     profiles: ProfilesConfig = ProfilesConfig()
+    ranking: RankingConfig | None = None
     limits: LimitsConfig = LimitsConfig()
     output: OutputConfig = OutputConfig()
 
@@ -150,6 +167,11 @@ class Job(_Section):
     def modalities(self) -> tuple[str, ...]:
         """The modalities that the catalogue has a column for."""
         return self.catalog_spec.modalities
+
+    @property
+    def space_modalities(self) -> tuple[str, ...]:
+        """The modalities of the joint space."""
+        return self.modalities
 
     @property
     def store_at(self) -> Store:
@@ -198,6 +220,19 @@ class Job(_Section):
     def profile_spec(self) -> ProfileSpec:
         """What `transforms.profiles` takes."""
         return ProfileSpec(half_life_days=self.profiles.half_life_days)
+
+    @property
+    def ranking_spec(self) -> RankingSpec:
+        """What `transforms.ranking` takes.
+
+        Raises:
+            JobError: its keys do not go together.
+        """
+        at = self.ranking or RankingConfig()
+        weights = tuple(sorted(at.weights.items()))
+        return RankingSpec(
+            at.k, at.interests, at.fusion, weights, at.diversity, at.popularity_penalty, at.slices, at.device
+        )
 
     def to_yaml(self) -> str:
         """Writes the job with every default filled in and every path absolute."""

@@ -15,7 +15,7 @@ from transforms.encoders.registry import EncoderInfo, describe_encoder
 from transforms.errors import JobError
 from transforms.files import exists
 from transforms.interactions import Interactions, check_interactions
-from transforms.parquet import open_parquet
+from transforms.parquet import open_parquet, require_column
 from transforms.publish import now_utc
 from transforms.store import FileRecord, Manifest, Store
 from transforms.tables import same_id_kind
@@ -37,6 +37,9 @@ class Plan:
         dim: axes of the joint space.
         base: the published run when this one was launched.
         shards, user_shards: of items and of users.
+        users, recommend: the run makes profiles, recommendations.
+        late_modalities: those whose scores are added, where `ranking.fusion` is late.
+        filter_catalog: the catalogue's files, where `ranking.filter` names a column of theirs.
     """
 
     job: Job
@@ -50,6 +53,10 @@ class Plan:
     encoders: tuple[tuple[EncoderSpec, EncoderInfo], ...] = ()
     dim: int = 0
     base: Manifest | None = None
+    users: bool = False
+    recommend: bool = False
+    late_modalities: tuple[str, ...] = ()
+    filter_catalog: Catalog | None = None
 
     @property
     def encoder_ids(self) -> dict[str, str]:
@@ -65,7 +72,9 @@ class Plan:
             names += ["write-embeddings", "moments", "fuse", "write-items"]
             totals |= dict.fromkeys(names, self.catalog.rows)
         if self.interactions:
-            totals |= {"interactions": self.interactions.rows, "profiles": self.interactions.rows}
+            totals |= {"interactions": self.interactions.rows}
+        if self.interactions and self.users:
+            totals |= {"profiles": self.interactions.rows}
         return totals
 
 
@@ -84,7 +93,7 @@ def default_run_id() -> str:
     return re.sub(r"[^0-9T]", "", now_utc()[:19])
 
 
-def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool) -> Plan:
+def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool, recommend: bool = False) -> Plan:
     """Checks a job whole.
 
     Args:
@@ -92,6 +101,7 @@ def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool) -> Plan:
         run_id: None: made from the clock.
         items: the run will read the catalogue and make item vectors.
         users: the run will read the log and make profiles (from the published run's items unless `items`).
+        recommend: the run will rank items for users (those of the published run unless `users`).
 
     Raises:
         JobError: whatever would stop the run later.
@@ -107,9 +117,13 @@ def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool) -> Plan:
             spec = job.encoder_spec(modality)
             encoders.append((spec, describe_encoder(spec)))
     dim = _check_space(job, [(s.modality, info.dim) for s, info in encoders]) if items else 0
-    interactions = check_interactions(job.interactions_spec) if users else None
-    if users and not items:
+    interactions = check_interactions(job.interactions_spec) if users or (recommend and _needs_log(job)) else None
+    if (users or recommend) and not items:
         store.published()
+    if recommend and not users and not (base and base.part("users")):
+        raise JobError(f"store: the published run in {store.root} has no users/; run `unisono profile` first")
+    late = _check_ranking(job) if recommend else ()
+    hidden = _check_filter(job) if recommend and job.ranking and job.ranking.filter else None
     if interactions:
         id_type = catalog.id_type if catalog else _published_id_type(store)
         if not same_id_kind(id_type, interactions.item_type):
@@ -120,9 +134,37 @@ def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool) -> Plan:
     store.check_new_run(run_id)
     shards = job.shards or _default_shards(catalog.rows if catalog else 1, base)
     user_shards = job.shards or _power_of_two(interactions.rows if interactions else 1, EVENTS_A_SHARD)
+    if recommend and not users and base:
+        user_shards = len(base.part("users"))
     return Plan(
-        job, run_id, now_utc(), store, shards, user_shards, catalog, interactions, tuple(encoders), dim, base
-    )
+        job, run_id, now_utc(), store, shards, user_shards, catalog, interactions, tuple(encoders), dim, base,
+        users, recommend, late, hidden,
+    )  # fmt: skip
+
+
+def _needs_log(job: Job) -> bool:
+    return bool(job.ranking and (job.ranking.exclude_seen or job.ranking.popularity_penalty))
+
+
+def _check_ranking(job: Job) -> tuple[str, ...]:
+    """Gives the modalities of late fusion, none where fusion is early."""
+    if job.ranking is None:
+        raise JobError("ranking: missing; `unisono recommend` needs it (at least `ranking: {k: 100}`)")
+    unknown = sorted(set(job.ranking.weights) - set(job.space_modalities))
+    if unknown:
+        have = ", ".join(job.space_modalities)
+        raise JobError(f"ranking.weights: {unknown[0]} is no modality of the space; it has {have}")
+    if job.ranking_spec.fusion == "early":
+        return ()
+    return tuple(m for m in job.space_modalities if job.ranking.weights.get(m, 1.0) > 0)
+
+
+def _check_filter(job: Job) -> Catalog:
+    assert job.ranking is not None
+    assert job.ranking.filter is not None
+    catalog = check_catalog(job.catalog_spec)
+    require_column(list(catalog.files), job.ranking.filter, "ranking.filter", pa.types.is_boolean, "booleans")
+    return catalog
 
 
 def _check_space(job: Job, dims: list[tuple[str, int]]) -> int:

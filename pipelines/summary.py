@@ -25,9 +25,12 @@ def print_summary(store: Store, manifest: Manifest, seconds: float, console: Con
         table.add_row("item vectors", f"{counts.get('items.rows', 0):,}")
     if "interactions.rows" in counts:
         table.add_row("events", f"{counts['interactions.rows']:,}")
+    if "users.rows" in counts:
         table.add_row("events of unknown items", f"{counts.get('events.unknown_item', 0):,}", "skipped")
         table.add_row("user profiles", f"{counts.get('users.rows', 0):,}")
         table.add_row("users without a usable event", f"{counts.get('users.without_profile', 0):,}", "no row")
+    if "recommendations.rows" in counts:
+        table.add_row("users served", f"{counts['recommendations.rows']:,}")
     dead = sorted(((n, k.removeprefix("dead.")) for k, n in counts.items() if k.startswith("dead.")), reverse=True)
     table.add_row("dead letters", f"{sum(n for n, _ in dead):,}")
     for n, key in dead[:_SHOWN]:
