@@ -114,6 +114,14 @@ class ProfilesConfig(_Section):
     """How a user's history becomes one vector."""
 
     half_life_days: Annotated[float, Field(gt=0)] | None = 30.0
+    min_events: Positive = 1
+    interests: Annotated[int, Field(ge=0, le=100)] = 3
+    recent_events: Positive = 100
+    delta: Annotated[float, Field(ge=0, le=1)] = 1.0
+    session_minutes: Annotated[float, Field(gt=0)] | None = None
+    max_events_per_day: Positive | None = 5000
+    robots: Literal["cap", "drop"] = "cap"
+    incremental: bool = False
 
 
 class RankingConfig(_Section):
@@ -219,7 +227,19 @@ class Job(_Section):
     @property
     def profile_spec(self) -> ProfileSpec:
         """What `transforms.profiles` takes."""
-        return ProfileSpec(half_life_days=self.profiles.half_life_days)
+        at = self.profiles
+        return ProfileSpec(
+            half_life_days=at.half_life_days,
+            min_events=at.min_events,
+            interests=at.interests,
+            recent_events=at.recent_events,
+            delta=at.delta,
+            session_minutes=at.session_minutes,
+            max_events_per_day=at.max_events_per_day,
+            robots=at.robots,
+            modalities=self.space_modalities,
+            modality_vectors=self.ranking is not None and self.ranking.fusion == "late",
+        )
 
     @property
     def ranking_spec(self) -> RankingSpec:

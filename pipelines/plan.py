@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -17,13 +18,15 @@ from transforms.files import exists
 from transforms.interactions import Interactions, check_interactions
 from transforms.parquet import open_parquet, require_column
 from transforms.publish import now_utc
-from transforms.store import FileRecord, Manifest, Store
+from transforms.store import FileRecord, Manifest, Store, read_json
 from transforms.tables import same_id_kind
 
 ROWS_A_SHARD = 4096  # a shard is the unit of retry: seconds of encoding, tens of MB of embeddings
 MOST_ROWS_A_SHARD = 4 * ROWS_A_SHARD  # a grown catalogue keeps its shards up to here
 EVENTS_A_SHARD = 262_144
 DEFAULT_DIM = 128
+CLOCK_SLACK_S = 86_400  # events so far ahead of the launch are of the future; less is a clock or a zone
+FOLDED = "state/logs.json"  # the logs that a state holds
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Plan:
         shards, user_shards: of items and of users.
         users, recommend: the run makes profiles, recommendations.
         late_modalities: those whose scores are added, where `ranking.fusion` is late.
+        state: files of the published run's sums, to which this run's events are added.
+        folded: the logs that are added up to now, those of this run last.
         filter_catalog: the catalogue's files, where `ranking.filter` names a column of theirs.
     """
 
@@ -57,6 +62,8 @@ class Plan:
     recommend: bool = False
     late_modalities: tuple[str, ...] = ()
     filter_catalog: Catalog | None = None
+    state: tuple[FileRecord, ...] = ()
+    folded: tuple[dict[str, object], ...] = ()
 
     @property
     def encoder_ids(self) -> dict[str, str]:
@@ -117,7 +124,7 @@ def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool, recommen
             spec = job.encoder_spec(modality)
             encoders.append((spec, describe_encoder(spec)))
     dim = _check_space(job, [(s.modality, info.dim) for s, info in encoders]) if items else 0
-    interactions = check_interactions(job.interactions_spec) if users or (recommend and _needs_log(job)) else None
+    interactions = _check_log(job) if users or (recommend and _needs_log(job)) else None
     if (users or recommend) and not items:
         store.published()
     if recommend and not users and not (base and base.part("users")):
@@ -134,12 +141,38 @@ def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool, recommen
     store.check_new_run(run_id)
     shards = job.shards or _default_shards(catalog.rows if catalog else 1, base)
     user_shards = job.shards or _power_of_two(interactions.rows if interactions else 1, EVENTS_A_SHARD)
+    state, folded = _check_incremental(job, store, base, interactions) if users and interactions else ((), ())
+    if state:
+        user_shards = len(state)
     if recommend and not users and base:
         user_shards = len(base.part("users"))
     return Plan(
         job, run_id, now_utc(), store, shards, user_shards, catalog, interactions, tuple(encoders), dim, base,
-        users, recommend, late, hidden,
+        users, recommend, late, hidden, state, folded,
     )  # fmt: skip
+
+
+def _check_incremental(
+    job: Job, store: Store, base: Manifest | None, interactions: Interactions
+) -> tuple[tuple[FileRecord, ...], tuple[dict[str, object], ...]]:
+    """Gives the published state to add to, and the logs that will have been added; refuses a log twice."""
+    if not job.profiles.incremental:
+        return (), ()
+    state = tuple(base.part("state")) if base else ()
+    logs: list[dict[str, object]] = [{"path": f.path, "bytes": f.size} for f in interactions.files]
+    before = read_json(store, base.part("folded")[0].path) if base and state else []
+    again = [f for f in logs if f in before]
+    if again:
+        raise JobError(
+            f"interactions.path: {again[0]['path']} is in the published state already, and would count twice; "
+            "name the new logs only, or set profiles.incremental: false to start again from all of them"
+        )
+    return state, (*before, *logs)
+
+
+def _check_log(job: Job) -> Interactions:
+    latest_us = int((time.time() + CLOCK_SLACK_S) * 1e6)
+    return check_interactions(replace(job.interactions_spec, latest_us=latest_us))
 
 
 def _needs_log(job: Job) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import apache_beam as beam
 
-from pipelines.embed import Outputs
-from pipelines.plan import Plan
+from pipelines.embed import Outputs, ReadShards
+from pipelines.plan import FOLDED, Plan
 from transforms.interactions import ReadInteractions, ShardByUser
+from transforms.popularity import CountItems
 from transforms.profiles import BuildProfiles
-from transforms.store import WriteShards
+from transforms.store import FileRecord, WriteShards, write_file
 
 
 def read_events(root: beam.Pipeline, plan: Plan, out: Outputs) -> beam.PCollection:
@@ -36,9 +39,27 @@ def build(
     if items is None:
         assert plan.base is not None
         items = root | "PublishedItems" >> beam.Create(plan.base.part("items"))
-    built = events | "BuildProfiles" >> BuildProfiles(beam.pvalue.AsList(items), plan.job.profile_spec, plan.store.root)
+    popularity = events | "EventsPerItem" >> CountItems()
+    state = None
+    if plan.state:
+        state = root | "PublishedState" >> beam.Create(plan.state) | "ReadState" >> ReadShards(plan.store)
+    keep = plan.job.profiles.incremental
+    built = events | "BuildProfiles" >> BuildProfiles(
+        beam.pvalue.AsList(items), plan.job.profile_spec, plan.store.root, None, popularity, state, keep
+    )
     out.counts.append(built["counts"])
+    out.dead.append(built["dead"])
+    if keep:
+        out.files["state"] = built["state"] | "WriteState" >> WriteShards(
+            plan.store, plan.run_id, "state", plan.user_shards, {}
+        )
+        log = root | "FoldedLogs" >> beam.Create([json.dumps(plan.folded, indent=1)])
+        out.files["folded"] = log | "WriteFolded" >> beam.Map(_write_folded, plan)
     out.files["users"] = built["users"] | "WriteUsers" >> WriteShards(
         plan.store, plan.run_id, "users", plan.user_shards, {}
     )
     return out
+
+
+def _write_folded(text: str, plan: Plan) -> FileRecord:
+    return write_file(plan.store, "folded", f"runs/{plan.run_id}/{FOLDED}", text.encode())

@@ -12,7 +12,8 @@ from pipelines.embed import Outputs, ReadShards
 from pipelines.plan import Plan
 from pipelines.profile import read_events
 from transforms.parquet import ReadRowGroups
-from transforms.ranking import CountItems, RecommendItems, distinct_pairs
+from transforms.popularity import CountItems
+from transforms.ranking import RecommendItems, distinct_pairs
 from transforms.store import WriteShards
 from transforms.tables import ShardTable
 

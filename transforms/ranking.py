@@ -16,7 +16,7 @@ from apache_beam.typehints import with_output_types
 from transforms.errors import JobError
 from transforms.item_matrix import HasPath, ItemMatrix, per_process
 from transforms.progress import advance
-from transforms.tables import ShardTable, concat_tables, from_vector_column, hash_ids, one_chunk
+from transforms.tables import ShardTable, from_vector_column, hash_ids, one_chunk
 from transforms.topk import top_items
 
 INTERESTS = ("profile", "maximum", "weighted")
@@ -288,27 +288,6 @@ def diversify(ranked: pa.Table, items: ItemMatrix, k: int, diversity: float) -> 
 
 
 # --- Beam --------------------------------------------------------------------------------------------------
-
-
-class CountItems(beam.PTransform):
-    """Counts how many users turned to each item: takes (shard, seen pairs), gives one table (item_id, n)."""
-
-    def expand(self, seen: beam.PCollection) -> beam.PCollection:
-        return (
-            seen
-            | "PerShard" >> beam.MapTuple(lambda _, t: _count_items(t)).with_output_types(pa.Table)
-            | "Sum" >> beam.CombineGlobally(_sum_counts).without_defaults()
-        )
-
-
-def _count_items(pairs: pa.Table) -> pa.Table:
-    counted = pairs.group_by("item_id").aggregate([([], "count_all")])
-    return pa.table({"item_id": counted["item_id"], "n": counted["count_all"]})
-
-
-def _sum_counts(tables: Iterable[pa.Table]) -> pa.Table:
-    merged = concat_tables(list(tables)).group_by("item_id").aggregate([("n", "sum")])
-    return pa.table({"item_id": merged["item_id"], "n": merged["n_sum"]})
 
 
 def distinct_pairs(events: pa.Table) -> pa.Table:
