@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from transforms import files
+from transforms.behaviour import BEHAVIOUR, BehaviourSpec
 from transforms.catalog import CatalogSpec
 from transforms.encoders.base import MODALITIES, EncoderSpec, MediaLimits
 from transforms.errors import JobError
@@ -89,7 +90,7 @@ class FusionConfig(_Section):
     """How aligned modalities become one vector."""
 
     method: Literal["weighted"] = "weighted"
-    weights: dict[Literal["text", "image", "audio"], Annotated[float, Field(gt=0)]] = {}
+    weights: dict[Literal["text", "image", "audio", "behaviour"], Annotated[float, Field(gt=0)]] = {}
 
 
 class InteractionsConfig(_Section):
@@ -108,6 +109,15 @@ class InteractionsConfig(_Section):
         if (self.event is None) != (self.weights is None):
             raise ValueError("give both `event` and `weights`, or neither (then every event weighs 1)")
         return self
+
+
+class BehaviourConfig(_Section):
+    """How co-occurrence in the log becomes a modality of the items."""
+
+    dim: Positive = 64
+    recent_items: Annotated[int, Field(ge=2)] = 100
+    min_users: Positive = 2
+    shift: Annotated[float, Field(ge=1)] = 1.0
 
 
 class ProfilesConfig(_Section):
@@ -164,6 +174,7 @@ class Job(_Section):
     space: SpaceConfig = SpaceConfig()
     fusion: FusionConfig = FusionConfig()
     interactions: InteractionsConfig | None = None
+    behaviour: BehaviourConfig | None = None
     profiles: ProfilesConfig = ProfilesConfig()
     ranking: RankingConfig | None = None
     limits: LimitsConfig = LimitsConfig()
@@ -179,7 +190,13 @@ class Job(_Section):
     @property
     def space_modalities(self) -> tuple[str, ...]:
         """The modalities of the joint space."""
-        return self.modalities
+        return self.modalities + ((BEHAVIOUR,) if self.behaviour else ())
+
+    @property
+    def behaviour_spec(self) -> BehaviourSpec | None:
+        """What `transforms.behaviour` takes; None where behaviour is no modality."""
+        at = self.behaviour
+        return None if at is None else BehaviourSpec(at.dim, at.recent_items, at.min_users, at.shift)
 
     @property
     def store_at(self) -> Store:
@@ -253,6 +270,12 @@ class Job(_Section):
         return RankingSpec(
             at.k, at.interests, at.fusion, weights, at.diversity, at.popularity_penalty, at.slices, at.device
         )
+
+    @model_validator(mode="after")
+    def _behaviour_has_a_log(self) -> Job:
+        if self.behaviour and not self.interactions:
+            raise ValueError("behaviour: needs the interaction log; give `interactions`, or leave `behaviour` out")
+        return self
 
     def to_yaml(self) -> str:
         """Writes the job with every default filled in and every path absolute."""

@@ -9,6 +9,7 @@ import apache_beam as beam
 import pyarrow as pa
 
 from pipelines.plan import Plan
+from transforms.behaviour import EmbedBehaviour, JoinBehaviour
 from transforms.catalog import ReadCatalog, ShardByItem
 from transforms.encode import EncodeModality
 from transforms.fit_space import FitSpace
@@ -35,14 +36,26 @@ class Outputs:
     dead: list[beam.PCollection] = field(default_factory=list)
 
 
-def build(root: beam.Pipeline, plan: Plan) -> Outputs:
-    """Adds the steps from the catalogue to item vectors to a graph."""
+def build(root: beam.Pipeline, plan: Plan, events: beam.PCollection | None = None) -> Outputs:
+    """Adds the steps from the catalogue to item vectors to a graph.
+
+    Args:
+        root: the graph.
+        plan: checked.
+        events: by user shard, where behaviour is a modality.
+    """
     assert plan.catalog is not None
     out = Outputs()
     embeddings = out.files["embeddings"] = _embed(root, plan, out)
     job, store, run_id = plan.job, plan.store, plan.run_id
 
     tables = embeddings | "ReadForMoments" >> ReadShards(store)
+    to_fuse = embeddings | "ReadForItems" >> ReadShards(store)
+    if job.behaviour_spec is not None and events is not None:
+        behaviour = events | "Behaviour" >> EmbedBehaviour(job.behaviour_spec, store, run_id)
+        out.files["behaviour"] = behaviour["files"]
+        tables = tables | "BehaviourForMoments" >> JoinBehaviour(behaviour["table"])
+        to_fuse = to_fuse | "BehaviourForItems" >> JoinBehaviour(behaviour["table"])
     moments = (
         tables
         | "EmbeddingColumns" >> beam.Map(_embedding_columns).with_output_types(pa.Table)
@@ -53,11 +66,7 @@ def build(root: beam.Pipeline, plan: Plan) -> Outputs:
     )
     out.files["space"] = fitted["files"]
 
-    fused = (
-        embeddings
-        | "ReadForItems" >> ReadShards(store)
-        | "Fuse" >> FuseItems(fitted["space"], dict(job.fusion.weights.items()))
-    )
+    fused = to_fuse | "Fuse" >> FuseItems(fitted["space"], dict(job.fusion.weights.items()))
     out.dead.append(fused["dead"])
     out.files["items"] = fused["shards"] | "WriteItems" >> WriteShards(store, run_id, "items", plan.shards, {})
     out.counts.append(out.files["items"] | "CountItems" >> beam.Map(lambda r: ("items.rows", r.rows)))

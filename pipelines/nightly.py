@@ -16,12 +16,14 @@ def build(root: beam.Pipeline, plan: Plan) -> beam.PCollection:
     """Adds every step that the plan asks for, up to the publish; gives the run's one Manifest."""
     parts: list[Outputs] = []
     items = users = events = None
-    if plan.catalog:
-        parts.append(embed.build(root, plan))
-        items = parts[-1].files["items"]
-    if plan.users:
+    if plan.users or (plan.catalog and plan.job.behaviour):
         parts.append(Outputs())
         events = profile.read_events(root, plan, parts[-1])
+    if plan.catalog:
+        parts.append(embed.build(root, plan, events))
+        items = parts[-1].files["items"]
+    if plan.users:
+        assert events is not None
         parts.append(profile.build(root, plan, events, after=items))
         users = parts[-1].files["users"]
     if plan.recommend:
@@ -45,7 +47,7 @@ def build(root: beam.Pipeline, plan: Plan) -> beam.PCollection:
 
 
 def _standing(files: tuple[FileRecord, ...], plan: Plan) -> tuple[FileRecord, ...]:
-    kept = ("embeddings", "space", "items") if plan.users else ("embeddings", "space", "items", "users")
+    kept = {"embeddings", "behaviour", "space", "items"} | (set() if plan.users else {"users", "state", "folded"})
     return tuple(f for f in files if f.part in kept)
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pipelines.config import Job
 from transforms.alignment import max_dim
+from transforms.behaviour import BEHAVIOUR
 from transforms.catalog import Catalog, check_catalog
 from transforms.encoders.base import EncoderSpec
 from transforms.encoders.registry import EncoderInfo, describe_encoder
@@ -123,8 +124,11 @@ def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool, recommen
         for modality in job.modalities:
             spec = job.encoder_spec(modality)
             encoders.append((spec, describe_encoder(spec)))
-    dim = _check_space(job, [(s.modality, info.dim) for s, info in encoders]) if items else 0
-    interactions = _check_log(job) if users or (recommend and _needs_log(job)) else None
+    dims = [(s.modality, info.dim) for s, info in encoders]
+    if job.behaviour:
+        dims.append((BEHAVIOUR, job.behaviour.dim))
+    dim = _check_space(job, dims) if items else 0
+    interactions = _check_log(job) if users or (items and job.behaviour) or (recommend and _needs_log(job)) else None
     if (users or recommend) and not items:
         store.published()
     if recommend and not users and not (base and base.part("users")):

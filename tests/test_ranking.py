@@ -131,7 +131,8 @@ def test_several_interests(shop, how):
         if how == "profile" or not len(vectors[u]):
             scores = shop["vectors"] @ own[u]
         elif how == "maximum":
-            scores = (shop["vectors"] @ vectors[u].T).max(1)
+            half_way = vectors[u] + own[u]
+            scores = (shop["vectors"] @ half_way.T / np.linalg.norm(half_way, axis=1)).max(1)
         else:
             scores = (shop["vectors"] @ vectors[u].T) @ weights[u]
         assert found["item_ids"][u].as_py() == best_of(scores, shop["ids"], set(), 7)

@@ -1,4 +1,4 @@
-"""Several interests of a user: Ward clusters of recent history, each named by its medoid."""
+"""Several interests of a user: Ward clusters of recent history, each with its mean and its medoid."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ def interest_type(dim: int, item_type: pa.DataType) -> pa.DataType:
 def find_interests(
     history: History, weight: np.ndarray, items: ItemMatrix, most: int, split: float
 ) -> pa.Array:
-    """Clusters each user's distinct liked items and gives the medoids.
+    """Clusters each user's distinct liked items.
 
     A user's items (those whose weights sum to more than zero) are merged by Ward's criterion; a merge that
     would add at least the fraction `split` of their whole scatter is undone, as long as no more than `most`
-    clusters come of it. A cluster's vector is that of the member nearest to all its members; its weight is
-    the sum of theirs over that of all the user's items.
+    clusters come of it. A cluster's weight is the sum of its items' over that of all the user's items, its
+    vector the direction of their weighted mean, its item_id the medoid: the member nearest to all of them.
+    (PinnerSage serves the medoid's own vector, which saves storing one. As a query it is one item's noise:
+    on the demo's planted tastes recall@20 is 0.073 with medoids and 0.104 with means.)
 
     Args:
         history: recent events.
@@ -44,20 +46,26 @@ def find_interests(
     first = np.searchsorted(user, np.arange(users + 1))
     medoids = np.full((users, most), -1, np.int64)
     weights = np.zeros((users, most))
+    centres = np.zeros((users, most, items.dim))
     if len(rows):
-        _cluster_kernel()(np.asarray(items.vectors), rows, total, first, split, medoids, weights)
+        _cluster_kernel()(np.asarray(items.vectors), rows, total, first, split, medoids, weights, centres)
     found = medoids >= 0
     ends = np.concatenate([[0], np.cumsum(found.sum(1))]).astype(np.int32)
     chosen = medoids[found]
     values = pa.StructArray.from_arrays(
         [
-            to_vector_column(np.asarray(items.vectors)[chosen].reshape(-1, items.dim)),
+            to_vector_column(_unit(centres[found]).astype(np.float32)),
             pa.array(weights[found].astype(np.float32)),
             items.ids(chosen),
         ],
         fields=list(interest_type(items.dim, items.id_type).value_type),
     )
     return pa.ListArray.from_arrays(pa.array(ends), values)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    norm = np.sqrt(np.einsum("id,id->i", vectors, vectors))[:, None]
+    return np.divide(vectors, norm, out=np.zeros_like(vectors), where=norm > 0)
 
 
 def _distinct(history: History, weight: np.ndarray, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -139,7 +147,7 @@ def _cluster_kernel() -> Callable[..., None]:
         return order
 
     @numba.njit(nogil=True)
-    def cluster(matrix, rows, weight, first, split, medoids, weights):  # type: ignore[no-untyped-def]
+    def cluster(matrix, rows, weight, first, split, medoids, weights, centres):  # type: ignore[no-untyped-def]
         most = medoids.shape[1]
         for u in range(len(first) - 1):
             n = first[u + 1] - first[u]
@@ -189,5 +197,9 @@ def _cluster_kernel() -> Callable[..., None]:
             for c in range(len(names)):
                 medoids[u, c] = rows[first[u] + best[falling[c]]]
                 weights[u, c] = share[falling[c]] / total
+                for j in range(n):
+                    if label[j] == names[falling[c]]:
+                        for d in range(x.shape[1]):
+                            centres[u, c, d] += w[j] * x[j, d]
 
     return cluster

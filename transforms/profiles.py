@@ -52,7 +52,7 @@ class ProfileSpec:
     half_life_days: float | None = None
     min_events: int = 1
     interests: int = 0
-    interest_split: float = 0.1
+    interest_split: float = 0.02
     recent_events: int = 100
     delta: float = 1.0
     temperature: float = 0.1
