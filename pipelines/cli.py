@@ -102,6 +102,34 @@ def search(
 
 
 @app.command()
+def explain(
+    store: Annotated[str, typer.Option(help="The store: a directory or gs:// prefix.")],
+    user: Annotated[str, typer.Option(help="A user id.")],
+    item: Annotated[str, typer.Option(help="An item id.")],
+    events: Annotated[int, typer.Option(min=0, help="How many events to show.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object with every event, for programs.")] = False,
+) -> None:
+    """Split the score of a user and an item into modalities, and into the user's events."""
+    from pipelines import explain as explaining
+    from transforms.store import Store
+
+    found = explaining.explain(Store(store if "://" in store else os.path.abspath(store)), user, item)
+    if as_json:
+        print(json.dumps(asdict(found), ensure_ascii=False))
+        return
+    table = Table("part", "of", box=None, padding=(0, 2), title=f"score {found.score:.4f} by {found.query}")
+    for modality, part in found.modalities:
+        table.add_row(f"{part:+.4f}", modality)
+    table.add_section()
+    for item_id, when, weight, part in found.events[:events]:
+        table.add_row(f"{part:+.4f}", f"{item_id} {when} weight {weight:g}")
+    if more := found.events[events:]:
+        table.add_row(f"{sum(part for *_, part in more):+.4f}", f"{len(more)} more events")
+    table.add_row(f"{found.rest:+.4f}", "no event of the log (what everybody likes, older logs, rounding)")
+    Console().print(table)
+
+
+@app.command()
 def demo(
     out: Annotated[str, typer.Option(help="Where the shop and the store go.")] = "out/demo",
     items: Annotated[int, typer.Option(min=50, help="How many items the synthetic shop has.")] = 2000,

@@ -41,14 +41,7 @@ def find_interests(
     Source: Pal et al., "PinnerSage", KDD 2020, arXiv 2007.03634; Ward, JASA 58, 1963; the nearest-neighbour
     chain of Murtagh, "A survey of recent advances in hierarchical clustering algorithms", 1983.
     """
-    user, rows, total = _distinct(history, weight, items.ranks)
-    users = len(history.user_ids)
-    first = np.searchsorted(user, np.arange(users + 1))
-    medoids = np.full((users, most), -1, np.int64)
-    weights = np.zeros((users, most))
-    centres = np.zeros((users, most, items.dim))
-    if len(rows):
-        _cluster_kernel()(np.asarray(items.vectors), rows, total, first, split, medoids, weights, centres)
+    _, medoids, weights, centres = _cluster(history, weight, items, most, split)
     found = medoids >= 0
     ends = np.concatenate([[0], np.cumsum(found.sum(1))]).astype(np.int32)
     chosen = medoids[found]
@@ -61,6 +54,30 @@ def find_interests(
         fields=list(interest_type(items.dim, items.id_type).value_type),
     )
     return pa.ListArray.from_arrays(pa.array(ends), values)
+
+
+def _cluster(
+    history: History, weight: np.ndarray, items: ItemMatrix, most: int, split: float
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
+    """Gives the liked items (user, row, weight, cluster), and by user and cluster medoid row, weight, Σ w·v."""
+    user, rows, total = _distinct(history, weight, items.ranks)
+    users = len(history.user_ids)
+    first = np.searchsorted(user, np.arange(users + 1))
+    medoids = np.full((users, most), -1, np.int64)
+    weights = np.zeros((users, most))
+    centres = np.zeros((users, most, items.dim))
+    labels = np.zeros(len(rows), np.int64)
+    if len(rows):
+        _cluster_kernel()(np.asarray(items.vectors), rows, total, first, split, medoids, weights, centres, labels)
+    return (user, rows, total, labels), medoids, weights, centres
+
+
+def interest_members(
+    history: History, weight: np.ndarray, items: ItemMatrix, most: int, split: float
+) -> dict[int, int]:
+    """Says of one user's liked items (by row) to which interest they belong; see `find_interests`."""
+    (_, rows, _, labels), *_ = _cluster(history, weight, items, most, split)
+    return dict(zip(rows.tolist(), labels.tolist(), strict=True))
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -147,7 +164,7 @@ def _cluster_kernel() -> Callable[..., None]:
         return order
 
     @numba.njit(nogil=True)
-    def cluster(matrix, rows, weight, first, split, medoids, weights, centres):  # type: ignore[no-untyped-def]
+    def cluster(matrix, rows, weight, first, split, medoids, weights, centres, labels):  # type: ignore[no-untyped-def]
         most = medoids.shape[1]
         for u in range(len(first) - 1):
             n = first[u + 1] - first[u]
@@ -199,6 +216,7 @@ def _cluster_kernel() -> Callable[..., None]:
                 weights[u, c] = share[falling[c]] / total
                 for j in range(n):
                     if label[j] == names[falling[c]]:
+                        labels[first[u] + j] = c
                         for d in range(x.shape[1]):
                             centres[u, c, d] += w[j] * x[j, d]
 
