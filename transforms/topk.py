@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,8 @@ _USER_ROWS = 1024  # rows of a product: the block of scores (16 MiB) stays near 
 _ITEM_ROWS = 4096
 _CUDA_USER_ROWS = 4096
 _CUDA_ITEM_ROWS = 65_536
+_MOST_THREADS = 16
+_USERS_A_THREAD = 64
 _MIN_ROOM = 256  # candidates held for a user, at least
 
 
@@ -74,11 +79,43 @@ def top_items(
             slack[start:stop],
         )
         found = choose(block, items, bias, k, device)
-        _kernels().rank(
-            block.queries, block.first, np.asarray(items), bias, ranks, *found, out[0][start:stop], out[1][start:stop]
-        )
+        _rank(block, found, items, bias, ranks, out[0][start:stop], out[1][start:stop])
         start = stop
     return out
+
+
+def _rank(
+    block: _Block,
+    found: Found,
+    items: np.ndarray,
+    bias: np.ndarray,
+    ranks: np.ndarray,
+    rows: np.ndarray,
+    scores: np.ndarray,
+) -> None:
+    """Scores candidates in float64 and writes each user's best."""
+    kernels, matrix, (kept, counts) = _kernels(), np.asarray(items), found
+
+    def rank(a: int, b: int) -> None:
+        of_users = kept[a:b], counts[a:b], rows[a:b], scores[a:b]
+        kernels.rank(block.queries, block.first[a : b + 1], matrix, bias, ranks, *of_users)
+
+    _in_threads(len(block), rank)
+
+
+def _in_threads(users: int, work: Callable[[int, int], None]) -> None:
+    """Runs `work(start, stop)` over ranges of users, as many at once as there are processors.
+
+    The products before and after it use them all, too. The compiled loops hold no lock, and no user's result
+    depends on another's.
+    """
+    threads = min(os.cpu_count() or 1, _MOST_THREADS, max(1, users // _USERS_A_THREAD))
+    if threads == 1:
+        return work(0, users)
+    ends = np.linspace(0, users, threads + 1).astype(int).tolist()
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(work, a, b) for a, b in pairwise(ends)]:
+            done.result()
 
 
 def _user_rows(device: str) -> int:
@@ -143,16 +180,24 @@ def _choose_cpu(block: _Block, items: np.ndarray, bias: np.ndarray, k: int, devi
     crowded = np.zeros(len(block), bool)
     product = np.empty((len(block.queries), min(_ITEM_ROWS, len(items))), np.float32)
     seen_at = block.seen_ends[:-1].copy()
+
+    def scan(view: np.ndarray, start: int) -> None:
+        here = bias[start : start + view.shape[1]]
+        _in_threads(
+            len(block),
+            lambda a, b: kernels.scan(
+                view, block.first[a : b + 1], here, start, block.seen, seen_at[a:b], block.seen_ends[a : b + 1],
+                block.slack[a:b], k, bounds[a:b], kept[a:b], scores[a:b], counts[a:b], crowded[a:b],
+            ),
+        )  # fmt: skip
+
     for start in range(0, len(items), _ITEM_ROWS):
         part = np.asarray(items[start : start + _ITEM_ROWS])
         view = product[:, : len(part)] if len(part) == product.shape[1] else np.empty(
             (len(product), len(part)), np.float32
         )
         np.matmul(block.queries, part.T, out=view)
-        kernels.scan(
-            view, block.first, bias[start : start + len(part)], start, block.seen, seen_at, block.seen_ends,
-            block.slack, k, bounds, kept, scores, counts, crowded,
-        )  # fmt: skip
+        scan(view, start)
     if crowded.any():
         kept, counts = _all_of_crowded(block, items, kept, counts, crowded)
     return kept, counts
