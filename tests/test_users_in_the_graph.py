@@ -109,6 +109,8 @@ def test_behaviour_is_a_modality_under_every_method(shop, method):
     assert ["behaviour" in m for m in items["modalities"].to_pylist()] == touched.tolist()
     known = items.filter(pa.array(touched))
     assert same_crowd(known, "behaviour_vector") > 0.9
+    counts = json.loads(Path(store.run_path("r", "metrics.json")).read_text())
+    assert counts["embeddings.behaviour"] == touched.sum()
     if method in ("gcca", "whiten"):  # what nobody has touched is predicted from its text
         assert items["imputed"].to_pylist() == [[] if t else ["behaviour"] for t in touched]
     assert space_of(store)["info"]["encoder_ids"]["behaviour"].startswith("behaviour-8-100-2-1-")
