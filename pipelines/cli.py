@@ -25,11 +25,13 @@ Config = Annotated[str, typer.Option("--config", help="The job file: a path or g
 RunId = Annotated[str | None, typer.Option("--run-id", help="Names the run; by default the time of launch.")]
 
 
-def _run(config: str, run_id: str | None, argv: list[str], *, items: bool, users: bool) -> None:
+def _run(
+    config: str, run_id: str | None, argv: list[str], *, items: bool, users: bool, recommend: bool = False
+) -> None:
     # Imported here: `--help` and a mistyped option should answer at once.
     from pipelines.launch import run_job
 
-    run_job(config, run_id, argv, items=items, users=users)
+    run_job(config, run_id, argv, items=items, users=users, recommend=recommend)
 
 
 @app.command(context_settings=_PASS_ON)
@@ -46,10 +48,18 @@ def profile(ctx: typer.Context, config: Config, run_id: RunId = None) -> None:
 
 @app.command(context_settings=_PASS_ON)
 def nightly(ctx: typer.Context, config: Config, run_id: RunId = None) -> None:
-    """The scheduled job: embed, and profile if the job file has `interactions`, under one run id."""
+    """The scheduled job: embed, profile and recommend (as the job file has the keys), under one run id."""
     from pipelines.config import load_job
 
-    _run(config, run_id, ctx.args, items=True, users=load_job(config).interactions is not None)
+    job = load_job(config)
+    users = job.interactions is not None
+    _run(config, run_id, ctx.args, items=True, users=users, recommend=users and job.ranking is not None)
+
+
+@app.command(context_settings=_PASS_ON)
+def recommend(ctx: typer.Context, config: Config, run_id: RunId = None) -> None:
+    """Rank the published items for the published users."""
+    _run(config, run_id, ctx.args, items=False, users=False, recommend=True)
 
 
 @app.command()
@@ -98,6 +108,26 @@ def evaluate(
         print(json.dumps(result, ensure_ascii=False, indent=1))
     else:
         evaluating.print_evaluation(result)
+
+
+@app.command()
+def explain(
+    store: Annotated[str, typer.Option(help="The store: a directory or gs:// prefix.")],
+    user: Annotated[str, typer.Option(help="A user id.")],
+    item: Annotated[str, typer.Option(help="An item id.")],
+    events: Annotated[int, typer.Option(min=0, help="How many events to show.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object with every event, for programs.")] = False,
+) -> None:
+    """Split the score of a user and an item into modalities, and into the user's events."""
+    from pipelines import explain as explaining
+    from pipelines.summary import plain_console
+    from transforms.store import Store
+
+    found = explaining.explain(Store(store if "://" in store else os.path.abspath(store)), user, item)
+    if as_json:
+        print(json.dumps(asdict(found), ensure_ascii=False))
+        return
+    explaining.print_explanation(plain_console(), found, events)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from transforms import files
 from transforms.alignment import SpaceSpec
+from transforms.behaviour import BEHAVIOUR, BehaviourSpec
 from transforms.catalog import CatalogSpec
 from transforms.encoders.base import JOINT, MODALITIES, PARTS, EncoderSpec, MediaLimits
 from transforms.encoders.registry import FAMILIES
@@ -23,10 +24,12 @@ from transforms.fit_run import FitSettings
 from transforms.interactions import InteractionsSpec
 from transforms.media import MediaSource
 from transforms.profiles import ProfileSpec
+from transforms.ranking import RankingSpec
 from transforms.store import Store
 
 _FAMILIES = tuple(f"{name}/" for name in FAMILIES)
 Positive = Annotated[int, Field(gt=0)]
+Modality = Literal["text", "image", "audio", "joint", "behaviour"]
 SpaceMethod = Literal[
     "auto", "none", "whiten", "procrustes", "ridge", "cca", "gcca", "anchors", "contrastive", "attention", "autoencoder"
 ]
@@ -100,7 +103,7 @@ class SpaceConfig(_Section):
     dim: Positive | None = None
     regularization: Annotated[float, Field(ge=0)] | None = None
     weighting: Annotated[float, Field(ge=0)] = 1.0
-    hub: Literal["text", "image", "audio"] | None = None
+    hub: Modality | None = None
     remove_top: Annotated[int, Field(ge=0)] = 0
     anchors: Positive | Annotated[list[str], Field(min_length=2)] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
@@ -115,7 +118,7 @@ class FusionConfig(_Section):
     """How aligned modalities become one vector."""
 
     method: Literal["mean", "weighted", "concat", "attention", "gated"] = "mean"
-    weights: Literal["learned"] | dict[Literal["text", "image", "audio", "joint"], Annotated[float, Field(gt=0)]] = {}
+    weights: Literal["learned"] | dict[Modality, Annotated[float, Field(gt=0)]] = {}
     impute: bool = False
 
     @model_validator(mode="after")
@@ -153,10 +156,46 @@ class InteractionsConfig(_Section):
         return self
 
 
+class BehaviourConfig(_Section):
+    """How co-occurrence in the log becomes a modality of the items."""
+
+    dim: Positive = 64
+    recent_items: Annotated[int, Field(ge=2)] = 100
+    min_users: Positive = 2
+    shift: Annotated[float, Field(ge=1)] = 1.0
+
+
 class ProfilesConfig(_Section):
-    """How a user's history becomes one vector."""
+    """How a user's history becomes one vector.
+
+    `incremental`: the log holds new events only, which are added to the published run's sums; `restart`: it holds
+    all, and new sums begin with it.
+    """
 
     half_life_days: Annotated[float, Field(gt=0)] | None = 30.0
+    min_events: Positive = 1
+    interests: Annotated[int, Field(ge=0, le=100)] = 3
+    recent_events: Positive = 100
+    delta: Annotated[float, Field(ge=0, le=1)] = 1.0
+    session_minutes: Annotated[float, Field(gt=0)] | None = None
+    max_events_per_day: Positive | None = 5000
+    robots: Literal["cap", "drop"] = "cap"
+    incremental: bool | Literal["restart"] = False
+
+
+class RankingConfig(_Section):
+    """How users are matched with items. `filter`: a column of the catalogue, true where an item may be shown."""
+
+    k: Positive = 100
+    interests: Literal["profile", "maximum", "weighted"] = "maximum"
+    fusion: Literal["early", "late"] = "early"
+    weights: dict[str, Annotated[float, Field(ge=0)]] = {}
+    exclude_seen: bool = True
+    filter: str | None = None
+    diversity: Annotated[float, Field(ge=0, le=1)] = 0.0
+    popularity_penalty: Annotated[float, Field(ge=0)] = 0.0
+    slices: Positive = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 class LimitsConfig(_Section):
@@ -186,7 +225,9 @@ class Job(_Section):
     space: SpaceConfig = SpaceConfig()
     fusion: FusionConfig = FusionConfig()
     interactions: InteractionsConfig | None = None
+    behaviour: BehaviourConfig | None = None
     profiles: ProfilesConfig = ProfilesConfig()
+    ranking: RankingConfig | None = None
     limits: LimitsConfig = LimitsConfig()
     output: OutputConfig = OutputConfig()
 
@@ -214,6 +255,17 @@ class Job(_Section):
         at = self.encoders.joint
         have = tuple(m for m in PARTS if getattr(self.catalog, m))
         return tuple((at.model_extra or {}).get("parts", have)) if at else ()
+
+    @property
+    def space_modalities(self) -> tuple[str, ...]:
+        """The modalities of the joint space."""
+        return self.modalities + ((BEHAVIOUR,) if self.behaviour else ())
+
+    @property
+    def behaviour_spec(self) -> BehaviourSpec | None:
+        """What `transforms.behaviour` takes; None where behaviour is no modality."""
+        at = self.behaviour
+        return None if at is None else BehaviourSpec(at.dim, at.recent_items, at.min_users, at.shift)
 
     @property
     def store_at(self) -> Store:
@@ -292,7 +344,38 @@ class Job(_Section):
     @property
     def profile_spec(self) -> ProfileSpec:
         """What `transforms.profiles` takes."""
-        return ProfileSpec(half_life_days=self.profiles.half_life_days)
+        at = self.profiles
+        return ProfileSpec(
+            half_life_days=at.half_life_days,
+            min_events=at.min_events,
+            interests=at.interests,
+            recent_events=at.recent_events,
+            delta=at.delta,
+            session_minutes=at.session_minutes,
+            max_events_per_day=at.max_events_per_day,
+            robots=at.robots,
+            modalities=self.space_modalities,
+            modality_vectors=self.ranking is not None and self.ranking.fusion == "late",
+        )
+
+    @property
+    def ranking_spec(self) -> RankingSpec:
+        """What `transforms.ranking` takes.
+
+        Raises:
+            JobError: its keys do not go together.
+        """
+        at = self.ranking or RankingConfig()
+        weights = tuple(sorted(at.weights.items()))
+        return RankingSpec(
+            at.k, at.interests, at.fusion, weights, at.diversity, at.popularity_penalty, at.slices, at.device
+        )
+
+    @model_validator(mode="after")
+    def _behaviour_has_a_log(self) -> Job:
+        if self.behaviour and not self.interactions:
+            raise ValueError("behaviour: needs the interaction log; give `interactions`, or leave `behaviour` out")
+        return self
 
     def to_yaml(self) -> str:
         """Writes the job with every default filled in and every path absolute."""

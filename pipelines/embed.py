@@ -10,12 +10,13 @@ import pyarrow as pa
 
 from pipelines.plan import Plan
 from transforms.alignment import needs_sample
+from transforms.behaviour import BEHAVIOUR, EmbedBehaviour, JoinBehaviour
 from transforms.catalog import ReadCatalog, ShardByItem
 from transforms.encode import EncodeModality
 from transforms.encoders.base import JOINT
 from transforms.fit_space import SAMPLE_ROWS, TRAINING_ROWS, FitSpace, SampleEmbeddings, SampleVectors
 from transforms.fusion import FuseItems
-from transforms.moments import MomentsCombineFn
+from transforms.moments import EMBEDDING, MomentsCombineFn
 from transforms.progress import advance
 from transforms.reuse import ReuseEmbeddings
 from transforms.store import FileRecord, Store, WriteShards, read_table
@@ -37,24 +38,36 @@ class Outputs:
     dead: list[beam.PCollection] = field(default_factory=list)
 
 
-def build(root: beam.Pipeline, plan: Plan) -> Outputs:
-    """Adds the steps from the catalogue to item vectors to a graph."""
+def build(root: beam.Pipeline, plan: Plan, events: beam.PCollection | None = None) -> Outputs:
+    """Adds the steps from the catalogue to item vectors to a graph.
+
+    Args:
+        root: the graph.
+        plan: checked.
+        events: by user shard, where behaviour is a modality.
+    """
     assert plan.catalog is not None
     out = Outputs()
     embeddings = out.files["embeddings"] = _embed(root, plan, out)
     job, store, run_id = plan.job, plan.store, plan.run_id
 
     tables = embeddings | "ReadForMoments" >> ReadShards(store)
+    to_fuse = embeddings | "ReadForItems" >> ReadShards(store)
+    made = None
+    if job.behaviour_spec is not None and events is not None:
+        published = plan.base.part(BEHAVIOUR) if plan.base else []
+        embed = EmbedBehaviour(job.behaviour_spec, store, run_id, next(iter(published), None))
+        behaviour = events | "Behaviour" >> embed
+        out.files["behaviour"], made = behaviour["files"], behaviour["encoder"]
+        tables = tables | "BehaviourForMoments" >> JoinBehaviour(behaviour["table"])
+        to_fuse = to_fuse | "BehaviourForItems" >> JoinBehaviour(behaviour["table"])
+        out.counts.append(to_fuse | "CountBehaviour" >> beam.MapTuple(_count_behaviour))
     columns = tables | "EmbeddingColumns" >> beam.Map(_embedding_columns).with_output_types(pa.Table)
     moments = columns | "Moments" >> beam.CombineGlobally(MomentsCombineFn(job.space.sample))
-    fitted = moments | "FitSpace" >> _fit_space(root, plan, columns)
+    fitted = moments | "FitSpace" >> _fit_space(root, plan, columns, made)
     out.files["space"] = fitted["files"]
 
-    fused = (
-        embeddings
-        | "ReadForItems" >> ReadShards(store)
-        | "Fuse" >> FuseItems(fitted["space"], job.output.dtype)
-    )
+    fused = to_fuse | "Fuse" >> FuseItems(fitted["space"], job.output.dtype)
     out.dead.append(fused["dead"])
     write = WriteShards(store, run_id, "items", plan.shards, plan.encoder_metadata)
     out.files["items"] = fused["shards"] | "WriteItems" >> write
@@ -62,7 +75,9 @@ def build(root: beam.Pipeline, plan: Plan) -> Outputs:
     return out
 
 
-def _fit_space(root: beam.Pipeline, plan: Plan, tables: beam.PCollection) -> FitSpace:
+def _fit_space(
+    root: beam.Pipeline, plan: Plan, tables: beam.PCollection, made: beam.PCollection | None
+) -> FitSpace:
     """The step that fits the space, with what it looks at besides the moments."""
     assert plan.catalog is not None
     job, rows = plan.job, max(plan.catalog.rows, 1)
@@ -77,7 +92,7 @@ def _fit_space(root: beam.Pipeline, plan: Plan, tables: beam.PCollection) -> Fit
     if base and spaces:
         records = root | "PublishedItems" >> beam.Create(base.part("items"))
         previous = records | "PublishedVectors" >> SampleVectors(plan.store, fraction)
-    return FitSpace(plan.store, plan.run_id, settings, sample, previous, spaces[0] if spaces else None)
+    return FitSpace(plan.store, plan.run_id, settings, sample, previous, spaces[0] if spaces else None, made)
 
 
 def _embed(root: beam.Pipeline, plan: Plan, out: Outputs) -> beam.PCollection:
@@ -104,6 +119,11 @@ def _embed(root: beam.Pipeline, plan: Plan, out: Outputs) -> beam.PCollection:
         out.counts.append(encoded["counts"])
     metadata = plan.encoder_metadata
     return shards | "WriteEmbeddings" >> WriteShards(plan.store, plan.run_id, "embeddings", plan.shards, metadata)
+
+
+def _count_behaviour(_: int, table: pa.Table) -> tuple[str, int]:
+    column = table[BEHAVIOUR + EMBEDDING]
+    return f"embeddings.{BEHAVIOUR}", len(column) - column.null_count
 
 
 def _embedding_columns(element: ShardTable) -> pa.Table:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from pipelines.config import Job
 from transforms.alignment import METHODS, SpaceSpec, fit_space, max_dim
+from transforms.behaviour import BEHAVIOUR, join_behaviour
 from transforms.errors import JobError
 from transforms.fit_fusion import FUSIONS, FusionSpec, fit_fusion
 from transforms.fit_space import TRAINING_ROWS
@@ -77,14 +78,21 @@ def evaluate_space(
 
 
 def published_embeddings(store: Store) -> pa.Table:
-    """Reads `item_id` and the embeddings of the published run, at most about 100,000 items drawn by hash."""
-    records = store.published().part("embeddings")
+    """Reads `item_id` and the embeddings of the published run, at most about 100,000 items drawn by hash.
+
+    Behaviour's are made of the whole log: an item that is held out from a fit is not held out from them.
+    """
+    manifest = store.published()
+    records = manifest.part("embeddings")
+    behaviour = [read_table(store, r) for r in manifest.part(BEHAVIOUR)]
     if not records:
         raise JobError(f"evaluate: the published run in {store.root} has no embeddings/; run `unisono embed` first")
     fraction = min(1.0, TRAINING_ROWS / max(sum(r.rows for r in records), 1))
     tables = []
     for record in records:  # a file at a time, so that what is not drawn is let go
         table = read_table(store, record)
+        for made in behaviour:
+            table = join_behaviour(table, made)
         table = table.select(["item_id", *(c for c in table.column_names if c.endswith(EMBEDDING))])
         tables.append(table.filter(pa.array(in_sample(table["item_id"], fraction))))
     return sort_by_id(concat_tables(tables))

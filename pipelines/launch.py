@@ -33,14 +33,16 @@ def _is_no_job_error(record: logging.LogRecord) -> bool:
     return not (isinstance(raised, JobError) or "transforms.errors.JobError" in record.getMessage())
 
 
-def run_job(config: str, run_id: str | None, argv: Sequence[str], *, items: bool, users: bool) -> Manifest | None:
+def run_job(
+    config: str, run_id: str | None, argv: Sequence[str], *, items: bool, users: bool, recommend: bool = False
+) -> Manifest | None:
     """Checks a job file, runs the job, and prints what it made.
 
     Args:
         config: the job file.
         run_id: None: made from the clock.
         argv: options for Beam.
-        items, users: which parts; see `plan_run`.
+        items, users, recommend: which parts; see `plan_run`.
 
     Returns:
         The published run; None where the job was submitted and nobody waits for it.
@@ -53,7 +55,7 @@ def run_job(config: str, run_id: str | None, argv: Sequence[str], *, items: bool
     options = beam_options(argv)
     if select.runs_elsewhere(options):
         _check_reachable(job)
-    plan = plan_run(job, run_id, items=items, users=users)
+    plan = plan_run(job, run_id, items=items, users=users, recommend=recommend)
     launch(lambda root: nightly.build(root, plan), options, plan.stage_totals)
     manifest = plan.store.manifest(plan.run_id)
     if manifest is None:

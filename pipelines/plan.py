@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from pipelines.config import Job
 from transforms.alignment import METHODS, max_dim
+from transforms.behaviour import BEHAVIOUR
 from transforms.catalog import Catalog, check_catalog
 from transforms.encoders.base import EncoderSpec
 from transforms.encoders.registry import EncoderInfo, describe_encoder
 from transforms.errors import JobError
 from transforms.files import exists
 from transforms.interactions import Interactions, check_interactions
-from transforms.parquet import open_parquet
+from transforms.parquet import open_parquet, require_column
 from transforms.publish import now_utc
-from transforms.store import FileRecord, Manifest, Store
+from transforms.store import FileRecord, Manifest, Store, read_json
 from transforms.tables import same_id_kind
 
 ROWS_A_SHARD = 4096  # a shard is the unit of retry: seconds of encoding, tens of MB of embeddings
 MOST_ROWS_A_SHARD = 4 * ROWS_A_SHARD  # a grown catalogue keeps its shards up to here
 EVENTS_A_SHARD = 262_144
 DEFAULT_DIM = 128
+CLOCK_SLACK_S = 86_400  # events so far ahead of the launch are of the future; less is a clock or a zone
+FOLDED = "state/logs.json"  # the logs that a state holds
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,11 @@ class Plan:
         dim: axes of the joint space.
         base: the published run when this one was launched.
         shards, user_shards: of items and of users.
+        users, recommend: the run makes profiles, recommendations.
+        late_modalities: those whose scores are added, where `ranking.fusion` is late.
+        state: files of the published run's sums, to which an incremental run's events are added.
+        folded: the logs that are added up to now, those of this run last.
+        filter_catalog: the catalogue's files, where `ranking.filter` names a column of theirs.
     """
 
     job: Job
@@ -50,6 +59,12 @@ class Plan:
     encoders: tuple[tuple[EncoderSpec, EncoderInfo], ...] = ()
     dim: int = 0
     base: Manifest | None = None
+    users: bool = False
+    recommend: bool = False
+    late_modalities: tuple[str, ...] = ()
+    filter_catalog: Catalog | None = None
+    state: tuple[FileRecord, ...] = ()
+    folded: tuple[dict[str, object], ...] = ()
 
     @property
     def encoder_ids(self) -> dict[str, str]:
@@ -70,7 +85,9 @@ class Plan:
             names += ["write-embeddings", "moments", "fuse", "write-items"]
             totals |= dict.fromkeys(names, self.catalog.rows)
         if self.interactions:
-            totals |= {"interactions": self.interactions.rows, "profiles": self.interactions.rows}
+            totals |= {"interactions": self.interactions.rows}
+        if self.interactions and self.users:
+            totals |= {"profiles": self.interactions.rows}
         return totals
 
 
@@ -89,7 +106,7 @@ def default_run_id() -> str:
     return re.sub(r"[^0-9T]", "", now_utc()[:19])
 
 
-def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool) -> Plan:
+def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool, recommend: bool = False) -> Plan:
     """Checks a job whole.
 
     Args:
@@ -97,6 +114,7 @@ def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool) -> Plan:
         run_id: None: made from the clock.
         items: the run will read the catalogue and make item vectors.
         users: the run will read the log and make profiles (from the published run's items unless `items`).
+        recommend: the run will rank items for users (those of the published run unless `users`).
 
     Raises:
         JobError: whatever would stop the run later.
@@ -111,10 +129,17 @@ def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool) -> Plan:
         for modality in job.modalities:
             spec = job.encoder_spec(modality)
             encoders.append((spec, describe_encoder(spec)))
-    dim = _check_space(job, [(s.modality, info.dim) for s, info in encoders]) if items else 0
-    interactions = check_interactions(job.interactions_spec) if users else None
-    if users and not items:
+    dims = [(s.modality, info.dim) for s, info in encoders]
+    if job.behaviour:
+        dims.append((BEHAVIOUR, job.behaviour.dim))
+    dim = _check_space(job, dims) if items else 0
+    interactions = _check_log(job) if users or (items and job.behaviour) or (recommend and _needs_log(job)) else None
+    if (users or recommend) and not items:
         store.published()
+    if recommend and not users and not (base and base.part("users")):
+        raise JobError(f"store: the published run in {store.root} has no users/; run `unisono profile` first")
+    late = _check_ranking(job) if recommend else ()
+    hidden = _check_filter(job) if recommend and job.ranking and job.ranking.filter else None
     if interactions:
         id_type = catalog.id_type if catalog else _published_id_type(store)
         if not same_id_kind(id_type, interactions.item_type):
@@ -125,9 +150,71 @@ def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool) -> Plan:
     store.check_new_run(run_id)
     shards = job.shards or _default_shards(catalog.rows if catalog else 1, base)
     user_shards = job.shards or _power_of_two(interactions.rows if interactions else 1, EVENTS_A_SHARD)
+    state = tuple(base.part("state")) if base and interactions and job.profiles.incremental is True else ()
+    folded = _check_folded(job, store, base, interactions) if users and interactions else ()
+    if state:
+        user_shards = len(state)
+    if recommend and not users and base:
+        user_shards = len(base.part("users"))
     return Plan(
-        job, run_id, now_utc(), store, shards, user_shards, catalog, interactions, tuple(encoders), dim, base
-    )
+        job, run_id, now_utc(), store, shards, user_shards, catalog, interactions, tuple(encoders), dim, base,
+        users, recommend, late, hidden, state, folded,
+    )  # fmt: skip
+
+
+def _check_folded(
+    job: Job, store: Store, base: Manifest | None, interactions: Interactions
+) -> tuple[dict[str, object], ...]:
+    """Lists the logs that will have been added up after an incremental run; refuses one twice, and a missing past."""
+    how = job.profiles.incremental
+    logs: list[dict[str, object]] = [{"path": f.path, "bytes": f.size} for f in interactions.files]
+    if not how or how == "restart" or base is None:
+        return tuple(logs)
+    if not base.part("state"):
+        if base.part("users"):
+            raise JobError(
+                f"profiles.incremental: the published run {base.run_id} kept no sums to add to; "
+                "run once with profiles.incremental: restart over the whole log"
+            )
+        return tuple(logs)
+    before = read_json(store, base.part("folded")[0].path)
+    again = [f for f in logs if f in before]
+    if again:
+        raise JobError(
+            f"interactions.path: {again[0]['path']} is in the published state already, and would count twice; "
+            "name the new logs only, or set profiles.incremental: restart to start again from all of them"
+        )
+    return (*before, *logs)
+
+
+def _check_log(job: Job) -> Interactions:
+    latest_us = int((time.time() + CLOCK_SLACK_S) * 1e6)
+    return check_interactions(replace(job.interactions_spec, latest_us=latest_us))
+
+
+def _needs_log(job: Job) -> bool:
+    return bool(job.ranking and (job.ranking.exclude_seen or job.ranking.popularity_penalty))
+
+
+def _check_ranking(job: Job) -> tuple[str, ...]:
+    """Gives the modalities of late fusion, none where fusion is early."""
+    if job.ranking is None:
+        raise JobError("ranking: missing; `unisono recommend` needs it (at least `ranking: {k: 100}`)")
+    unknown = sorted(set(job.ranking.weights) - set(job.space_modalities))
+    if unknown:
+        have = ", ".join(job.space_modalities)
+        raise JobError(f"ranking.weights: {unknown[0]} is no modality of the space; it has {have}")
+    if job.ranking_spec.fusion == "early":
+        return ()
+    return tuple(m for m in job.space_modalities if job.ranking.weights.get(m, 1.0) > 0)
+
+
+def _check_filter(job: Job) -> Catalog:
+    assert job.ranking is not None
+    assert job.ranking.filter is not None
+    catalog = check_catalog(job.catalog_spec)
+    require_column(list(catalog.files), job.ranking.filter, "ranking.filter", pa.types.is_boolean, "booleans")
+    return catalog
 
 
 def _check_space(job: Job, dims: list[tuple[str, int]]) -> int:

@@ -2,35 +2,94 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import apache_beam as beam
+import pyarrow as pa
 
-from pipelines.embed import Outputs
-from pipelines.plan import Plan
+from pipelines.embed import Outputs, ReadShards
+from pipelines.plan import FOLDED, Plan
 from transforms.interactions import ReadInteractions, ShardByUser
+from transforms.popularity import CountItems
 from transforms.profiles import BuildProfiles
-from transforms.store import WriteShards
+from transforms.store import FileRecord, WriteShards, write_file
+from transforms.tables import ShardTable
+from transforms.user_state import remembered_events
 
 
-def build(root: beam.Pipeline, plan: Plan, after: beam.PCollection | None = None) -> Outputs:
-    """Adds the steps from the log to user profiles to a graph.
+@dataclass(frozen=True)
+class Log:
+    """Events by user shard.
+
+    Attributes:
+        events: of this run's log.
+        known: these, and of an incremental run the newest earlier ones that the published state keeps.
+        state: (shard, table) of the published state; None: there is none.
+    """
+
+    events: beam.PCollection
+    known: beam.PCollection
+    state: beam.PCollection | None
+
+
+def read_log(root: beam.Pipeline, plan: Plan, out: Outputs) -> Log:
+    """Adds the steps from the log to events by user shard; their counts and dead letters go to `out`."""
+    assert plan.interactions is not None
+    read = root | "ReadInteractions" >> ReadInteractions(plan.interactions)
+    out.dead.append(read["dead"])
+    out.counts.append(read["rows"] | "CountEvents" >> beam.Map(lambda n: ("interactions.rows", n)))
+    events = read["events"] | "ShardByUser" >> ShardByUser(plan.user_shards, plan.interactions)
+    if not plan.state:
+        return Log(events, events, None)
+    state = root | "PublishedState" >> beam.Create(plan.state) | "ReadState" >> ReadShards(plan.store)
+    known = (
+        {"events": events, "state": state}
+        | "Remember" >> beam.CoGroupByKey()
+        | "Remembered" >> beam.MapTuple(_remember).with_output_types(ShardTable)
+    )
+    return Log(events, known, state)
+
+
+def _remember(shard: int, both: dict[str, Iterable[pa.Table]]) -> ShardTable:
+    (events,) = both["events"]
+    earlier = [remembered_events(s).cast(events.schema) for s in both["state"]]
+    return shard, pa.concat_tables([events, *earlier]).combine_chunks()
+
+
+def build(root: beam.Pipeline, plan: Plan, log: Log, after: beam.PCollection | None = None) -> Outputs:
+    """Adds the steps from events to user profiles to a graph.
 
     Args:
         root: the graph.
         plan: checked.
+        log: as `read_log` gives.
         after: FileRecords of this run's items/; None: those of the published run.
     """
-    assert plan.interactions is not None
     out = Outputs()
     items = after
     if items is None:
         assert plan.base is not None
         items = root | "PublishedItems" >> beam.Create(plan.base.part("items"))
-    events = root | "ReadInteractions" >> ReadInteractions(plan.interactions)
-    shards = events["events"] | "ShardByUser" >> ShardByUser(plan.user_shards, plan.interactions)
-    built = shards | "BuildProfiles" >> BuildProfiles(beam.pvalue.AsList(items), plan.job.profile_spec, plan.store.root)
-    out.dead.append(events["dead"])
-    out.counts += [events["rows"] | "CountEvents" >> beam.Map(lambda n: ("interactions.rows", n)), built["counts"]]
+    popularity = log.known | "EventsPerItem" >> CountItems()
+    keep = bool(plan.job.profiles.incremental)
+    built = log.events | "BuildProfiles" >> BuildProfiles(
+        beam.pvalue.AsList(items), plan.job.profile_spec, plan.store.root, None, popularity, log.state, keep
+    )
+    out.counts.append(built["counts"])
+    out.dead.append(built["dead"])
+    if keep:
+        out.files["state"] = built["state"] | "WriteState" >> WriteShards(
+            plan.store, plan.run_id, "state", plan.user_shards, {}
+        )
+        log = root | "FoldedLogs" >> beam.Create([json.dumps(plan.folded, indent=1)])
+        out.files["folded"] = log | "WriteFolded" >> beam.Map(_write_folded, plan)
     out.files["users"] = built["users"] | "WriteUsers" >> WriteShards(
         plan.store, plan.run_id, "users", plan.user_shards, {}
     )
     return out
+
+
+def _write_folded(text: str, plan: Plan) -> FileRecord:
+    return write_file(plan.store, "folded", f"runs/{plan.run_id}/{FOLDED}", text.encode())

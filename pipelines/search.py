@@ -92,6 +92,8 @@ class Searcher:
         """What takes a text query into the embedding space of each modality that it can be asked of."""
         found = {}
         for modality in self.space.modalities:
+            if modality not in self.job.modalities:  # behaviour: nothing encodes it
+                continue
             if modality != "text" and not may_take_queries(self.job.encoder_spec(modality)):
                 continue
             encoder = self._own_encoder(modality)[modality]

@@ -179,6 +179,8 @@ def test_times_of_every_type_become_utc_microseconds(times, unit, expected):
     ("times", "unit"),
     [
         pytest.param(pa.array([int(NOON.timestamp() * 1e3)] * 3), "s", id="milliseconds taken for seconds"),
+        pytest.param(pa.array([int(NOON.timestamp())] * 3), "ms", id="seconds taken for milliseconds"),
+        pytest.param(pa.array([int(NOON.timestamp() * 1e3)] * 3), "us", id="milliseconds taken for microseconds"),
         pytest.param(pa.array([2**64 - 1] * 3, pa.uint64()), "us", id="beyond int64"),
         pytest.param(pa.array([2**62] * 3, pa.timestamp("s")), None, id="timestamp beyond any calendar"),
     ],
@@ -188,6 +190,18 @@ def test_times_out_of_range_are_dead_letters(times, unit):
     assert events.num_rows == 0
     assert dead["reason"].to_pylist() == [Reason.TIME_OUT_OF_RANGE] * 3
     assert "user=u1 time=" in dead["detail"][0].as_py()
+
+
+def test_events_of_the_future_are_dead_letters():
+    table = log()
+    latest = max(t for t in table["ts"].cast(pa.timestamp("us")).cast(pa.int64()).to_pylist() if t is not None)
+    spec = with_spec(SPEC, latest_us=latest - 1)
+    before, _ = clean_interactions(table, SPEC)
+    events, dead = clean_interactions(table, spec)
+    late = sum(t == latest for t in before["time"].cast(pa.int64()).to_pylist())
+    assert late > 0
+    assert dead["reason"].to_pylist().count(Reason.TIME_IN_FUTURE) == late
+    assert events.num_rows == before.num_rows - late
 
 
 ROW = st.tuples(

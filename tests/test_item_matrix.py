@@ -155,12 +155,12 @@ def test_records_resolve_against_the_root_and_new_content_gets_a_new_matrix(tmp_
 def test_old_matrices_leave_the_disk_and_live_on_where_open(tmp_path):
     cache = tmp_path / "cache"
     opened = []
-    for i in range(4):
+    for i in range(10):
         file = write_items(tmp_path / f"{i}.parquet", pa.array([i]), np.full((1, 2), i, np.float32))
         opened.append(ItemMatrix.open([file], cache_dir=str(cache)))
-    assert len([p for p in cache.iterdir() if p.is_dir()]) == 2
-    assert [m.vectors[0, 0] for m in opened] == [0, 1, 2, 3]
-    assert [m.lookup(pa.array([i]))[0] for i, m in enumerate(opened)] == [0] * 4
+    assert len([p for p in cache.iterdir() if p.is_dir()]) == 8
+    assert [m.vectors[0, 0] for m in opened] == list(range(10))
+    assert [m.lookup(pa.array([i]))[0] for i, m in enumerate(opened)] == [0] * 10
 
 
 def test_processes_that_start_together_build_once_and_a_killed_build_is_swept(tmp_path):

@@ -26,15 +26,8 @@ from transforms.interactions import (
     event_schema,
 )
 from transforms.item_matrix import ItemMatrix
-from transforms.profiles import (
-    BuildProfiles,
-    ProfileSpec,
-    build_profiles,
-    decay,
-    profile_schema,
-    profiles_of_sums,
-    sum_events,
-)
+from transforms.profiles import BuildProfiles, ProfileSpec, Surroundings, profile_schema
+from transforms.profiles import build_profiles as build
 from transforms.tables import from_vector_column, shard_of, split_by_shard, to_vector_column
 
 DIM = 6
@@ -59,6 +52,11 @@ def world(request, tmp_path_factory) -> tuple[ItemMatrix, dict, list[str]]:
         pq.write_table(table, files[-1], row_group_size=5)
     matrix = ItemMatrix.open(files, cache_dir=str(folder / "cache"))
     return matrix, dict(zip(ids, vectors.astype(np.float64), strict=True)), files
+
+
+def build_profiles(table: pa.Table, matrix: ItemMatrix, spec: ProfileSpec) -> tuple[pa.Table, dict[str, int]]:
+    built = build(table, Surroundings(matrix), spec)
+    return built.users, built.counts
 
 
 def draw_events(world, n: int, users: int, seed: int = 0, unknown: float = 0.1) -> pa.Table:
@@ -118,8 +116,10 @@ def test_profiles_agree_with_loops(world, half_life_days):
     assert stats == {
         "events.rows": 3000,
         "events.unknown_item": sum(i not in vectors for i in table["item_id"].to_pylist()),
+        "events.set_aside": 0,
         "users.seen": 80,
         "users.rows": len(expected),
+        "users.cold": 0,
         "users.without_profile": 80 - len(expected),
     }
 
@@ -215,7 +215,7 @@ def test_an_empty_shard_keeps_the_schema(world):
     for user_type in (pa.string(), pa.int32()):
         empty = event_schema(user_type, pa.array(list(world[1])).type).empty_table()
         users, stats = build_profiles(empty, world[0], ProfileSpec(30))
-        assert users.schema == profile_schema(user_type, DIM)
+        assert users.schema == profile_schema(user_type, DIM, world[0].id_type)
         assert (users.num_rows, set(stats.values())) == (0, {0})
 
 
@@ -265,20 +265,6 @@ def test_times_too_far_apart_to_pack_are_ordered_all_the_same(world):
         np.testing.assert_allclose(vectors_of[row], total / np.linalg.norm(total), atol=1e-6)
 
 
-def test_sums_of_two_nights_add_up_to_the_sums_of_both(world):
-    spec = ProfileSpec(5)
-    table = draw_events(world, 2000, 1, seed=4)
-    time = table["time"].cast(pa.int64()).to_numpy()
-    late = pa.array(time > np.median(time))
-    parts = (table.filter(pa.compute.invert(late)), table.filter(late), table)
-    old, new, both = (sum_events(part, world[0], spec)[0] for part in parts)
-    left = decay(new.newest - old.newest, 5)
-    np.testing.assert_allclose(left * old.vectors[0] + new.vectors[0], both.vectors[0], atol=1e-9)
-    np.testing.assert_allclose(left * old.weights + new.weights, both.weights, atol=1e-9)
-    np.testing.assert_allclose(left * old.magnitudes + new.magnitudes, both.magnitudes, atol=1e-9)
-    assert profiles_of_sums(both, spec).equals(build_profiles(table, world[0], spec)[0])
-
-
 @pytest.mark.parametrize("bad", [{"half_life_days": 0}, {"half_life_days": -1}, {"min_events": 0}], ids=str)
 def test_a_spec_that_means_nothing_is_refused(bad):
     with pytest.raises(JobError, match=f"profiles.{next(iter(bad))}"):
@@ -308,8 +294,10 @@ def test_logs_to_profiles_through_beam(world, tmp_path: Path, shards):
     counts = {
         "events.rows": 1200,
         "events.unknown_item": sum(i not in vectors for i in raw["what"].to_pylist()),
+        "events.set_aside": 0,
         "users.seen": 40,
         "users.rows": len(expected),
+        "users.cold": 0,
         "users.without_profile": 40 - len(expected),
     }
 

@@ -44,6 +44,10 @@ class Reason(StrEnum):
     NULL_TIME = "null_time"
     UNKNOWN_EVENT = "unknown_event"
     TIME_OUT_OF_RANGE = "time_out_of_range"
+    TIME_IN_FUTURE = "time_in_future"
+    # stage `profiles`: a user
+    TOO_MANY_EVENTS = "too_many_events"
+    WEIGHTS_CANCEL = "weights_cancel"
 
 
 class InputError(Exception):

@@ -16,7 +16,7 @@ from transforms.fit_fusion import FusionSpec, fit_fusion, inner_moments
 from transforms.fusion import fuse, item_vectors
 from transforms.impute import fit_conditional_mean
 from transforms.moments import Moments, embeddings_of, in_sample
-from transforms.refit import OVERLAP_ROWS, anchor, blend, common_rows, compare, may_keep, order_axes, unit_rows
+from transforms.refit import OVERLAP_ROWS, anchor, blend, common_rows, compare, lineage, may_keep, order_axes, unit_rows
 from transforms.small_vectors import axis_scale, size_costs
 from transforms.space import Space
 from transforms.space_quality import measure_space
@@ -73,7 +73,8 @@ def fit_run(
         previous: `item_id`, `vector` (float32, unit rows) of the published run, for items of the sample.
 
     Returns:
-        The space, ready for item vectors, with `info["refit"]`; and the content of `quality.json`.
+        The space, ready for item vectors, with `info["refit"]`, `info["comparable"]` (space_ids of earlier spaces
+        that it faces) or `info["not_comparable"]` (why there are none); and the content of `quality.json`.
 
     Raises:
         JobError: a setting is not allowed, nothing can be fitted, or `never` and the published space cannot be used.
@@ -95,6 +96,8 @@ def fit_run(
     else:
         space, found = _face(space, sample, published, previous, dim, settings.inertia if not refused else 0.0)
         report |= {"published": published.space_id, **found}
+        known, why = lineage(space, published, found)
+        space = space.with_info(comparable=known, not_comparable=why)
         if settings.refit == "on_drift" and not refused and "turned" in found:
             drift = {"drift": 1 - found["turned"]["mean_cosine"], "threshold": settings.drift_threshold}
             if drift["drift"] <= settings.drift_threshold:

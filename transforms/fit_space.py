@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import apache_beam as beam
 import numpy as np
@@ -81,6 +82,7 @@ class FitSpace(beam.PTransform):
         sample: PCollection of tables, as `SampleEmbeddings` gives.
         previous: PCollection of tables, as `SampleVectors` gives; None: nothing is published.
         published: the file of the published space; None: nothing is published.
+        made: PCollection of (modality, encoder_id) of embeddings that the run itself makes; None: there are none.
 
     Returns:
         A dict of PCollections: `space` (one, bytes as of `Space.to_bytes`), `files` (FileRecord).
@@ -94,16 +96,16 @@ class FitSpace(beam.PTransform):
         sample: beam.PCollection,
         previous: beam.PCollection | None = None,
         published: FileRecord | None = None,
+        made: beam.PCollection | None = None,
     ) -> None:
         super().__init__()
         self._args = (store, run_id, settings, published)
-        self._sample, self._previous = sample, previous
+        self._sample, self._previous, self._made = sample, previous, made
 
     def expand(self, moments: beam.PCollection) -> dict[str, beam.PCollection]:
-        sides = [beam.pvalue.AsList(self._sample)]
-        if self._previous is not None:
-            sides.append(beam.pvalue.AsList(self._previous))
-        out = moments | "Solve" >> beam.ParDo(_FitSpaceFn(*self._args), *sides).with_outputs("files", main="space")
+        also = {"sample": self._sample, "previous": self._previous, "made": self._made}
+        sides = {name: beam.pvalue.AsList(p) for name, p in also.items() if p is not None}
+        out = moments | "Solve" >> beam.ParDo(_FitSpaceFn(*self._args), **sides).with_outputs("files", main="space")
         return {"space": out.space, "files": out.files}
 
 
@@ -112,14 +114,19 @@ class _FitSpaceFn(beam.DoFn):
         self._store, self._run_id, self._settings, self._published = store, run_id, settings, published
 
     def process(
-        self, moments: Moments, sample: Sequence[pa.Table], previous: Sequence[pa.Table] = ()
+        self,
+        moments: Moments,
+        sample: Sequence[pa.Table],
+        previous: Sequence[pa.Table] = (),
+        made: Sequence[tuple[str, str]] = (),
     ) -> Iterable[object]:
+        settings = replace(self._settings, encoder_ids={**self._settings.encoder_ids, **dict(made)})
         old = None
         if self._published is not None:
             old = Space.from_bytes(files.read_bytes(self._store.path(self._published.path)))
         drawn = sort_by_id(concat_tables(list(sample))) if sample else _nothing(moments)
         known = concat_tables(list(previous)) if previous else None
-        space, quality = fit_run(moments, drawn, self._settings, old, known)
+        space, quality = fit_run(moments, drawn, settings, old, known)
         data = space.to_bytes()
         report = json.dumps(quality, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False).encode() + b"\n"
         for part, name, content in (

@@ -14,6 +14,7 @@ from transforms.dead_letters import dead_letters_of_rows
 from transforms.errors import JobError, Reason
 from transforms.moments import embeddings_of
 from transforms.progress import advance
+from transforms.refit import comparable_metadata
 from transforms.small_vectors import encode_vectors, scale_metadata
 from transforms.space import Aligned, Space
 from transforms.tables import ShardTable, to_vector_column
@@ -188,4 +189,6 @@ class _FuseItemsFn(beam.DoFn):
             yield beam.pvalue.TaggedOutput("dead", letters)
         advance("fuse", done=items.num_rows, dead=lost.num_rows)
         metadata = {"unisono.space_id": self._space.space_id, "unisono.dim": str(self._space.dim)}
-        yield shard, items.replace_schema_metadata(metadata | scale_metadata(self._dtype, self._space.scale))
+        metadata |= scale_metadata(self._dtype, self._space.scale)
+        items = items.replace_schema_metadata(metadata)
+        yield shard, items.replace_schema_metadata(items.schema.metadata | comparable_metadata(self._space))

@@ -24,6 +24,7 @@ TIME_TYPE = pa.timestamp("us", tz="UTC")
 _UNIT_US = {"s": 1_000_000, "ms": 1_000, "us": 1}
 # Years 1 to 9999, what Python and SQL can show. Milliseconds taken for seconds fall outside.
 _FIRST_US, _LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999
+_FIRST_OF_INTEGERS_US = 31_536_000_000_000  # 1971
 _MAX_DETAIL = 500
 
 
@@ -38,6 +39,7 @@ class InteractionsSpec:
         event: column of the event type (strings or integers); None: every event weighs 1.
         weights: (event type, weight) pairs; weights may be negative. An event type without one is set aside.
         time_unit: `s`, `ms` or `us` since 1970, for a time column of integers.
+        latest_us: events after it, microseconds since 1970, are of the future and set aside; None: none are.
     """
 
     path: str | tuple[str, ...]
@@ -47,6 +49,7 @@ class InteractionsSpec:
     event: str | None = None
     weights: tuple[tuple[str, float], ...] | None = None
     time_unit: str | None = None
+    latest_us: int | None = None
 
     @property
     def columns(self) -> list[str]:
@@ -160,6 +163,7 @@ def clean_interactions(table: pa.Table, spec: InteractionsSpec) -> tuple[pa.Tabl
         (Reason.NULL_ITEM, items.is_valid().to_numpy()),
         (Reason.NULL_TIME, table[spec.time].is_valid().to_numpy()),
         (Reason.TIME_OUT_OF_RANGE, in_range),
+        (Reason.TIME_IN_FUTURE, time_us <= (_LAST_US if spec.latest_us is None else spec.latest_us)),
         (Reason.UNKNOWN_EVENT, known),
     ]
     good = np.logical_and.reduce([ok for _, ok in checks])
@@ -189,7 +193,9 @@ def _time_us(column: pa.ChunkedArray, unit: str | None) -> tuple[np.ndarray, np.
     raw = column.cast(pa.int64()).fill_null(0).to_numpy()
     if factor == 0:
         return raw // 1_000, np.ones(len(raw), bool)  # nanoseconds in int64 end in 2262
-    in_range = (raw >= -(-_FIRST_US // factor)) & (raw <= _LAST_US // factor)
+    # Integers of a smaller unit than the one named lie beyond year 9999; of a larger one, in early 1970.
+    first = _FIRST_US if unit is None else _FIRST_OF_INTEGERS_US
+    in_range = (raw >= -(-first // factor)) & (raw <= _LAST_US // factor)
     return np.where(in_range, raw, 0) * factor, in_range
 
 

@@ -22,7 +22,7 @@ from filelock import FileLock
 
 from transforms.errors import JobError
 from transforms.files import join
-from transforms.parquet import ParquetFile, list_parquet, plain_type, read_row_group, require_column
+from transforms.parquet import ParquetFile, list_parquet, open_parquet, plain_type, read_row_group, require_column
 from transforms.small_vectors import read_vectors
 from transforms.tables import (
     hash_ids,
@@ -33,10 +33,11 @@ from transforms.tables import (
 )
 
 _FORMAT = 2  # of what lies in the cache; part of its key
-_KEPT_ON_DISK = 2  # matrices left in the cache, the newest used: tonight's and yesterday's
-_KEPT_IN_PROCESS = 4
+_KEPT_ON_DISK = 8  # matrices left in the cache, the newest used: of a run, its vectors and each modality's
+_KEPT_IN_PROCESS = 8
 _VECTOR_TYPES = (pa.float32(), pa.float16(), pa.int8())
 _KEY = "items"  # what messages call the files
+_MODALITY_VECTOR = "_vector"  # ends the name of a column that may hold nulls
 _DISK_ERRORS = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 )
@@ -90,6 +91,8 @@ class ItemMatrix:
         Files are read a row group at a time; what grows with the catalogue in memory is the sort of the ids'
         hashes (24 bytes an item), during the build.
 
+        A null in a modality's column (`<m>_vector`) is a row of zeros, which no unit vector is.
+
         Args:
             files: paths, or records with a `path` (and a `sha256`, which spares a look at the file).
             root: what relative paths are joined to.
@@ -118,6 +121,10 @@ class ItemMatrix:
                 f"{_KEY}: cannot keep the item matrix under {cache} ({e}); free space there or set TMPDIR"
             ) from e
         return matrix
+
+    def ids(self, rows: np.ndarray) -> pa.Array:
+        """Gives the ids of rows, in the items' own type."""
+        return self._ids.take(pa.array(rows, pa.int64())).cast(self.id_type)
 
     def lookup(self, ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
         """Finds the row of each id: int64 [len(ids)], −1 where the item is unknown or the id null.
@@ -173,18 +180,40 @@ _opened: dict[tuple[str, str], ItemMatrix] = {}
 _lock = threading.Lock()
 
 
-def per_process(files: Sequence[str | HasPath], root: str = "", cache_dir: str | None = None) -> ItemMatrix:
-    """Gives the process its one `ItemMatrix` of these files, opened at the first call.
+def per_process(
+    files: Sequence[str | HasPath], root: str = "", cache_dir: str | None = None, vector_column: str = "vector"
+) -> ItemMatrix:
+    """Gives the process its one `ItemMatrix` of these files and column, opened at the first call.
 
     Not by `beam.utils.shared.Shared`, of which every fused stage would evict the other's.
     """
-    key = (_Sources.of(files, root, "item_id", "vector").key(), cache_dir or "")
+    key = (_Sources.of(files, root, "item_id", vector_column).key(), cache_dir or "")
     with _lock:
         if key not in _opened:
             while len(_opened) >= _KEPT_IN_PROCESS:
                 del _opened[next(iter(_opened))]
-            _opened[key] = ItemMatrix.open(files, root, cache_dir)
+            _opened[key] = ItemMatrix.open(files, root, cache_dir, vector_column=vector_column)
         return _opened[key]
+
+
+def modality_vectors(
+    files: Sequence[str | HasPath], modality: str, root: str = "", cache_dir: str | None = None
+) -> np.ndarray:
+    """Gives the process the items' vectors of one modality: float32 [n, dim], zero rows where missing.
+
+    All rows are zero, and take no room, where the items have no column of it: a modality that could not be fitted.
+    """
+    column = modality + _MODALITY_VECTOR
+    if column in first_schema(files, root).names:
+        return np.asarray(per_process(files, root, cache_dir, column).vectors)
+    return np.broadcast_to(np.float32(0), per_process(files, root, cache_dir).vectors.shape)
+
+
+def first_schema(files: Sequence[str | HasPath], root: str = "") -> pa.Schema:
+    """Reads the schema, metadata too, in the footer of the first file of a list."""
+    path = min(f if isinstance(f, str) else f.path for f in files)
+    with open_parquet(path if not root or "://" in path or path.startswith("/") else join(root, path)) as f:
+        return f.schema_arrow
 
 
 # --- what it is made of ------------------------------------------------------------------------------------
@@ -300,8 +329,10 @@ def _write_columns(
         for path, table in _row_tables(files, (sources.id_column, sources.vector_column)):
             column, present = read_vectors(table, sources.vector_column)
             keys = one_chunk(table[sources.id_column].cast(id_type if integer else pa.large_string()))
-            if not present.all() or keys.null_count:
+            if keys.null_count or not (present.all() or sources.vector_column.endswith(_MODALITY_VECTOR)):
                 raise JobError(f"{_KEY}: {path} has a row without id or vector; run `unisono embed` again")
+            if not present.all():
+                column = np.where(present[:, None], column, np.float32(0))
             vectors.write(np.ascontiguousarray(column, "<f4").data)
             hashes[row : row + len(keys)] = hash_ids(keys)
             if integer:

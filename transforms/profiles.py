@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -13,15 +13,28 @@ import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
 from apache_beam.typehints import with_output_types
 
-from transforms.errors import JobError
-from transforms.files import join
+from transforms import dead_letters
+from transforms.attention import ModalityView, refine_profiles, view_modality
+from transforms.dead_letters import dead_letters_of_rows
+from transforms.errors import JobError, Reason
+from transforms.history import STAGE, limit_a_day, once_a_session, order_history
 from transforms.interactions import TIME_TYPE
-from transforms.item_matrix import HasPath, ItemMatrix, per_process
-from transforms.parquet import open_parquet
+from transforms.interests import find_interests, interest_type
+from transforms.item_matrix import HasPath, ItemMatrix, first_schema, modality_vectors, per_process
 from transforms.progress import NAMESPACE, advance
-from transforms.tables import ShardTable, one_chunk, to_vector_column
-
-_DAY_US = 86_400_000_000
+from transforms.tables import ShardTable, to_vector_column
+from transforms.user_state import (
+    HALF_LIFE,
+    SPACE,
+    UserState,
+    check_state,
+    decay,
+    merge_states,
+    read_state,
+    state_table,
+    sum_history,
+    times,
+)
 
 # Item vectors are float32, so Σ w·v is off by up to 6e-8 · Σ|w|: below this, its direction is noise.
 _MIN_RELATIVE_NORM = 1e-6
@@ -33,11 +46,31 @@ class ProfileSpec:
 
     Attributes:
         half_life_days: after how many days an event weighs half; None: events do not age.
-        min_events: users with fewer used events get no profile.
+        min_events: users with fewer used events are cold: their profile leans on what everybody likes.
+        interests: at most so many a user; 0: none are looked for.
+        interest_split: the part of a user's scatter that two interests must differ by to stay two.
+        recent_events: of a user, those that interests, affinities and refinement are made of.
+        delta: how much of a profile stays itself when it is refined; 1: it is not refined.
+        temperature: of the attention that refines; the smaller, the more the nearest items count.
+        session_minutes: a pause that ends a session, within which repeats count once; None: all count.
+        max_events_per_day: of one user; above it the user is taken for a robot. None: no limit.
+        robots: `cap`: a robot's newest events of each day count; `drop`: it gets no profile.
+        modalities: those to give affinities of.
+        modality_vectors: give a vector for each of them, too.
     """
 
     half_life_days: float | None = None
     min_events: int = 1
+    interests: int = 0
+    interest_split: float = 0.02
+    recent_events: int = 100
+    delta: float = 1.0
+    temperature: float = 0.1
+    session_minutes: float | None = None
+    max_events_per_day: int | None = None
+    robots: str = "cap"
+    modalities: tuple[str, ...] = ()
+    modality_vectors: bool = False
 
     def __post_init__(self) -> None:
         if self.half_life_days is not None and not 0 < self.half_life_days < float("inf"):
@@ -45,169 +78,92 @@ class ProfileSpec:
                 f"profiles.half_life_days: {self.half_life_days} is no span of time; "
                 "give days above 0, or null for events that do not age"
             )
-        if self.min_events < 1:
-            raise JobError(f"profiles.min_events: {self.min_events} is too few; give 1 or more")
+        for key, least in (("min_events", 1), ("interests", 0), ("recent_events", 1)):
+            if (value := getattr(self, key)) < least:
+                raise JobError(f"profiles.{key}: {value} is too few; give {least} or more")
+        for key, low, high in (("delta", 0, 1), ("interest_split", 0, 1), ("temperature", 0.01, 100)):
+            if not low <= (value := getattr(self, key)) <= high:
+                raise JobError(f"profiles.{key}: {value} is outside {low} to {high}")
+        if self.robots not in ("cap", "drop"):
+            raise JobError(f"profiles.robots: {self.robots!r}; allowed: cap, drop")
 
 
-@dataclass(frozen=True, eq=False)
-class UserSums:
-    """What profiles are made of, one row a user, sorted by user; only users with a used event.
-
-    An event's weight is decayed to the user's own newest event, so two sums of one user (of two nights) add
-    up once the older is multiplied by `decay` of the time between their `newest`.
-
-    Attributes:
-        user_ids: [u], ascending.
-        vectors: Σ w·v, float64 [u, dim].
-        weights: Σ w, float64 [u].
-        magnitudes: Σ |w|, float64 [u].
-        events: used events, int64 [u].
-        newest: time of the newest used event, int64 [u], microseconds since 1970.
-    """
-
-    user_ids: pa.Array
-    vectors: np.ndarray
-    weights: np.ndarray
-    magnitudes: np.ndarray
-    events: np.ndarray
-    newest: np.ndarray
-
-
-def decay(age_us: np.ndarray, half_life_days: float | None) -> np.ndarray:
-    """Gives what is left of an event's weight, 2^(−age / half-life), float64; ages in microseconds."""
-    if half_life_days is None:
-        return np.ones(len(age_us))
-    return np.exp2(age_us / (-half_life_days * _DAY_US))
-
-
-def profile_schema(user_type: pa.DataType, dim: int) -> pa.Schema:
-    """The schema of user profiles."""
+def profile_schema(
+    user_type: pa.DataType, dim: int, item_type: pa.DataType, modalities: Sequence[str] = (), vectors: bool = False
+) -> pa.Schema:
+    """The schema of user profiles; `vectors`: with one for each modality."""
     fields = [
         ("user_id", user_type),
         pa.field("vector", pa.list_(pa.float32(), dim), nullable=False),
+        ("interests", interest_type(dim, item_type)),
+        *((f"{m}_affinity", pa.float32()) for m in modalities),
+        *((f"{m}_vector", pa.list_(pa.float32(), dim)) for m in modalities if vectors),
         ("events", pa.int64()),
         ("last_event", TIME_TYPE),
+        ("cold", pa.bool_()),
     ]
     return pa.schema(fields)
 
 
-# --- sums --------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, eq=False)
+class Surroundings:
+    """What a shard's profiles are made with.
+
+    Attributes:
+        items: the item vectors.
+        modalities: by name the items' vectors of one modality, float32 [items, dim], zero rows where missing.
+        prior: float32 [dim], the direction of what everybody likes; None: cold users get no profile.
+    """
+
+    items: ItemMatrix
+    modalities: Mapping[str, np.ndarray] = field(default_factory=dict)
+    prior: np.ndarray | None = None
 
 
-def sum_events(table: pa.Table, items: ItemMatrix, spec: ProfileSpec) -> tuple[UserSums, dict[str, int]]:
-    """Sums the item vectors of each user's events, weighted and decayed.
+@dataclass(frozen=True, eq=False)
+class Built:
+    """A shard of profiles.
 
-    The events of a user are added one by one in float64, oldest first (ties: by item, then weight), so the
-    sums depend neither on the order of the rows nor on the other users of the shard.
+    Attributes:
+        users: `profile_schema`, by user_id.
+        sums: all that the next night needs.
+        dead: dead letters of stage `profiles`.
+        counts: `events.rows`, `events.unknown_item` (of those, skipped), `events.set_aside` (repeats, robots),
+            `users.seen`, and of these `users.rows` (have a profile; `users.cold` of them are cold) and
+            `users.without_profile`.
+    """
+
+    users: pa.Table
+    sums: UserState
+    dead: pa.Table
+    counts: dict[str, int]
+
+
+def popular_direction(counts: pa.Table, items: ItemMatrix) -> np.ndarray | None:
+    """Gives the direction of the item vectors' mean, each weighted by how many turned to it: float32 [dim].
+
+    None where nobody turned to a known item, or the vectors cancel.
 
     Args:
-        table: events, as `clean_interactions` gives them, in any order.
-
-    Returns:
-        sums; counts: `events.rows`, `events.unknown_item` (of those, skipped), `users.seen` (in the table).
-
-    Raises:
-        JobError: item ids of another kind than the items'.
+        counts: item_id, n.
     """
-    rows = items.lookup(table["item_id"])
+    rows = items.lookup(counts["item_id"])
     known = rows >= 0
-    users, rank = _rank_users(table["user_id"])
-    counts = {
-        "events.rows": table.num_rows,
-        "events.unknown_item": int(table.num_rows - known.sum()),
-        "users.seen": len(users),
-    }
-    time = table["time"].cast(pa.int64()).to_numpy()[known]
-    weight = table["weight"].to_numpy()[known]
-    rank, rows = rank[known], rows[known]
-
-    order = _order_events(rank, time, items.ranks, rows, weight)
-    rank, time, rows, weight = rank[order], time[order], rows[order], weight[order]
-    first = np.flatnonzero(np.diff(rank, prepend=-1))
-    ends = np.append(first, len(rank))[1:]
-    events = ends - first
-    newest = time[ends - 1]
-    weight = weight * decay(np.repeat(newest, events) - time, spec.half_life_days)
-
-    vectors = np.zeros((len(first), items.dim))
-    _add_rows_kernel()(np.asarray(items.vectors), rows, weight, first, ends, vectors)
-    return (
-        UserSums(
-            user_ids=users.take(pa.array(rank[first])),
-            vectors=vectors,
-            weights=_segment_sums(weight, first),
-            magnitudes=_segment_sums(np.abs(weight), first),
-            events=events,
-            newest=newest,
-        ),
-        counts,
-    )
+    n = np.zeros(len(items))
+    n[rows[known]] = counts["n"].to_numpy()[known]
+    picked = np.flatnonzero(n)
+    total = np.zeros(items.dim)
+    for start in range(0, len(picked), 65_536):  # of a memory map, never all at once
+        part = picked[start : start + 65_536]
+        total += n[part] @ np.asarray(items.vectors)[part].astype(np.float64)
+    norm = float(np.linalg.norm(total))
+    return (total / norm).astype(np.float32) if norm > _MIN_RELATIVE_NORM * n.sum() else None
 
 
-def _segment_sums(values: np.ndarray, first: np.ndarray) -> np.ndarray:
-    return np.add.reduceat(values, first) if len(first) else np.empty(0)
+# --- one shard ---------------------------------------------------------------------------------------------
 
 
-def _rank_users(ids: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
-    """Gives the distinct ids, ascending, and the place of each row's id among them, int64 [n]."""
-    encoded = one_chunk(ids).dictionary_encode()
-    order = pc.sort_indices(encoded.dictionary)
-    place = np.empty(len(order), np.int64)
-    place[order.to_numpy()] = np.arange(len(order))
-    return encoded.dictionary.take(order), place[encoded.indices.to_numpy()]
-
-
-def _order_events(
-    rank: np.ndarray, time: np.ndarray, item_ranks: np.ndarray, rows: np.ndarray, weight: np.ndarray
-) -> np.ndarray:
-    """Sorts events by user, time, item and weight.
-
-    User and time are packed into one integer, which sorts faster than four keys do; only events of one user
-    at one time are then put in order by the rest.
-    """
-    if len(rank) == 0:
-        return np.empty(0, np.int64)
-    start, span = int(time.min()), int(time.max()) - int(time.min()) + 1
-    if span * (int(rank.max()) + 1) >= 2**63:
-        distinct, time = np.unique(time, return_inverse=True)
-        start, span = 0, len(distinct)
-    key = rank * span + (time - start)
-    order = np.argsort(key)
-    key = key[order]
-    same = key[1:] == key[:-1]
-    if same.any():
-        tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
-        among = order[tied]
-        order[tied] = among[np.lexsort((weight[among], item_ranks[rows[among]], key[tied]))]
-    return order
-
-
-@cache
-def _add_rows_kernel() -> Callable[..., None]:
-    """Compiles the segment sum: out[u] += Σ weight[e] · matrix[rows[e]] over the events e of user u.
-
-    Compiled, a row is read from the memory map once and no gathered copy is made: 2.7 times the rate of
-    SciPy's CSR product over gathered blocks and 4.9 times that of `np.add.reduceat`, each at its best block
-    size. Compiling takes half a second a process.
-    """
-    import numba  # librosa's dependency; imported here, for `import transforms.profiles` must stay light
-
-    @numba.njit(nogil=True)
-    def add_rows(matrix, rows, weight, first, ends, out):  # type: ignore[no-untyped-def]
-        for u in range(len(first)):
-            total = out[u]
-            for e in range(first[u], ends[u]):
-                vector, w = matrix[rows[e]], weight[e]  # named outside the loop, which then vectorises
-                for d in range(len(vector)):
-                    total[d] += w * vector[d]
-
-    return add_rows
-
-
-# --- profiles ----------------------------------------------------------------------------------------------
-
-
-def build_profiles(table: pa.Table, items: ItemMatrix, spec: ProfileSpec) -> tuple[pa.Table, dict[str, int]]:
+def build_profiles(table: pa.Table, around: Surroundings, spec: ProfileSpec, state: pa.Table | None = None) -> Built:
     """Builds the profiles of a shard's users.
 
     An event weighs w · 2^(−Δt / half-life), with Δt measured back from the user's own newest used event.
@@ -217,34 +173,107 @@ def build_profiles(table: pa.Table, items: ItemMatrix, spec: ProfileSpec) -> tup
 
     Args:
         table: events, as `clean_interactions` gives them, in any order.
-
-    Returns:
-        users: user_id (ascending), vector float32 unit norm, events int64 (used), last_event (of those);
-        counts: those of `sum_events`, and of `users.seen` the `users.rows` that have a profile and the
-        `users.without_profile` (no known item, fewer events than `min_events`, or weights that cancel).
+        state: of earlier nights, whose events the table does not hold again; None: there is none.
 
     Raises:
         JobError: item ids of another kind than the items'.
     """
-    sums, counts = sum_events(table, items, spec)
-    profiles = profiles_of_sums(sums, spec)
-    n = profiles.num_rows
-    return profiles, counts | {"users.rows": n, "users.without_profile": counts["users.seen"] - n}
+    items = around.items
+    history, unknown = order_history(table, items)
+    counts = {"events.rows": table.num_rows, "events.unknown_item": unknown, "events.set_aside": 0}
+    used, dead = len(history.time), dead_letters.SCHEMA.empty_table()
+    everybody = history.user_ids
+    if spec.session_minutes is not None:
+        history = once_a_session(history, spec.session_minutes)
+    if spec.max_events_per_day is not None:
+        history, dead = limit_a_day(history, spec.max_events_per_day, spec.robots == "drop")
+    counts["events.set_aside"] = used - len(history.time)
+    sums = sum_history(history, items, spec.half_life_days, spec.recent_events)
+    if state is not None:
+        sums = merge_states(read_state(state, items), sums, items, spec.half_life_days, spec.recent_events)
+    users, cancelled = profiles_of(sums, around, spec)
+    if cancelled.any():
+        letters = _letters_of_cancelled(sums, cancelled)
+        dead = pa.concat_tables([dead, letters])
+    dropped = pc.is_in(everybody, value_set=sums.user_ids).false_count
+    counts |= {
+        "users.seen": len(sums.user_ids) + dropped,
+        "users.rows": users.num_rows,
+        "users.cold": int(np.count_nonzero(users["cold"].to_numpy())),
+        "users.without_profile": len(sums.user_ids) + dropped - users.num_rows,
+    }
+    return Built(users, sums, dead, counts)
 
 
-def profiles_of_sums(sums: UserSums, spec: ProfileSpec) -> pa.Table:
-    """Turns sums into profiles; users whose weights cancel or who have too few events are left out."""
+def _letters_of_cancelled(sums: UserState, cancelled: np.ndarray) -> pa.Table:
+    letters = dead_letters_of_rows(sums.user_ids, cancelled, STAGE, Reason.WEIGHTS_CANCEL)
+    index = dead_letters.SCHEMA.get_field_index("detail")
+    detail = pa.array([f"user={u}" for u in letters["item_id"].to_pylist()], pa.string())  # few
+    nobody = pa.nulls(letters.num_rows, pa.string())
+    return letters.set_column(index, "detail", detail).set_column(0, "item_id", nobody)
+
+
+def profiles_of(sums: UserState, around: Surroundings, spec: ProfileSpec) -> tuple[pa.Table, np.ndarray]:
+    """Turns sums into profiles, and says whose weights cancel (bool [users]).
+
+    A user with fewer events than `min_events`, or none that leaves a direction, is cold. A cold user's
+    profile is the direction of n · (Σ w·v / Σ |w|) + min_events · prior, n the user's events: of no event
+    nothing but the prior is left, and with every event its part shrinks.
+    """
     norm = np.sqrt(np.einsum("ud,ud->u", sums.vectors, sums.vectors))
-    keep = (norm > _MIN_RELATIVE_NORM * sums.magnitudes) & (sums.events >= spec.min_events)
-    vectors = (sums.vectors[keep] / norm[keep, None]).astype(np.float32)
-    mask = pa.array(keep)
+    personal = norm > _MIN_RELATIVE_NORM * sums.magnitudes
+    cancelled = ~personal & (sums.magnitudes > 0)
+    cold = ~personal | (sums.events < spec.min_events)
+    scaled = np.divide(sums.vectors, norm[:, None], out=np.zeros_like(sums.vectors), where=personal[:, None])
+    if around.prior is None:
+        keep = ~cold
+    else:
+        keep = np.ones(len(cold), bool)
+        mean = np.divide(norm, sums.magnitudes, out=np.zeros(len(norm)), where=personal)
+        mixed = scaled[cold] * (sums.events * mean)[cold, None] + spec.min_events * around.prior.astype(np.float64)
+        length = np.sqrt(np.einsum("ud,ud->u", mixed, mixed))[:, None]
+        scaled[cold] = np.divide(mixed, length, out=np.tile(around.prior, (len(mixed), 1)) * 1.0, where=length > 1e-6)
+    vectors = scaled.astype(np.float32)
+    recent = sums.recent
+    weight = recent.weight * decay(np.repeat(sums.newest, recent.counts) - recent.time, spec.half_life_days)
+    views = {
+        m: view_modality(recent, weight, around.modalities[m], vectors, spec.temperature) for m in spec.modalities
+    }
+    if spec.delta < 1:
+        refined = refine_profiles(vectors, views, spec.delta)
+        vectors = np.where(cold[:, None], vectors, refined)
+    interests = _interests(sums, weight, cold, around.items, spec)
     columns = [
-        sums.user_ids.filter(mask),
+        sums.user_ids,
         to_vector_column(vectors),
-        pa.array(sums.events[keep]),
-        pa.array(sums.newest[keep]).cast(pa.timestamp("us")).cast(TIME_TYPE),
+        interests,
+        *(pa.array(v.affinity.astype(np.float32), mask=np.isnan(v.affinity)) for v in views.values()),
+        *(_modality_vectors(v) for v in views.values() if spec.modality_vectors),
+        pa.array(sums.events),
+        times(sums.newest, sums.events > 0),
+        pa.array(cold),
     ]
-    return pa.table(columns, schema=profile_schema(sums.user_ids.type, sums.vectors.shape[1]))
+    items = around.items
+    schema = profile_schema(sums.user_ids.type, items.dim, items.id_type, spec.modalities, spec.modality_vectors)
+    return pa.table(columns, schema=schema).filter(pa.array(keep)), cancelled
+
+
+def _modality_vectors(view: ModalityView) -> pa.Array:
+    return to_vector_column(view.vectors, np.any(view.vectors, axis=1))
+
+
+def _interests(
+    sums: UserState, weight: np.ndarray, cold: np.ndarray, items: ItemMatrix, spec: ProfileSpec
+) -> pa.Array:
+    """The interests of warm users; empty lists for the others."""
+    warm = np.repeat(~cold, sums.recent.counts)
+    if spec.interests == 0:
+        warm[:] = False
+    history = sums.recent.keep(warm)
+    return find_interests(history, weight[warm], items, max(spec.interests, 1), spec.interest_split)
+
+
+# --- Beam --------------------------------------------------------------------------------------------------
 
 
 class BuildProfiles(beam.PTransform):
@@ -254,48 +283,83 @@ class BuildProfiles(beam.PTransform):
         items: the items' files, as a side input: paths, or records with a `path`. Profiles wait for them.
         root: what relative paths of those files are joined to.
         cache_dir: where a machine keeps the item matrix; None: under its temporary directory.
+        popularity: PCollection of one table (item_id, n), for the prior; None: cold users get no profile.
+        state: PCollection of (shard, pa.Table), the state of earlier nights by the same shards; None: none.
+        keep_state: give `state`, for the nights to come.
 
     Returns:
-        A dict of PCollections: `users` ((shard, pa.Table)), `counts` ((name, int), as `build_profiles` says).
+        A dict of PCollections: `users`, `state` ((shard, pa.Table)), `dead` (pa.Table), `counts` ((name, int),
+        as `Built` says).
     """
 
     def __init__(
-        self, items: beam.pvalue.AsList, spec: ProfileSpec, root: str = "", cache_dir: str | None = None
+        self,
+        items: beam.pvalue.AsList,
+        spec: ProfileSpec,
+        root: str = "",
+        cache_dir: str | None = None,
+        popularity: beam.PCollection | None = None,
+        state: beam.PCollection | None = None,
+        keep_state: bool = False,
     ) -> None:
         super().__init__()
-        self._items = items
-        self._args = (spec, root, cache_dir)
+        self._items, self._popularity, self._state = items, popularity, state
+        self._args = (spec, root, cache_dir, keep_state)
 
     def expand(self, shards: beam.PCollection) -> dict[str, beam.PCollection]:
-        build = beam.ParDo(_BuildProfilesFn(*self._args), self._items)
-        out = shards | "Build" >> build.with_outputs("counts", main="users")
-        return {"users": out.users, "counts": out.counts}
+        if self._state is None:
+            joined = shards | "NoState" >> beam.MapTuple(lambda shard, t: (shard, (t, None)))
+        else:
+            both = {"events": shards, "state": self._state}
+            joined = both | "WithState" >> beam.CoGroupByKey() | "OneState" >> beam.MapTuple(_with_state)
+        popularity: Any = [] if self._popularity is None else beam.pvalue.AsList(self._popularity)
+        build = beam.ParDo(_BuildProfilesFn(*self._args), self._items, popularity)
+        out = joined | "Build" >> build.with_outputs("counts", "state", "dead", main="users")
+        return {"users": out.users, "counts": out.counts, "state": out.state, "dead": out.dead}
 
 
-@with_output_types(ShardTable, counts=tuple[str, int])
+def _with_state(shard: int, both: dict[str, Iterable[pa.Table]]) -> tuple[int, tuple[pa.Table, pa.Table | None]]:
+    (events,) = both["events"]
+    return shard, (events, next(iter(both["state"]), None))
+
+
+@with_output_types(ShardTable, counts=tuple[str, int], state=ShardTable, dead=pa.Table)
 class _BuildProfilesFn(beam.DoFn):
-    def __init__(self, spec: ProfileSpec, root: str, cache_dir: str | None) -> None:
-        self._spec, self._root, self._cache_dir = spec, root, cache_dir
-        self._matrix: ItemMatrix | None = None
+    def __init__(self, spec: ProfileSpec, root: str, cache_dir: str | None, keep_state: bool) -> None:
+        self._spec, self._root, self._cache_dir, self._keep_state = spec, root, cache_dir, keep_state
+        self._around: Surroundings | None = None
+        self._said: dict[bytes, bytes] = {}  # the metadata of the items' files
         self._space: dict[bytes, bytes] = {}
 
-    def process(self, element: ShardTable, items: Sequence[str | HasPath]) -> Iterable[object]:
-        shard, events = element
-        if self._matrix is None:
-            self._matrix = per_process(items, self._root, self._cache_dir)
-            self._space = _space_metadata(items, self._root)
-        users, counts = build_profiles(events, self._matrix, self._spec)
-        for name, n in counts.items():
+    def process(
+        self,
+        element: tuple[int, tuple[pa.Table, pa.Table | None]],
+        items: Sequence[str | HasPath],
+        popularity: Sequence[pa.Table],
+    ) -> Iterable[object]:
+        shard, (events, state) = element
+        if self._around is None:
+            self._open(items, next(iter(popularity), None))
+        assert self._around is not None
+        if state is not None:
+            check_state(state, self._said, self._around.items.dim, self._spec.half_life_days)
+        built = build_profiles(events, self._around, self._spec, state)
+        for name, n in built.counts.items():
             Metrics.counter(NAMESPACE, name).inc(n)
             yield beam.pvalue.TaggedOutput("counts", (name, n))
-        advance("profiles", done=events.num_rows)
-        result: ShardTable = (shard, users.replace_schema_metadata(self._space))
-        yield result
+        if self._keep_state:
+            table = state_table(built.sums, self._around.items)
+            marks = self._space | {HALF_LIFE: str(self._spec.half_life_days).encode()}
+            yield beam.pvalue.TaggedOutput("state", (shard, table.replace_schema_metadata(marks)))
+        if built.dead.num_rows:
+            yield beam.pvalue.TaggedOutput("dead", built.dead)
+        advance("profiles", done=events.num_rows, dead=built.dead.num_rows)
+        yield shard, built.users.replace_schema_metadata(self._space)
 
-
-def _space_metadata(items: Sequence[str | HasPath], root: str) -> dict[bytes, bytes]:
-    """Takes over what the items' files say of their space: a profile lies in the same one."""
-    first = items[0] if isinstance(items[0], str) else items[0].path
-    with open_parquet(join(root, first) if root else first) as f:
-        said = f.schema_arrow.metadata or {}
-    return {k: v for k, v in said.items() if k in (b"unisono.space_id", b"unisono.dim")}
+    def _open(self, items: Sequence[str | HasPath], popularity: pa.Table | None) -> None:
+        matrix = per_process(items, self._root, self._cache_dir)
+        modalities = {m: modality_vectors(items, m, self._root, self._cache_dir) for m in self._spec.modalities}
+        prior = None if popularity is None else popular_direction(popularity, matrix)
+        self._around = Surroundings(matrix, modalities, prior)
+        self._said = first_schema(items, self._root).metadata or {}
+        self._space = {k: v for k, v in self._said.items() if k in (SPACE, b"unisono.dim")}

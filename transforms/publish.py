@@ -118,7 +118,7 @@ def _merge(number: int, tables: Iterable[pa.Table]) -> ShardTable:
 
 def _file_of(letters: pa.Table, number: int) -> int:
     """Spreads tables over files by their first id, so that equal runs give equal files."""
-    first = letters["item_id"][0].as_py() or ""
+    first = (letters["item_id"][0].as_py() if letters.num_rows else None) or ""
     return sum(first.encode()) % number
 
 

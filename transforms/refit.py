@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,9 @@ from transforms.whitening import signs
 
 POLICIES = ("never", "always", "on_drift")
 OVERLAP_ROWS = 2048  # items whose neighbours are compared: n² scores
+COMPARABLE, NOT_COMPARABLE = b"unisono.comparable", b"unisono.not_comparable"  # in the metadata of items/
+_LEAST_COSINE = 0.9  # mean, of an item's vector in two spaces, for what was summed in one to be used in the other
+_MOST_COMPARABLE = 400  # spaces that are remembered: a year of nights
 _LEAST_PER_AXIS = 1  # common items for each axis, under which a turn would be made up
 
 
@@ -97,6 +101,28 @@ def anchor(
     report["before"] = compare(unit_rows(new[:, :dim]), old)
     report["rotation"] = np.round(turn, 6).tolist()
     return space.turned(turn), report
+
+
+def lineage(space: Space, published: Space, report: Mapping[str, Any]) -> tuple[list[str], str]:
+    """Lists the earlier spaces whose vectors may be compared with a new one's, the newest first; or says why none.
+
+    Args:
+        report: of `anchor`, with the `mean_cosine` of what came out.
+    """
+    if "mean_cosine" not in report:
+        return [], str(report.get("not_anchored", "none of the published items is in the sample"))
+    if space.dim != published.dim:
+        return [], f"it has {published.dim} axes, this run {space.dim}"
+    if report["mean_cosine"] < _LEAST_COSINE:
+        found = f"{report['mean_cosine']:.2f}, and {_LEAST_COSINE} is needed"
+        return [], f"vectors of the same items have a mean cosine of {found}"
+    return [published.space_id, *published.info.get("comparable", [])][:_MOST_COMPARABLE], ""
+
+
+def comparable_metadata(space: Space) -> dict[bytes, bytes]:
+    """Gives what the metadata of item files say of the spaces that theirs may be compared with."""
+    known, why = space.info.get("comparable", []), space.info.get("not_comparable", "")
+    return {COMPARABLE: json.dumps(known).encode()} | ({NOT_COMPARABLE: why.encode()} if why else {})
 
 
 def blend(space: Space, published: Space, inertia: float) -> Space | None:

@@ -1,0 +1,109 @@
+"""Exact top k of users against items: Unisono's rate over that of a bare product and top-k, in one run.
+
+    python benchmarks/topk.py                     # 100,000 users × 100,000 items × 256, top 100
+    python benchmarks/topk.py --users 4000 --items 20000
+    python benchmarks/topk.py --device cuda
+
+The bare loop holds nothing but `torch.matmul` and `torch.topk` (or NumPy's `matmul` and `argpartition`) over
+blocks and the merge of their results; the better of the block sizes tried counts. It runs over `--bare-users`
+of the users, since its time is linear in them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+
+import numpy as np
+
+from transforms.topk import top_items
+
+
+def bare_numpy(queries: np.ndarray, items: np.ndarray, k: int, rows: int, columns: int) -> np.ndarray:
+    """Matrix product and argpartition by blocks, merged: item indices [n, k], best first."""
+    out = np.empty((len(queries), k), np.int64)
+    for start in range(0, len(queries), rows):
+        q = queries[start : start + rows]
+        best, index = np.empty((len(q), 0), np.float32), np.empty((len(q), 0), np.int64)
+        for at in range(0, len(items), columns):
+            scores = q @ items[at : at + columns].T
+            top = np.argpartition(scores, -min(k, scores.shape[1]), axis=1)[:, -k:]
+            best = np.concatenate([best, np.take_along_axis(scores, top, 1)], 1)
+            index = np.concatenate([index, top + at], 1)
+        order = np.argsort(-best, axis=1)[:, :k]
+        out[start : start + rows] = np.take_along_axis(index, order, 1)
+    return out
+
+
+def bare_torch(queries: np.ndarray, items: np.ndarray, k: int, rows: int, columns: int, device: str) -> np.ndarray:
+    """Matrix product and top-k by torch, merged: item indices [n, k], best first."""
+    import torch
+
+    torch.set_float32_matmul_precision("highest")
+    there = torch.from_numpy(items).to(device)
+    out = np.empty((len(queries), k), np.int64)
+    for start in range(0, len(queries), rows):
+        q = torch.from_numpy(queries[start : start + rows]).to(device)
+        tops, places = [], []
+        for at in range(0, len(items), columns):
+            scores = q @ there[at : at + columns].T
+            top, place = scores.topk(min(k, scores.shape[1]), dim=1)
+            tops.append(top)
+            places.append(place + at)
+        order = torch.cat(tops, 1).topk(k, dim=1).indices
+        out[start : start + rows] = torch.cat(places, 1).gather(1, order).cpu().numpy()
+    return out
+
+
+def main() -> None:
+    """Prints both rates, their ratio, and how many of the first places agree."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", type=int, default=100_000)
+    parser.add_argument("--items", type=int, default=100_000)
+    parser.add_argument("--dim", type=int, default=256)
+    parser.add_argument("-k", type=int, default=100)
+    parser.add_argument("--bare-users", type=int, default=4096)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    args = parser.parse_args()
+    rng = np.random.default_rng(0)
+    queries, items = (rng.standard_normal((n, args.dim)).astype(np.float32) for n in (args.users, args.items))
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    items /= np.linalg.norm(items, axis=1, keepdims=True)
+    n = min(args.bare_users, args.users)
+    print(f"{args.users:,} users × {args.items:,} items × {args.dim}, top {args.k}, {args.device}, "
+          f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")  # fmt: skip
+
+    top_items(queries[:64], items[:5000], args.k, device=args.device)  # compiles
+    bare: dict[str, float] = {}
+    reference = None
+    sizes = [(1024, 4096), (512, 16_384), (256, args.items)] if args.device == "cpu" else [(4096, args.items)]
+    try:
+        import torch  # noqa: F401
+        kinds = ["torch", "numpy"] if args.device == "cpu" else ["torch"]
+    except ImportError:
+        kinds = ["numpy"]
+    for kind in kinds:
+        for rows, columns in sizes:
+            started = time.perf_counter()
+            found = (
+                bare_numpy(queries[:n], items, args.k, rows, columns)
+                if kind == "numpy"
+                else bare_torch(queries[:n], items, args.k, rows, columns, args.device)
+            )
+            bare[f"{kind} {rows} × {columns}"] = n / (time.perf_counter() - started)
+            reference = found
+            print(f"  bare {kind:5} blocks of {rows} × {columns}: {bare[f'{kind} {rows} × {columns}']:,.0f} users/s")
+    started = time.perf_counter()
+    mine, _ = top_items(queries, items, args.k, device=args.device)
+    rate = args.users / (time.perf_counter() - started)
+    best = max(bare.values())
+    assert reference is not None
+    same = float((np.sort(mine[:n], 1) == np.sort(reference, 1)).all(1).mean())
+    flops = rate * args.items * args.dim * 2
+    print(f"  unisono: {rate:,.0f} users/s ({flops / 1e9:,.0f} GFLOP/s), {rate / best:.2f} of the best bare rate")
+    print(f"  same {args.k} items as the bare loop for {same:.2%} of {n:,} users (it ranks by float32 scores)")
+
+
+if __name__ == "__main__":
+    main()

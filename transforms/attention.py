@@ -1,0 +1,104 @@
+"""A user's own items seen modality by modality: affinity, modality vectors, and the refined profile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from transforms.history import History
+
+
+@dataclass(frozen=True, eq=False)
+class ModalityView:
+    """What a user's recent, liked items look like in one modality.
+
+    Attributes:
+        vectors: float32 [u, dim], the direction of Σ w·v; zeros where the user has no item with the modality.
+        affinity: float64 [u]: ‖Σ w·v‖ / Σ w, 1 where the items are all alike in this modality and near 0 where
+            they are unlike; NaN without an item. Mardia and Jupp, "Directional Statistics", 2000: the mean
+            resultant length.
+        attended: float64 [u, dim]: Σ a·v with a ∝ w · exp(z·v / temperature), Σ a = 1; zeros without an item.
+    """
+
+    vectors: np.ndarray
+    affinity: np.ndarray
+    attended: np.ndarray
+
+
+def view_modality(
+    history: History, weight: np.ndarray, matrix: np.ndarray, profiles: np.ndarray, temperature: float
+) -> ModalityView:
+    """Sums and attends over each user's recent events of items that have one modality.
+
+    Args:
+        history: recent events.
+        weight: float64 [e], after decay; events that do not weigh more than 0 take no part.
+        matrix: float32 [items, dim]: unit rows, zeros where an item lacks the modality.
+        profiles: float32 [u, dim]: z, who attends.
+        temperature: above 0; the smaller, the more the nearest items count.
+
+    Guarantees: sums are float64, in the order of the history: no order of rows shows.
+    """
+    users, dim = profiles.shape
+    sums, attended = np.zeros((users, dim)), np.zeros((users, dim))
+    weights = np.zeros(users)
+    _attend_kernel()(matrix, history.rows, weight, history.first, profiles, temperature, sums, weights, attended)
+    length = np.sqrt(np.einsum("ud,ud->u", sums, sums))
+    some = weights > 0
+    vectors = np.divide(sums, length[:, None], out=np.zeros_like(sums), where=length[:, None] > 0)
+    affinity = np.divide(length, weights, out=np.full(users, np.nan), where=some)
+    return ModalityView(vectors.astype(np.float32), np.minimum(affinity, 1.0), attended)
+
+
+def refine_profiles(profiles: np.ndarray, views: Mapping[str, ModalityView], delta: float) -> np.ndarray:
+    """Draws profiles towards what they attend to: z' = δ·z + (1 − δ)·c, to unit length.
+
+    c is the mean, over the modalities that the user's items have, of what z attends to in each.
+
+    Returns:
+        float32 [u, dim], unit rows; a profile without any modality stays as it is.
+    """
+    some = np.array([np.isfinite(v.affinity) for v in views.values()]).reshape(len(views), len(profiles))
+    context = np.sum([v.attended for v in views.values()], axis=0) if views else np.zeros(profiles.shape)
+    context = context / np.maximum(some.sum(0), 1)[:, None]
+    mixed = delta * profiles.astype(np.float64) + (1 - delta) * context
+    norm = np.sqrt(np.einsum("ud,ud->u", mixed, mixed))
+    usable = some.any(0) & (norm > 1e-6)
+    out = np.divide(mixed, norm[:, None], out=profiles.astype(np.float64), where=usable[:, None])
+    return out.astype(np.float32)
+
+
+@cache
+def _attend_kernel() -> Callable[..., None]:
+    """Compiles the two passes over a user's events."""
+    import numba  # imported here, for `import transforms.attention` must stay light
+
+    @numba.njit(nogil=True)
+    def attend(matrix, rows, weight, first, profiles, temperature, sums, weights, attended):  # type: ignore[no-untyped-def]
+        dim = matrix.shape[1]
+        for u in range(len(first) - 1):
+            total = 0.0
+            for e in range(first[u], first[u + 1]):
+                w, v = weight[e], matrix[rows[e]]
+                if w <= 0:
+                    continue
+                size, score = 0.0, 0.0
+                for d in range(dim):
+                    size += np.float64(v[d]) * np.float64(v[d])
+                    score += np.float64(v[d]) * np.float64(profiles[u, d])
+                if size == 0.0:
+                    continue
+                a = w * np.exp((score - 1.0) / temperature)  # a cosine is at most 1: nothing overflows
+                weights[u] += w
+                total += a
+                for d in range(dim):
+                    sums[u, d] += w * v[d]
+                    attended[u, d] += a * v[d]
+            if total > 0:
+                for d in range(dim):
+                    attended[u, d] /= total
+
+    return attend
