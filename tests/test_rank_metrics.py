@@ -82,9 +82,9 @@ def test_auc_equals_sklearn(levels: int | None) -> None:
 
 
 def test_lists_of_some_items_are_those_ranked_without_the_others() -> None:
-    scores, relevant, ranked = example(4, None)
+    scores, _, ranked = example(4, None)
     wanted = np.arange(scores.shape[1]) % 3 == 0
-    _, _, direct = (None, None, ranked.of_items(wanted))
+    direct = ranked.of_items(wanted)
     alone = np.where(wanted, scores, -np.inf)
     for u in range(len(scores)):
         expected = [i for i in np.argsort(-alone[u], kind="stable").tolist() if alone[u, i] > -np.inf]

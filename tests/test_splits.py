@@ -53,6 +53,7 @@ def test_global_time_trains_on_nothing_at_or_after_the_cut() -> None:
     events = log(1)
     split = split_events(events, SplitSpec("global-time", 0.25))
     data = frame(events)
+    assert split.cut is not None
     cut = pd.Timestamp(split.cut.as_py())
     assert frame(split.train).time.max() < cut
     assert len(split.train) == (data.time < cut).sum()

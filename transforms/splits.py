@@ -53,7 +53,7 @@ class Split:
 
     train: pa.Table
     held: pa.Table
-    cut: object = None
+    cut: pa.TimestampScalar | None = None
 
 
 def split_events(events: pa.Table, spec: SplitSpec) -> Split:
