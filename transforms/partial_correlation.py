@@ -37,7 +37,7 @@ def partial_correlations(counts: scipy.sparse.csr_array, ridge: float) -> np.nda
     dense[np.diag_indices(n)] += ridge
     inverse = scipy.linalg.cho_solve(scipy.linalg.cho_factor(dense), np.eye(n))
     scale = 1.0 / np.sqrt(np.diag(inverse))
-    out = -(inverse + inverse.T) / 2 * scale[:, None] * scale
+    out = -(inverse + inverse.T) / 2 * np.outer(scale, scale)  # symmetric to the last digit
     out[np.diag_indices(n)] = 0.0
     return np.asarray(out)
 
