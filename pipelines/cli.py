@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 import warnings
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from transforms.errors import JobError
+from transforms.errors import JobError, UsageError
 
 app = typer.Typer(
     help="Multimodal item vectors and user profiles for recommenders.",
@@ -32,20 +29,9 @@ def _run(
     config: str, run_id: str | None, argv: list[str], *, items: bool, users: bool, recommend: bool = False
 ) -> None:
     # Imported here: `--help` and a mistyped option should answer at once.
-    from pipelines import nightly
-    from pipelines.config import load_job
-    from pipelines.launch import launch
-    from pipelines.plan import plan_run
-    from pipelines.summary import print_summary
+    from pipelines.launch import run_job
 
-    started = time.monotonic()
-    plan = plan_run(load_job(config), run_id, items=items, users=users, recommend=recommend)
-    launch(lambda root: nightly.build(root, plan), argv, plan.stage_totals)
-    manifest = plan.store.manifest(plan.run_id)
-    if manifest is None:  # a submitted job whose launcher does not wait
-        Console(stderr=True).print(f"submitted run {plan.run_id}")
-        return
-    print_summary(plan.store, manifest, time.monotonic() - started)
+    run_job(config, run_id, argv, items=items, users=users, recommend=recommend)
 
 
 @app.command(context_settings=_PASS_ON)
@@ -88,6 +74,7 @@ def search(
 ) -> None:
     """Find the items of the published run nearest to a text, a picture, a sound or an item."""
     from pipelines import search as searching
+    from pipelines.summary import plain_console, print_hits
     from transforms.store import Store
 
     at = store if "://" in store else os.path.abspath(store)
@@ -95,10 +82,32 @@ def search(
     if as_json:
         print(json.dumps([asdict(h) for h in hits], ensure_ascii=False))
         return
-    table = Table("rank", "score", "id", "title", "modalities", box=None, padding=(0, 2))
-    for h in hits:
-        table.add_row(str(h.rank), f"{h.score:.3f}", str(h.item_id), h.title or "", " ".join(h.modalities))
-    Console().print(table)
+    print_hits(plain_console(), hits)
+
+
+@app.command()
+def evaluate(
+    config: Config,
+    what: Annotated[str, typer.Option(help="What to measure: space.")] = "space",
+    methods: Annotated[str, typer.Option(help="Space methods to compare: names with commas, or all.")] = "",
+    fusions: Annotated[str, typer.Option(help="Fusion methods to compare: names with commas, or all.")] = "",
+    folds: Annotated[int, typer.Option(min=1, help="Into how many parts items are held out; 1: one fifth.")] = 5,
+    label: Annotated[str | None, typer.Option(help="A column whose equal values should be neighbours.")] = None,
+    labels: Annotated[str | None, typer.Option(help="The Parquet file of that column; default: the catalogue.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON, for programs.")] = False,
+) -> None:
+    """Measure the published run's embeddings, on items held out from each fit."""
+    from pipelines import evaluate as evaluating
+    from pipelines.config import load_job
+
+    if what != "space":
+        raise JobError(f"--what: {what!r} is not space; measure that")
+    spaces, fused = ([n.strip() for n in names.split(",") if n.strip()] for names in (methods, fusions))
+    result = evaluating.evaluate_space(load_job(config), spaces, fused, folds, label, labels)
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False, indent=1))
+    else:
+        evaluating.print_evaluation(result)
 
 
 @app.command()
@@ -111,22 +120,14 @@ def explain(
 ) -> None:
     """Split the score of a user and an item into modalities, and into the user's events."""
     from pipelines import explain as explaining
+    from pipelines.summary import plain_console
     from transforms.store import Store
 
     found = explaining.explain(Store(store if "://" in store else os.path.abspath(store)), user, item)
     if as_json:
         print(json.dumps(asdict(found), ensure_ascii=False))
         return
-    table = Table("part", "of", box=None, padding=(0, 2), title=f"score {found.score:.4f} by {found.query}")
-    for modality, part in found.modalities:
-        table.add_row(f"{part:+.4f}", modality)
-    table.add_section()
-    for item_id, when, weight, part in found.events[:events]:
-        table.add_row(f"{part:+.4f}", f"{item_id} {when} weight {weight:g}")
-    if more := found.events[events:]:
-        table.add_row(f"{sum(part for *_, part in more):+.4f}", f"{len(more)} more events")
-    table.add_row(f"{found.rest:+.4f}", "no event of the log (what everybody likes, older logs, rounding)")
-    Console().print(table)
+    explaining.print_explanation(plain_console(), found, events)
 
 
 @app.command()
@@ -147,7 +148,10 @@ def main() -> None:
         app(standalone_mode=True)
     except JobError as e:
         print(f"unisono: error: {e}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(e, UsageError) else 1)
+    except KeyboardInterrupt:
+        print("unisono: interrupted; the same run id goes on from here", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import string
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,18 +12,27 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from transforms import files
+from transforms.alignment import SpaceSpec
 from transforms.behaviour import BEHAVIOUR, BehaviourSpec
 from transforms.catalog import CatalogSpec
-from transforms.encoders.base import MODALITIES, EncoderSpec, MediaLimits
+from transforms.encoders.base import JOINT, MODALITIES, PARTS, EncoderSpec, MediaLimits
+from transforms.encoders.registry import FAMILIES
 from transforms.errors import JobError
 from transforms.files import is_remote, join
+from transforms.fit_fusion import FusionSpec
+from transforms.fit_run import FitSettings
 from transforms.interactions import InteractionsSpec
 from transforms.media import MediaSource
 from transforms.profiles import ProfileSpec
 from transforms.ranking import RankingSpec
 from transforms.store import Store
 
+_FAMILIES = tuple(f"{name}/" for name in FAMILIES)
 Positive = Annotated[int, Field(gt=0)]
+Modality = Literal["text", "image", "audio", "joint", "behaviour"]
+SpaceMethod = Literal[
+    "auto", "none", "whiten", "procrustes", "ridge", "cca", "gcca", "anchors", "contrastive", "attention", "autoencoder"
+]
 
 
 class _Section(BaseModel):
@@ -45,6 +56,8 @@ class CatalogConfig(_Section):
     def _one_or_many(cls, value: str | list[str] | None) -> str | list[str] | None:
         if isinstance(value, str) and "{" not in value:
             return [value]  # a single column
+        if isinstance(value, str) and any(spec or how for _, _, spec, how in string.Formatter().parse(value)):
+            raise ValueError("a template takes plain {column} fields, without ! or :")
         spec = CatalogSpec("", "", text=tuple(value) if isinstance(value, list) else value)
         if value is not None and not spec.text_columns:
             raise ValueError("names no column")
@@ -65,32 +78,54 @@ class EncoderConfig(_Section):
 
 
 class EncodersConfig(_Section):
-    """The encoder of each modality; `lite` where nothing is said."""
+    """The encoder of each modality: `lite` where nothing is said, none where it is `none`.
 
-    text: EncoderConfig = EncoderConfig(model="lite")
-    image: EncoderConfig = EncoderConfig(model="lite")
-    audio: EncoderConfig = EncoderConfig(model="lite")
+    `joint` encodes an item's text, image and audio in one input (its `parts`; all that the catalogue has).
+    """
+
+    text: EncoderConfig | None = EncoderConfig(model="lite")
+    image: EncoderConfig | None = EncoderConfig(model="lite")
+    audio: EncoderConfig | None = EncoderConfig(model="lite")
+    joint: EncoderConfig | None = None
 
     @field_validator("*", mode="before")
     @classmethod
     def _name_alone(cls, value: Any) -> Any:
+        if value == "none":
+            return None
         return {"model": value} if isinstance(value, str) else value
 
 
 class SpaceConfig(_Section):
     """How the joint space is fitted. `dim`: by default 128, or as many axes as there can be."""
 
-    method: Literal["auto", "cca", "gcca"] = "auto"
+    method: SpaceMethod = "auto"
     dim: Positive | None = None
     regularization: Annotated[float, Field(ge=0)] | None = None
+    weighting: Annotated[float, Field(ge=0)] = 1.0
+    hub: Modality | None = None
+    remove_top: Annotated[int, Field(ge=0)] = 0
+    anchors: Positive | Annotated[list[str], Field(min_length=2)] | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    epochs: Positive | None = None
     sample: Annotated[float, Field(gt=0, le=1)] = 1.0
+    refit: Literal["never", "always", "on_drift"] = "always"
+    drift_threshold: Annotated[float, Field(ge=0, le=2)] = 0.02
+    inertia: Annotated[float, Field(ge=0, lt=1)] = 0.5
 
 
 class FusionConfig(_Section):
     """How aligned modalities become one vector."""
 
-    method: Literal["weighted"] = "weighted"
-    weights: dict[Literal["text", "image", "audio", "behaviour"], Annotated[float, Field(gt=0)]] = {}
+    method: Literal["mean", "weighted", "concat", "attention", "gated"] = "mean"
+    weights: Literal["learned"] | dict[Modality, Annotated[float, Field(gt=0)]] = {}
+    impute: bool = False
+
+    @model_validator(mode="after")
+    def _weights_are_used(self) -> FusionConfig:
+        if self.weights and self.method != "weighted":
+            raise ValueError(f"`weights` are used by method weighted, not by {self.method}; take one of them out")
+        return self
 
 
 class InteractionsConfig(_Section):
@@ -103,6 +138,16 @@ class InteractionsConfig(_Section):
     time_unit: Literal["s", "ms", "us"] | None = None
     event: str | None = None
     weights: dict[str, float] | None = None
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _events_are_words(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        for event in value:
+            if isinstance(event, bool):
+                raise ValueError(f"YAML reads {event} as true or false; put the event type in quotes")
+        return {str(event): weight for event, weight in value.items()}
 
     @model_validator(mode="after")
     def _events_have_weights(self) -> InteractionsConfig:
@@ -121,7 +166,11 @@ class BehaviourConfig(_Section):
 
 
 class ProfilesConfig(_Section):
-    """How a user's history becomes one vector."""
+    """How a user's history becomes one vector.
+
+    `incremental`: the log holds new events only, which are added to the published run's sums; `restart`: it holds
+    all, and new sums begin with it.
+    """
 
     half_life_days: Annotated[float, Field(gt=0)] | None = 30.0
     min_events: Positive = 1
@@ -131,7 +180,7 @@ class ProfilesConfig(_Section):
     session_minutes: Annotated[float, Field(gt=0)] | None = None
     max_events_per_day: Positive | None = 5000
     robots: Literal["cap", "drop"] = "cap"
-    incremental: bool = False
+    incremental: bool | Literal["restart"] = False
 
 
 class RankingConfig(_Section):
@@ -159,9 +208,11 @@ class LimitsConfig(_Section):
 
 
 class OutputConfig(_Section):
-    """How vectors are stored."""
+    """How vectors are stored: `dtype` and `dim` (axes kept; default: all) are those of items/."""
 
     embedding_dtype: Literal["float16", "float32"] = "float32"
+    dtype: Literal["float32", "float16", "int8"] = "float32"
+    dim: Positive | None = None
 
 
 class Job(_Section):
@@ -169,7 +220,7 @@ class Job(_Section):
 
     store: str
     catalog: CatalogConfig
-    shards: Positive | None = None
+    shards: Annotated[int, Field(gt=0, le=65_536)] | None = None
     encoders: EncodersConfig = EncodersConfig()
     space: SpaceConfig = SpaceConfig()
     fusion: FusionConfig = FusionConfig()
@@ -180,12 +231,30 @@ class Job(_Section):
     limits: LimitsConfig = LimitsConfig()
     output: OutputConfig = OutputConfig()
 
+    @model_validator(mode="after")
+    def _something_to_encode(self) -> Job:
+        have = [m for m in PARTS if getattr(self.catalog, m)]
+        for part in self.joint_parts:
+            if part not in have:
+                raise ValueError(f"encoders.joint.parts: {part!r} is no modality of the catalogue; it has {have}")
+        if not self.modalities or (self.encoders.joint and not self.joint_parts):
+            raise ValueError("encoders: nothing is left to encode; give one of the catalogue's modalities an encoder")
+        return self
+
     # --- what the transforms take ---
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """The modalities that the catalogue has a column for."""
-        return self.catalog_spec.modalities
+        """The modalities that are encoded: of the catalogue's columns, and `joint` if the job asks for it."""
+        own = [m for m in self.catalog_spec.modalities if getattr(self.encoders, m)]
+        return (*own, *([JOINT] if self.encoders.joint else []))
+
+    @property
+    def joint_parts(self) -> tuple[str, ...]:
+        """The columns that go into a joint input; () without a joint encoder."""
+        at = self.encoders.joint
+        have = tuple(m for m in PARTS if getattr(self.catalog, m))
+        return tuple((at.model_extra or {}).get("parts", have)) if at else ()
 
     @property
     def space_modalities(self) -> tuple[str, ...]:
@@ -214,7 +283,10 @@ class Job(_Section):
         """What `transforms.catalog` takes."""
         at = self.catalog
         text = tuple(at.text) if isinstance(at.text, list) else at.text
-        return CatalogSpec(at.path, at.id, text, at.title, at.image, at.audio)
+        title = at.title or CatalogSpec("", "", text).title_column
+        used = [m for m in PARTS if getattr(self.encoders, m) or m in self.joint_parts]
+        columns: dict[str, Any] = {"text": text, "image": at.image, "audio": at.audio}
+        return CatalogSpec(at.path, at.id, title=title, **{m: columns[m] for m in used})
 
     @property
     def media_source(self) -> MediaSource:
@@ -225,8 +297,36 @@ class Job(_Section):
     def encoder_spec(self, modality: str) -> EncoderSpec:
         """What `transforms.encoders` takes."""
         at = getattr(self.encoders, modality)
-        options = tuple(sorted((at.model_extra or {}).items()))
-        return EncoderSpec(modality, at.model, options, self.media_limits)
+        # Lists as tuples: a spec is hashable.
+        options = {k: tuple(v) if isinstance(v, list) else v for k, v in (at.model_extra or {}).items()}
+        if modality == JOINT:
+            options["parts"] = self.joint_parts
+        return EncoderSpec(modality, at.model, tuple(sorted(options.items())), self.media_limits)
+
+    def fit_settings(self, dim: int, encoder_ids: Mapping[str, str]) -> FitSettings:
+        """What `transforms.fit_run` takes; `dim` is the number of axes, as the plan found it."""
+        at = self.space
+        anchors = tuple(at.anchors) if isinstance(at.anchors, list) else at.anchors
+        space = SpaceSpec(
+            at.method, dim, at.regularization, at.weighting, at.hub, at.remove_top, anchors, at.seed, at.epochs
+        )
+        weights = self.fusion.weights if self.fusion.weights == "learned" else {str(m): w for m, w in self.weights()}
+        fusion = FusionSpec(self.fusion.method, weights, self.fusion.impute, at.seed, at.epochs)
+        return FitSettings(
+            space,
+            fusion,
+            at.refit,
+            at.drift_threshold,
+            at.inertia,
+            self.output.dim,
+            at.sample,
+            dict(encoder_ids),
+        )
+
+    def weights(self) -> list[tuple[str, float]]:
+        """The fusion weights that the job file gives, by modality."""
+        given = self.fusion.weights
+        return [] if given == "learned" else sorted((str(m), w) for m, w in given.items())
 
     @property
     def interactions_spec(self) -> InteractionsSpec:
@@ -310,9 +410,12 @@ def _resolve_paths(raw: dict[str, Any], base: str) -> dict[str, Any]:
 
 
 def _absolute_model(encoder: Any, base: str) -> Any:
-    """A model that starts with ./ or ../ is a directory beside the job file; anything else is a name."""
-    if isinstance(encoder, str) and encoder.startswith(("./", "../")):
-        return _absolute(encoder, base)
+    """A model that starts with ./ or ../, itself or after a family's name, is a directory beside the job file;
+    anything else is a name.
+    """
+    if isinstance(encoder, str):
+        family, at, path = encoder.partition("/") if encoder.startswith(_FAMILIES) else ("", "", encoder)
+        return f"{family}{at}{_absolute(path, base)}" if path.startswith(("./", "../")) else encoder
     if isinstance(encoder, dict):
         return {k: _absolute_model(v, base) if k in ("model", "weights") else v for k, v in encoder.items()}
     return encoder
@@ -320,9 +423,10 @@ def _absolute_model(encoder: Any, base: str) -> Any:
 
 def _one_line(error: ValidationError, where: str) -> str:
     """Says the first thing that is wrong: the key, what it got, what is allowed."""
-    errors = error.errors()
+    # Where a value may be of two kinds, pydantic says what is wrong with it as either: the second tells more.
+    errors = sorted(error.errors(), key=lambda e: any(str(p).startswith("literal[") for p in e["loc"]))
     first = errors[0]
-    key = ".".join(str(p) for p in first["loc"])
+    key = ".".join(str(p) for p in first["loc"] if "[" not in str(p))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "unknown key"

@@ -9,10 +9,12 @@ import apache_beam as beam
 import pyarrow as pa
 
 from pipelines.plan import Plan
-from transforms.behaviour import EmbedBehaviour, JoinBehaviour
+from transforms.alignment import needs_sample
+from transforms.behaviour import BEHAVIOUR, EmbedBehaviour, JoinBehaviour
 from transforms.catalog import ReadCatalog, ShardByItem
 from transforms.encode import EncodeModality
-from transforms.fit_space import FitSpace
+from transforms.encoders.base import JOINT
+from transforms.fit_space import SAMPLE_ROWS, TRAINING_ROWS, FitSpace, SampleEmbeddings, SampleVectors
 from transforms.fusion import FuseItems
 from transforms.moments import MomentsCombineFn
 from transforms.progress import advance
@@ -51,26 +53,45 @@ def build(root: beam.Pipeline, plan: Plan, events: beam.PCollection | None = Non
 
     tables = embeddings | "ReadForMoments" >> ReadShards(store)
     to_fuse = embeddings | "ReadForItems" >> ReadShards(store)
+    made = None
     if job.behaviour_spec is not None and events is not None:
-        behaviour = events | "Behaviour" >> EmbedBehaviour(job.behaviour_spec, store, run_id)
-        out.files["behaviour"] = behaviour["files"]
+        published = plan.base.part(BEHAVIOUR) if plan.base else []
+        embed = EmbedBehaviour(job.behaviour_spec, store, run_id, next(iter(published), None))
+        behaviour = events | "Behaviour" >> embed
+        out.files["behaviour"], made = behaviour["files"], behaviour["encoder"]
         tables = tables | "BehaviourForMoments" >> JoinBehaviour(behaviour["table"])
         to_fuse = to_fuse | "BehaviourForItems" >> JoinBehaviour(behaviour["table"])
-    moments = (
-        tables
-        | "EmbeddingColumns" >> beam.Map(_embedding_columns).with_output_types(pa.Table)
-        | "Moments" >> beam.CombineGlobally(MomentsCombineFn(job.space.sample))
-    )
-    fitted = moments | "FitSpace" >> FitSpace(
-        store, run_id, job.space.method, plan.dim, job.space.regularization, plan.encoder_ids
-    )
+    columns = tables | "EmbeddingColumns" >> beam.Map(_embedding_columns).with_output_types(pa.Table)
+    moments = columns | "Moments" >> beam.CombineGlobally(MomentsCombineFn(job.space.sample))
+    fitted = moments | "FitSpace" >> _fit_space(root, plan, columns, made)
     out.files["space"] = fitted["files"]
 
-    fused = to_fuse | "Fuse" >> FuseItems(fitted["space"], dict(job.fusion.weights.items()))
+    fused = to_fuse | "Fuse" >> FuseItems(fitted["space"], job.output.dtype)
     out.dead.append(fused["dead"])
-    out.files["items"] = fused["shards"] | "WriteItems" >> WriteShards(store, run_id, "items", plan.shards, {})
+    write = WriteShards(store, run_id, "items", plan.shards, plan.encoder_metadata)
+    out.files["items"] = fused["shards"] | "WriteItems" >> write
     out.counts.append(out.files["items"] | "CountItems" >> beam.Map(lambda r: ("items.rows", r.rows)))
     return out
+
+
+def _fit_space(
+    root: beam.Pipeline, plan: Plan, tables: beam.PCollection, made: beam.PCollection | None
+) -> FitSpace:
+    """The step that fits the space, with what it looks at besides the moments."""
+    assert plan.catalog is not None
+    job, rows = plan.job, max(plan.catalog.rows, 1)
+    wanted = TRAINING_ROWS if needs_sample(job.space.method) else SAMPLE_ROWS
+    fraction = min(1.0, wanted / rows)
+    named = job.space.anchors if isinstance(job.space.anchors, list) else ()
+    sample = tables | "Sample" >> SampleEmbeddings(fraction, named)
+    settings = job.fit_settings(plan.dim, plan.encoder_ids)
+    base = plan.base
+    spaces = [f for f in base.part("space") if f.path.endswith(".safetensors")] if base else []
+    previous = None
+    if base and spaces:
+        records = root | "PublishedItems" >> beam.Create(base.part("items"))
+        previous = records | "PublishedVectors" >> SampleVectors(plan.store, fraction)
+    return FitSpace(plan.store, plan.run_id, settings, sample, previous, spaces[0] if spaces else None, made)
 
 
 def _embed(root: beam.Pipeline, plan: Plan, out: Outputs) -> beam.PCollection:
@@ -85,14 +106,17 @@ def _embed(root: beam.Pipeline, plan: Plan, out: Outputs) -> beam.PCollection:
     shards = sharded["shards"] | "ReuseEmbeddings" >> ReuseEmbeddings(
         plan.store, plan.run_id, plan.shards, previous, plan.encoder_ids
     )
-    for spec, _ in plan.encoders:
+    alone = [spec for spec, _ in plan.encoders if spec.modality != JOINT]
+    # The joint encoder first: each of the others takes its raw column away.
+    for spec in [*(spec for spec, _ in plan.encoders if spec.modality == JOINT), *alone]:
         source = None if spec.modality == "text" else job.media_source
-        encode = EncodeModality(spec, source, job.output.embedding_dtype)
+        spent = set(job.catalog_spec.modalities) - {s.modality for s in alone} if spec.modality == JOINT else ()
+        encode = EncodeModality(spec, source, job.output.embedding_dtype, sorted(spent))
         encoded = shards | f"Encode{spec.modality.capitalize()}" >> encode
         shards = encoded["shards"]
         out.dead.append(encoded["dead"])
         out.counts.append(encoded["counts"])
-    metadata = {f"encoder_id.{m}": e for m, e in plan.encoder_ids.items()}
+    metadata = plan.encoder_metadata
     return shards | "WriteEmbeddings" >> WriteShards(plan.store, plan.run_id, "embeddings", plan.shards, metadata)
 
 

@@ -9,6 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from pipelines.config import Job
 from transforms import files
@@ -16,11 +19,14 @@ from transforms.errors import JobError
 from transforms.explain import interest_parts, modality_parts, profile_parts
 from transforms.history import History, limit_a_day, once_a_session, order_history
 from transforms.interactions import check_interactions, clean_interactions
-from transforms.item_matrix import ItemMatrix
+from transforms.item_matrix import ItemMatrix, modality_vectors
 from transforms.parquet import read_row_group
 from transforms.ranking import late_matrix, queries_of
+from transforms.small_vectors import read_vectors
 from transforms.store import Manifest, Store, read_table
 from transforms.tables import from_vector_column, shard_of
+
+_ROUNDING = 1e-5  # of float32; what more is missing comes of vectors stored in fewer bytes
 
 
 @dataclass(frozen=True)
@@ -55,16 +61,13 @@ def explain(store: Store, user: str, item: str) -> Explanation:
     of_user = _row(store, manifest, "users", "user_id", user, "--user")
     items = ItemMatrix.open(manifest.part("items"), store.root)
     names = [c.removesuffix("_vector") for c in of_item.column_names if c.endswith("_vector")]
-    matrices = {
-        m: np.asarray(ItemMatrix.open(manifest.part("items"), store.root, vector_column=f"{m}_vector").vectors)
-        for m in names
-    }
+    matrices = {m: modality_vectors(manifest.part("items"), m, store.root) for m in names}
     history = _history(job, items, of_user["user_id"])
     if job.ranking_spec.fusion == "late":
         return _late(job, of_user, items, matrices, history, items.lookup(of_item["item_id"])[0])
 
     spec, ranking = job.profile_spec, job.ranking_spec
-    vector = from_vector_column(of_item["vector"])[0][0].astype(np.float64)
+    vector = read_vectors(of_item)[0][0].astype(np.float64)
     queries, _ = queries_of(of_user, ranking)
     queries = queries.astype(np.float64)
     best = int(np.argmax(queries @ vector))
@@ -86,12 +89,21 @@ def explain(store: Store, user: str, item: str) -> Explanation:
             np.zeros_like(parts),
         )
     query = queries[best]
-    by_modality = []
+    by_modality = _modalities(of_item, names, query, float(query @ vector))
+    return _explanation(float(query @ vector), name, by_modality, history, items, parts @ vector)
+
+
+def _modalities(of_item: pa.Table, names: list[str], query: np.ndarray, score: float) -> list[tuple[str, float]]:
+    """Splits a score by what each modality is in the item's vector; what rounding keeps from adding up is a part."""
+    imputed = of_item["imputed"][0].as_py() if "imputed" in of_item.column_names else []
+    parts = []
     for m in names:
         weight = of_item[f"{m}_weight"][0].as_py()
         if weight:
-            by_modality.append((m, float(weight * (query @ from_vector_column(of_item[f"{m}_vector"])[0][0]))))
-    return _explanation(float(query @ vector), name, by_modality, history, items, parts @ vector)
+            part = float(weight * (query @ read_vectors(of_item, f"{m}_vector")[0][0]))
+            parts.append((f"{m} (predicted)" if m in imputed else m, part))
+    rest = score - sum(part for _, part in parts)
+    return parts if abs(rest) < _ROUNDING else [*parts, ("rounding of stored vectors", rest)]
 
 
 def _cold_length(profile: np.ndarray, parts: np.ndarray, min_events: int) -> float:
@@ -176,3 +188,18 @@ def _history(job: Job, items: ItemMatrix, user: pa.ChunkedArray) -> History:
     if spec.max_events_per_day is not None:
         history, _ = limit_a_day(history, spec.max_events_per_day, spec.robots == "drop")
     return history
+
+
+def print_explanation(console: Console, found: Explanation, most: int) -> None:
+    """Prints an explanation: every modality, and of the events the `most` that count most."""
+    title = Text(f"score {found.score:.4f} by {found.query}")
+    table = Table("part", "of", box=None, padding=(0, 2), title=title, title_justify="left")
+    for modality, part in found.modalities:
+        table.add_row(f"{part:+.4f}", modality)
+    table.add_section()
+    for item_id, when, weight, part in found.events[:most]:
+        table.add_row(f"{part:+.4f}", Text(f"{item_id}  {when}  weight {weight:g}"))
+    if more := found.events[most:]:
+        table.add_row(f"{sum(part for *_, part in more):+.4f}", f"{len(more)} more events")
+    table.add_row(f"{found.rest:+.4f}", "no event of the log (what everybody likes, older logs, rounding)")
+    console.print(table)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from pipelines.config import Job
-from transforms.alignment import max_dim
+from transforms.alignment import METHODS, max_dim
 from transforms.behaviour import BEHAVIOUR
 from transforms.catalog import Catalog, check_catalog
 from transforms.encoders.base import EncoderSpec
@@ -43,7 +43,7 @@ class Plan:
         shards, user_shards: of items and of users.
         users, recommend: the run makes profiles, recommendations.
         late_modalities: those whose scores are added, where `ranking.fusion` is late.
-        state: files of the published run's sums, to which this run's events are added.
+        state: files of the published run's sums, to which an incremental run's events are added.
         folded: the logs that are added up to now, those of this run last.
         filter_catalog: the catalogue's files, where `ranking.filter` names a column of theirs.
     """
@@ -70,6 +70,11 @@ class Plan:
     def encoder_ids(self) -> dict[str, str]:
         """The encoder_id of each modality."""
         return {spec.modality: info.encoder_id for spec, info in self.encoders}
+
+    @property
+    def encoder_metadata(self) -> dict[str, str]:
+        """The encoder_ids as the Parquet metadata of a run's files names them."""
+        return {f"encoder_id.{m}": e for m, e in self.encoder_ids.items()}
 
     @property
     def stage_totals(self) -> dict[str, int]:
@@ -145,7 +150,8 @@ def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool, recommen
     store.check_new_run(run_id)
     shards = job.shards or _default_shards(catalog.rows if catalog else 1, base)
     user_shards = job.shards or _power_of_two(interactions.rows if interactions else 1, EVENTS_A_SHARD)
-    state, folded = _check_incremental(job, store, base, interactions) if users and interactions else ((), ())
+    state = tuple(base.part("state")) if base and interactions and job.profiles.incremental is True else ()
+    folded = _check_folded(job, store, base, interactions) if users and interactions else ()
     if state:
         user_shards = len(state)
     if recommend and not users and base:
@@ -156,22 +162,29 @@ def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool, recommen
     )  # fmt: skip
 
 
-def _check_incremental(
+def _check_folded(
     job: Job, store: Store, base: Manifest | None, interactions: Interactions
-) -> tuple[tuple[FileRecord, ...], tuple[dict[str, object], ...]]:
-    """Gives the published state to add to, and the logs that will have been added; refuses a log twice."""
-    if not job.profiles.incremental:
-        return (), ()
-    state = tuple(base.part("state")) if base else ()
+) -> tuple[dict[str, object], ...]:
+    """Lists the logs that will have been added up after an incremental run; refuses one twice, and a missing past."""
+    how = job.profiles.incremental
     logs: list[dict[str, object]] = [{"path": f.path, "bytes": f.size} for f in interactions.files]
-    before = read_json(store, base.part("folded")[0].path) if base and state else []
+    if not how or how == "restart" or base is None:
+        return tuple(logs)
+    if not base.part("state"):
+        if base.part("users"):
+            raise JobError(
+                f"profiles.incremental: the published run {base.run_id} kept no sums to add to; "
+                "run once with profiles.incremental: restart over the whole log"
+            )
+        return tuple(logs)
+    before = read_json(store, base.part("folded")[0].path)
     again = [f for f in logs if f in before]
     if again:
         raise JobError(
             f"interactions.path: {again[0]['path']} is in the published state already, and would count twice; "
-            "name the new logs only, or set profiles.incremental: false to start again from all of them"
+            "name the new logs only, or set profiles.incremental: restart to start again from all of them"
         )
-    return state, (*before, *logs)
+    return (*before, *logs)
 
 
 def _check_log(job: Job) -> Interactions:
@@ -206,23 +219,36 @@ def _check_filter(job: Job) -> Catalog:
 
 def _check_space(job: Job, dims: list[tuple[str, int]]) -> int:
     """Gives the number of axes, before a GPU has worked for a space that cannot be fitted."""
-    method, most = job.space.method, max_dim(job.space.method, dict(dims))
+    method, most = job.space.method, max_dim(job.space.method, dict(dims), job.space.hub)
+    have = ", ".join(m for m, _ in dims)
+    if method not in METHODS:
+        raise JobError(f"space.method: {method} is not built in; choose one of {', '.join(METHODS)}")
     if method == "cca" and len(dims) != 2:
-        have = ", ".join(m for m, _ in dims)
         raise JobError(f"space.method: cca aligns two modalities, the catalogue has {have}; use gcca or auto")
     if job.space.dim is not None and job.space.dim > most:
         lengths = ", ".join(f"{m} {d}" for m, d in dims)
         raise JobError(f"space.dim: {job.space.dim} is over {most}, the most that embeddings of {lengths} allow")
-    unknown = sorted(set(job.fusion.weights) - {m for m, _ in dims})
-    if unknown:
-        have = ", ".join(m for m, _ in dims)
-        raise JobError(f"fusion.weights: {unknown[0]} is no modality of the catalogue; it has {have}")
-    return job.space.dim or min(DEFAULT_DIM, most)
+    if method == "none" and len({d for _, d in dims}) > 1:
+        lengths = ", ".join(f"{m} {d}" for m, d in dims)
+        raise JobError(f"space.method: none needs embeddings of one length, the encoders give {lengths}; use gcca")
+    named: dict[str, list[str]] = {
+        "fusion.weights": [m for m, _ in job.weights()],
+        "space.hub": [job.space.hub] if job.space.hub else [],
+    }
+    for key, modalities in named.items():
+        if unknown := sorted(set(modalities) - {m for m, _ in dims}):
+            raise JobError(f"{key}: {unknown[0]} is no modality of the catalogue; it has {have}")
+    dim = job.space.dim or min(DEFAULT_DIM, most)
+    if job.output.dim is not None and job.output.dim > dim:
+        raise JobError(f"output.dim: {job.output.dim} is over space.dim, {dim}; give no more than that")
+    return dim
 
 
 def _check_media_root(job: Job) -> None:
     root = job.media_source.root
     media = job.catalog.image or job.catalog.audio
+    if media and not job.catalog.media_root and any(c in root for c in "*?["):
+        raise JobError(f"catalog.media_root: required, for catalog.path names many directories ({root})")
     if media and job.catalog.media_root and "://" not in root and not exists(root):
         raise JobError(f"catalog.media_root: no directory {root}; relative URIs resolve there")
 

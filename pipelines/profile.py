@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import apache_beam as beam
+import pyarrow as pa
 
 from pipelines.embed import Outputs, ReadShards
 from pipelines.plan import FOLDED, Plan
@@ -12,26 +15,56 @@ from transforms.interactions import ReadInteractions, ShardByUser
 from transforms.popularity import CountItems
 from transforms.profiles import BuildProfiles
 from transforms.store import FileRecord, WriteShards, write_file
+from transforms.tables import ShardTable
+from transforms.user_state import remembered_events
 
 
-def read_events(root: beam.Pipeline, plan: Plan, out: Outputs) -> beam.PCollection:
+@dataclass(frozen=True)
+class Log:
+    """Events by user shard.
+
+    Attributes:
+        events: of this run's log.
+        known: these, and of an incremental run the newest earlier ones that the published state keeps.
+        state: (shard, table) of the published state; None: there is none.
+    """
+
+    events: beam.PCollection
+    known: beam.PCollection
+    state: beam.PCollection | None
+
+
+def read_log(root: beam.Pipeline, plan: Plan, out: Outputs) -> Log:
     """Adds the steps from the log to events by user shard; their counts and dead letters go to `out`."""
     assert plan.interactions is not None
-    events = root | "ReadInteractions" >> ReadInteractions(plan.interactions)
-    out.dead.append(events["dead"])
-    out.counts.append(events["rows"] | "CountEvents" >> beam.Map(lambda n: ("interactions.rows", n)))
-    return events["events"] | "ShardByUser" >> ShardByUser(plan.user_shards, plan.interactions)
+    read = root | "ReadInteractions" >> ReadInteractions(plan.interactions)
+    out.dead.append(read["dead"])
+    out.counts.append(read["rows"] | "CountEvents" >> beam.Map(lambda n: ("interactions.rows", n)))
+    events = read["events"] | "ShardByUser" >> ShardByUser(plan.user_shards, plan.interactions)
+    if not plan.state:
+        return Log(events, events, None)
+    state = root | "PublishedState" >> beam.Create(plan.state) | "ReadState" >> ReadShards(plan.store)
+    known = (
+        {"events": events, "state": state}
+        | "Remember" >> beam.CoGroupByKey()
+        | "Remembered" >> beam.MapTuple(_remember).with_output_types(ShardTable)
+    )
+    return Log(events, known, state)
 
 
-def build(
-    root: beam.Pipeline, plan: Plan, events: beam.PCollection, after: beam.PCollection | None = None
-) -> Outputs:
+def _remember(shard: int, both: dict[str, Iterable[pa.Table]]) -> ShardTable:
+    (events,) = both["events"]
+    earlier = [remembered_events(s).cast(events.schema) for s in both["state"]]
+    return shard, pa.concat_tables([events, *earlier]).combine_chunks()
+
+
+def build(root: beam.Pipeline, plan: Plan, log: Log, after: beam.PCollection | None = None) -> Outputs:
     """Adds the steps from events to user profiles to a graph.
 
     Args:
         root: the graph.
         plan: checked.
-        events: by user shard, as `read_events` gives.
+        log: as `read_log` gives.
         after: FileRecords of this run's items/; None: those of the published run.
     """
     out = Outputs()
@@ -39,13 +72,10 @@ def build(
     if items is None:
         assert plan.base is not None
         items = root | "PublishedItems" >> beam.Create(plan.base.part("items"))
-    popularity = events | "EventsPerItem" >> CountItems()
-    state = None
-    if plan.state:
-        state = root | "PublishedState" >> beam.Create(plan.state) | "ReadState" >> ReadShards(plan.store)
-    keep = plan.job.profiles.incremental
-    built = events | "BuildProfiles" >> BuildProfiles(
-        beam.pvalue.AsList(items), plan.job.profile_spec, plan.store.root, None, popularity, state, keep
+    popularity = log.known | "EventsPerItem" >> CountItems()
+    keep = bool(plan.job.profiles.incremental)
+    built = log.events | "BuildProfiles" >> BuildProfiles(
+        beam.pvalue.AsList(items), plan.job.profile_spec, plan.store.root, None, popularity, log.state, keep
     )
     out.counts.append(built["counts"])
     out.dead.append(built["dead"])

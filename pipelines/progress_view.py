@@ -34,7 +34,7 @@ class _Clock:
         if done != before:
             last = now
         self._seen[stage] = (first, last, done)
-        return done / max(last - first, 1e-3)
+        return done / max(last - first, _LIVE_SECONDS)
 
 
 class ProgressView:
@@ -71,8 +71,13 @@ class ProgressView:
                 live.update(self._table())
             return
         while not self._stop.wait(LOG_SECONDS):
-            for line in self.lines():
-                self._console.print(line, highlight=False, soft_wrap=True)
+            self._log()
+        if self._logged:  # a run of less than ten seconds has nothing to say
+            self._log()
+
+    def _log(self) -> None:
+        for line in self.lines():
+            self._console.print(line, highlight=False, soft_wrap=True)
 
     def lines(self) -> list[str]:
         """A line for each stage that moved since the last call."""

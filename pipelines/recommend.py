@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 
 from pipelines.embed import Outputs, ReadShards
 from pipelines.plan import Plan
-from pipelines.profile import read_events
 from transforms.parquet import ReadRowGroups
 from transforms.popularity import CountItems
 from transforms.ranking import RecommendItems, distinct_pairs
@@ -31,7 +30,7 @@ def build(
         root: the graph.
         plan: checked.
         items, users: FileRecords of this run; None: those of the published run.
-        events: this run's events by user shard, if something has read them already.
+        events: by user shard, all that are known; None where no setting of `ranking` needs them.
     """
     assert plan.job.ranking is not None
     out, at, spec = Outputs(), plan.job.ranking, plan.job.ranking_spec
@@ -43,9 +42,7 @@ def build(
         users = root | "UsersToServe" >> beam.Create(plan.base.part("users"))
     shards = users | "ReadUsers" >> ReadShards(plan.store)
     pairs = None
-    if at.exclude_seen or at.popularity_penalty:
-        if events is None:
-            events = read_events(root, plan, out)
+    if events is not None and (at.exclude_seen or at.popularity_penalty):
         pairs = events | "SeenPairs" >> beam.MapTuple(lambda s, t: (s, distinct_pairs(t))).with_output_types(ShardTable)
     popularity = pairs | "Popularity" >> CountItems() if pairs is not None and at.popularity_penalty else None
     seen = pairs if at.exclude_seen else None

@@ -12,11 +12,12 @@ import yaml
 
 from pipelines.config import Job
 from transforms import files
-from transforms.alignment import Space
-from transforms.encoders.registry import get_encoder
+from transforms.encoders.base import Encoder, text_tower_of
+from transforms.encoders.registry import get_encoder, may_take_queries
 from transforms.errors import InputError, JobError
+from transforms.small_vectors import read_vectors
+from transforms.space import Space
 from transforms.store import Manifest, Store, read_table
-from transforms.tables import from_vector_column
 
 
 @dataclass(frozen=True)
@@ -48,19 +49,36 @@ class Searcher:
         if not parts:
             raise JobError(f"store: the published run in {store.root} has no items/; run `unisono embed` first")
         self.items = pa.concat_tables(parts).combine_chunks()
-        self.vectors, _ = from_vector_column(self.items["vector"])
+        self.vectors, _ = read_vectors(self.items)
         self.space = read_space(store, self.manifest)
         self.job = read_job(store, self.manifest)
 
     def embed_query(self, modality: str, raw: str | bytes) -> np.ndarray:
         """Encodes a raw query and maps it into the joint space: float32 [dim], unit norm.
 
+        A text asks every modality whose encoder takes words: text itself, and pictures or sounds through a text
+        tower (CLIP, CLAP). Each answers with a unit vector; the query is their mean, scaled to unit norm.
+
         Raises:
             JobError: the run has no such modality, or the query cannot be used.
         """
-        if modality not in self.space.modalities:
+        asked = self._text_encoders() if modality == "text" else self._own_encoder(modality)
+        if not asked:
             have = ", ".join(self.space.modalities)
-            raise JobError(f"--{modality}: the published run has no {modality} modality; it has {have}")
+            takes = " and none of their encoders takes words" if modality == "text" else ""
+            raise JobError(f"--{modality}: the published run has no {modality} modality; it has {have}{takes}")
+        try:
+            parts = [self.space.project(m, e.encode([e.prepare(raw)]))[0] for m, e in asked.items()]
+        except InputError as e:
+            raise JobError(f"--{modality}: {e}") from e
+        if len(parts) == 1:
+            return np.asarray(parts[0])
+        total = np.sum(parts, axis=0, dtype=np.float64)
+        return np.asarray(total / max(float(np.linalg.norm(total)), 1e-12), np.float32)
+
+    def _own_encoder(self, modality: str) -> dict[str, Encoder]:
+        if modality not in self.space.modalities:
+            return {}
         encoder = get_encoder(self.job.encoder_spec(modality))
         fitted = self.space.info.get("encoder_ids", {}).get(modality)
         if fitted and fitted != encoder.encoder_id:
@@ -68,15 +86,24 @@ class Searcher:
                 f"--{modality}: the run was made with encoder {fitted}, this machine has {encoder.encoder_id}; "
                 "install the same version and checkpoint"
             )
-        try:
-            embedding = encoder.encode([encoder.prepare(raw)])
-        except InputError as e:
-            raise JobError(f"--{modality}: {e}") from e
-        projected: np.ndarray = self.space.project(modality, embedding)[0]
-        return projected
+        return {modality: encoder}
 
-    def vector_of(self, item_id: str) -> np.ndarray:
-        """An item's own vector.
+    def _text_encoders(self) -> dict[str, Encoder]:
+        """What takes a text query into the embedding space of each modality that it can be asked of."""
+        found = {}
+        for modality in self.space.modalities:
+            if modality not in self.job.modalities:  # behaviour: nothing encodes it
+                continue
+            if modality != "text" and not may_take_queries(self.job.encoder_spec(modality)):
+                continue
+            encoder = self._own_encoder(modality)[modality]
+            tower = text_tower_of(encoder)
+            if tower is not None or modality == "text":
+                found[modality] = tower or encoder
+        return found
+
+    def row_of(self, item_id: str) -> int:
+        """The row of an item.
 
         Raises:
             JobError: there is no such item.
@@ -88,13 +115,16 @@ class Searcher:
             row = -1
         if row < 0:
             raise JobError(f"--item: no item {item_id!r} in the published run {self.manifest.run_id}")
-        vector: np.ndarray = self.vectors[row]
-        return vector
+        return int(row)
 
-    def nearest(self, query: np.ndarray, k: int) -> list[Hit]:
-        """The `k` items of highest inner product, ties by row."""
+    def nearest(self, query: np.ndarray, k: int, leave_out: int | None = None) -> list[Hit]:
+        """The `k` items of highest inner product, ties by row; without the row `leave_out`."""
         scores = self.vectors @ query
-        k = min(k, len(scores))
+        k = min(k, len(scores) - (leave_out is not None))
+        if leave_out is not None:
+            scores[leave_out] = -np.inf
+        if k == 0:
+            return []
         top = np.argpartition(-scores, k - 1)[:k] if k < len(scores) else np.arange(len(scores))
         order = top[np.lexsort((top, -scores[top]))]
         rows = self.items.select(["item_id", "title", "modalities"]).take(pa.array(order)).to_pylist()
@@ -107,14 +137,25 @@ class Searcher:
 def read_space(store: Store, manifest: Manifest) -> Space:
     """Loads the joint space that a run was made with."""
     record = next(r for r in manifest.part("space") if r.path.endswith(".safetensors"))
-    return Space.from_bytes(files.read_bytes(store.path(record.path)))
+    return Space.from_bytes(_read(store.path(record.path)))
 
 
 def read_job(store: Store, manifest: Manifest) -> Job:
     """Loads the job file that a run was made with; its paths are absolute already."""
     # A run of profiles alone has a config of its own, but its space is the earlier run's: so is the job.
     run = manifest.part("space")[0].path.split("/")[1]
-    return Job.model_validate(yaml.safe_load(files.read_bytes(store.run_path(run, "config.yaml"))))
+    path = store.run_path(run, "config.yaml")
+    try:
+        return Job.model_validate(yaml.safe_load(_read(path)))
+    except (ValueError, yaml.YAMLError) as e:
+        raise JobError(f"{path}: not the job file of a run ({str(e).splitlines()[0]}); make a new run") from e
+
+
+def _read(path: str) -> bytes:
+    try:
+        return files.read_bytes(path)
+    except FileNotFoundError as e:
+        raise JobError(f"{path}: missing, and the manifest names it; bring it back or make a new run") from e
 
 
 def search(
@@ -137,9 +178,8 @@ def search(
     modality, value = next(iter(given.items()))
     searcher = Searcher(store)
     if modality == "item":
-        hits = searcher.nearest(searcher.vector_of(value), k + 1)
-        others = [h for h in hits if str(h.item_id) != value][:k]
-        return [Hit(i, h.score, h.item_id, h.title, h.modalities) for i, h in enumerate(others, start=1)]
+        row = searcher.row_of(value)
+        return searcher.nearest(searcher.vectors[row], k, leave_out=row)
     raw: str | bytes = value
     if modality != "text":
         try:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from pipelines.search import Hit
 from transforms.store import Manifest, Store, read_json
 
 _SHOWN = 12  # of the reasons for dead letters
 
 
-def print_summary(store: Store, manifest: Manifest, seconds: float, console: Console | None = None) -> None:
+def plain_console() -> Console:
+    """Standard output: as wide as the terminal, or wide enough for our tables where it is a file or a pipe."""
+    out = Console()
+    return out if out.is_terminal else Console(width=140)
+
+
+def print_summary(store: Store, manifest: Manifest, seconds: float) -> None:
     """Prints counts, dead letters by reason, and where the files are."""
-    out = console or Console()
+    out = plain_console()
     counts: dict[str, int] = read_json(store, manifest.part("metrics")[0].path)
     table = Table(title=f"run {manifest.run_id}", title_justify="left", show_header=False, box=None, padding=(0, 2))
     if "catalog.rows" in counts:
@@ -23,12 +33,14 @@ def print_summary(store: Store, manifest: Manifest, seconds: float, console: Con
             note = f"{reused:,} reused from an earlier run" if reused else ""
             table.add_row(f"{modality} embeddings", f"{counts[key]:,}", note)
         table.add_row("item vectors", f"{counts.get('items.rows', 0):,}")
+        _add_space(table, store, manifest)
     if "interactions.rows" in counts:
         table.add_row("events", f"{counts['interactions.rows']:,}")
     if "users.rows" in counts:
         table.add_row("events of unknown items", f"{counts.get('events.unknown_item', 0):,}", "skipped")
-        table.add_row("user profiles", f"{counts.get('users.rows', 0):,}")
-        table.add_row("users without a usable event", f"{counts.get('users.without_profile', 0):,}", "no row")
+        cold = f"{counts.get('users.cold', 0):,} cold: they lean on what everybody likes"
+        table.add_row("user profiles", f"{counts.get('users.rows', 0):,}", cold)
+        table.add_row("users without profile", f"{counts.get('users.without_profile', 0):,}", "no row")
     if "recommendations.rows" in counts:
         table.add_row("users served", f"{counts['recommendations.rows']:,}")
     dead = sorted(((n, k.removeprefix("dead.")) for k, n in counts.items() if k.startswith("dead.")), reverse=True)
@@ -38,5 +50,27 @@ def print_summary(store: Store, manifest: Manifest, seconds: float, console: Con
     if len(dead) > _SHOWN:
         table.add_row(f"  {len(dead) - _SHOWN} more reasons", f"{sum(n for n, _ in dead[_SHOWN:]):,}")
     table.add_row("time", f"{seconds:.1f} s")
-    table.add_row("published", store.run_path(manifest.run_id))
     out.print(table)
+    out.print(f"published {store.run_path(manifest.run_id)}", highlight=False, soft_wrap=True)
+
+
+def _add_space(table: Table, store: Store, manifest: Manifest) -> None:
+    """Says how long the vectors came out, and which modalities are not in them and why."""
+    record = next(r for r in manifest.part("space") if r.path.endswith("space.json"))
+    space = read_json(store, record.path)
+    asked = space["info"].get("axes_asked", space["dim"])
+    note = "" if asked == space["dim"] else f"{asked} asked for; the data has no more on which modalities agree"
+    table.add_row("joint space", f"{space['dim']} axes, {space['method']}", note)
+    for modality, why in space["info"].get("left_out", {}).items():
+        table.add_row("", f"without {modality}", why)
+
+
+def print_hits(console: Console, hits: Sequence[Hit], title: str | None = None) -> None:
+    """Prints search results as a table."""
+    table = Table(
+        "rank", "score", "id", "title", "modalities", title=title, title_justify="left", box=None, padding=(0, 2)
+    )
+    for h in hits:
+        # As Text: a title may look like markup, "Screw [M4]".
+        table.add_row(str(h.rank), f"{h.score:.3f}", Text(str(h.item_id)), Text(h.title or ""), " ".join(h.modalities))
+    console.print(table)

@@ -117,6 +117,197 @@ def save_sentence_files(
         save_file(weights, directory / paths[2] / "model.safetensors")
 
 
+def save_clap(directory: Path, truncation: str = "rand_trunc", padding: str = "repeatpad", seconds: int = 1) -> None:
+    """Saves a tiny ClapModel with the processor's files; its window is `seconds` at 48 kHz."""
+    import torch
+    import transformers as hf
+
+    size = save_tokenizer(directory)
+    torch.manual_seed(4)
+    audio = {
+        "spec_size": 128,
+        "num_mel_bins": 64,
+        "patch_embeds_hidden_size": 16,
+        "hidden_size": 32,
+        "depths": [2, 2],
+        "num_attention_heads": [2, 4],
+        "num_hidden_layers": 2,
+        "window_size": 4,
+        "enable_fusion": truncation == "fusion",
+        "fusion_type": None,
+        "aff_block_r": 2,
+        "fusion_num_hidden_layers": 2,
+    }
+    text = {
+        "vocab_size": size,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+    }
+    config = hf.ClapConfig(text_config=text, audio_config=audio, projection_dim=24)
+    model = hf.ClapModel(config)
+    with torch.no_grad():  # the library's own start is so small that all embeddings would be alike
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1 and "batch_norm" not in name:
+                weight.normal_(0, 2.5 / weight[0].numel() ** 0.5)
+        for name, values in model.named_buffers():  # of features in decibels
+            if name.startswith("audio_model.audio_encoder.batch_norm.running"):
+                values.fill_(-30 if name.endswith("mean") else 400)
+    model.save_pretrained(directory)
+    hf.ClapFeatureExtractor(truncation=truncation, padding=padding, max_length_s=seconds).save_pretrained(directory)
+
+
+def save_omni(directory: Path) -> None:
+    """Saves a tiny EmbeddingGemma2, which takes text, image and audio in one input, as sentence-transformers has it."""
+    import torch
+    import transformers as hf
+    from sentence_transformers.base.modules import Normalize
+    from sentence_transformers.sentence_transformer.modules import Pooling
+    from transformers.models.gemma4.feature_extraction_gemma4 import Gemma4AudioFeatureExtractor
+    from transformers.models.gemma4.image_processing_gemma4 import Gemma4ImageProcessor
+
+    marks = {"image_token": "<img>", "boi_token": "<boi>", "eoi_token": "<eoi>"}
+    marks |= {"audio_token": "<aud>", "boa_token": "<boa>", "eoa_token": "<eoa>"}
+    save_tokenizer(directory, max_tokens=512)
+    tokenizer: Any = hf.PreTrainedTokenizerFast.from_pretrained(
+        directory, extra_special_tokens={**marks, "video_token": "<|video|>"}
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|video|>"]})
+    ids = {name: tokenizer.convert_tokens_to_ids(mark) for name, mark in marks.items()}
+    torch.manual_seed(5)
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "global_head_dim": 16,
+        "hidden_size_per_layer_input": 8,
+        "embedding_dim": 24,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.3,
+    }
+    vision = {
+        "model_type": "gemma4_vision",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "global_head_dim": 16,
+        "initializer_range": 0.3,
+    }
+    audio = {
+        "model_type": "gemma4_audio",
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "output_proj_dims": 32,
+        "initializer_range": 0.3,
+    }
+    config = hf.EmbeddingGemma2Config(
+        text_config=text,
+        vision_config=vision,
+        audio_config=audio,
+        boi_token_id=ids["boi_token"],
+        eoi_token_id=ids["eoi_token"],
+        image_token_id=ids["image_token"],
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video|>"),
+        boa_token_id=ids["boa_token"],
+        eoa_token_index=ids["eoa_token"],
+        audio_token_id=ids["audio_token"],
+    )
+    hf.EmbeddingGemma2Model(config).save_pretrained(directory)
+    template = (
+        "{% for m in messages %}{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
+        "{% if c['type'] == 'image' %}<img>{% elif c['type'] == 'audio' %}<aud>{% else %}{{ c['text'] }}{% endif %}"
+        "{% endfor %}{% endif %}{% endfor %}"
+    )
+    from transformers.models.embedding_gemma2.video_processing_embedding_gemma2 import EmbeddingGemma2VideoProcessor
+
+    hf.EmbeddingGemma2Processor(
+        Gemma4AudioFeatureExtractor(),
+        Gemma4ImageProcessor(max_soft_tokens=70),
+        tokenizer,
+        EmbeddingGemma2VideoProcessor(),
+        chat_template=template,
+    ).save_pretrained(directory)
+    prompts = {"query": "song: ", "document": "the red "}
+    resave(directory, [Pooling(24, "mean"), Normalize()], prompts=prompts)
+
+
+def resave(directory: Path, modules: list[Any], **options: Any) -> None:
+    """Has sentence-transformers write a saved transformers model anew, in its own format."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Transformer
+
+    model = SentenceTransformer(modules=[Transformer(str(directory)), *modules], device="cpu", **options)
+    model.save_pretrained(str(directory), create_model_card=False)
+
+
+def save_clip(directory: Path) -> None:
+    """Saves a tiny CLIPModel with its processor, as sentence-transformers' CLIP models are."""
+    import torch
+    import transformers as hf
+
+    size = save_tokenizer(directory, max_tokens=16)
+    torch.manual_seed(6)
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**tower, "vocab_size": size, "max_position_embeddings": 16, "eos_token_id": 3, "pad_token_id": 0}
+    vision = {**tower, "image_size": 32, "patch_size": 8}
+    config = hf.CLIPConfig(text_config=text, vision_config=vision, projection_dim=20, initializer_factor=3.0)
+    hf.CLIPModel(config).save_pretrained(directory)
+    tokenizer = hf.PreTrainedTokenizerFast.from_pretrained(directory)
+    shape = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    hf.CLIPProcessor(hf.CLIPImageProcessor(**shape), tokenizer).save_pretrained(directory)
+    resave(directory, [])
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON as the libraries do."""
     path.write_text(json.dumps(value, indent=2))
+
+
+CLIPS: dict[str, dict[str, Any]] = {
+    "vit": {"vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8}},
+    "vit-quickgelu-oblong": {
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": [24, 40], "layers": 2, "width": 64, "patch_size": 8},
+    },
+    "resnet": {"vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}},
+    "siglip-like": {
+        "custom_text": True,
+        "init_logit_bias": -10,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "pool_type": "avg"},
+        "text_cfg": {"no_causal_mask": True, "pool_type": "last", "proj_bias": True},
+    },
+}
+
+
+def save_open_clip(directory: Path, kind: str = "vit", seed: int = 0, preprocess: dict[str, Any] | None = None) -> None:
+    """Saves a tiny CLIP of `CLIPS` with random weights, as open_clip's own hub repositories are laid out."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+    config = {"embed_dim": 24, **CLIPS[kind], "text_cfg": {**text, **CLIPS[kind].get("text_cfg", {})}}
+    directory.mkdir(exist_ok=True)
+    write_json(directory / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": preprocess or {}})
+    torch.manual_seed(seed)
+    model = open_clip.create_model(f"local-dir:{directory}")
+    with torch.no_grad():  # as they start, such small towers give all inputs nearly one embedding
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                scale = 1.0 if "embedding" in name else parameter[0].numel() ** -0.5
+                parameter.copy_(torch.randn_like(parameter) * scale)
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.normal_(std=0.1)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, directory / "open_clip_model.safetensors")

@@ -11,11 +11,18 @@ from hypothesis import strategies as st
 from sklearn.covariance import oas
 from sklearn.decomposition import PCA
 
-from transforms.alignment import Space, fit_space, max_dim, oas_intensity
+from transforms.alignment import SpaceSpec, max_dim
+from transforms.alignment import fit_space as fit
 from transforms.errors import JobError
 from transforms.moments import Moments
+from transforms.space import Space
+from transforms.whitening import oas_intensity
 
 DIMS = {"audio": 7, "image": 9, "text": 12}
+
+
+def fit_space(moments, method="auto", dim=256, regularization=None, weighting=1.0, **more):
+    return fit(moments, SpaceSpec(method, dim, regularization, weighting, **more))
 
 
 def draw(n=2000, dims=DIMS, missing=0.0, seed=0, factors=4, noise=1.0):
@@ -78,11 +85,11 @@ def test_cca_is_the_svd_of_whitened_rows(r):
     np.testing.assert_allclose(space.info["spectrum"], correlations[:4], rtol=1e-9)
     assert space.method == "cca"
     for m, w in axes.items():
-        assert cosines(space.maps[m], w).min() > 0.999999
-        assert cosines(views[m] @ space.maps[m], views[m] @ w).min() > 0.999999
+        assert cosines(space.projections[m].map, w).min() > 0.999999
+        assert cosines(views[m] @ space.projections[m].map, views[m] @ w).min() > 0.999999
     # Canonical variables have unit variance, in the metric that the ridge adds to.
     for m, x in stacked.items():
-        gram = space.maps[m].T @ x.T @ x @ space.maps[m] / len(views[m])
+        gram = space.projections[m].map.T @ x.T @ x @ space.projections[m].map / len(views[m])
         np.testing.assert_allclose(gram, np.eye(4), atol=1e-9)
 
 
@@ -95,11 +102,11 @@ def test_gcca_is_max_var_on_the_rows(r):
     projections = sum(x @ np.linalg.pinv(x) for x in stacked.values())
     values, common = np.linalg.eigh(projections)
     values, common = values[-4:], common[:, -4:]
-    mine = sum(x @ space.maps[m] for m, x in stacked.items())
+    mine = sum(x @ space.projections[m].map for m, x in stacked.items())
     np.testing.assert_allclose(np.array(space.info["spectrum"]) * 2 + 1, values[::-1], rtol=1e-9)
     assert cosines(mine, common[:, ::-1]).min() > 0.999999
     for m, x in stacked.items():
-        assert cosines(space.maps[m], np.linalg.pinv(x) @ common[:, ::-1]).min() > 0.999999
+        assert cosines(space.projections[m].map, np.linalg.pinv(x) @ common[:, ::-1]).min() > 0.999999
 
 
 @pytest.mark.parametrize("missing", [0.1, 0.5])
@@ -132,9 +139,9 @@ def test_missing_modalities_agree_with_pandas_and_scipy(dims, missing, r):
     for m in dims:
         w = vectors[spans[m], ::-1][:, :4]
         x = frame[m].dropna().to_numpy() - frame[m].mean().to_numpy()
-        assert cosines(space.maps[m], w).min() > 0.999999
-        assert cosines(x @ space.maps[m], x @ w).min() > 0.999999
-        np.testing.assert_allclose(space.means[m], frame[m].mean(), rtol=1e-9)
+        assert cosines(space.projections[m].map, w).min() > 0.999999
+        assert cosines(x @ space.projections[m].map, x @ w).min() > 0.999999
+        np.testing.assert_allclose(space.projections[m].mean, frame[m].mean(), rtol=1e-9)
 
 
 def test_one_modality_is_pca():
@@ -142,9 +149,9 @@ def test_one_modality_is_pca():
     space = fit_space(moments_of(batch), "auto", 5)
     reference = PCA(5, svd_solver="full").fit(batch["text"][0].astype(np.float64))
     assert space.method == "pca"
-    assert cosines(space.maps["text"], reference.components_.T).min() > 0.999999
+    assert cosines(space.projections["text"].map, reference.components_.T).min() > 0.999999
     np.testing.assert_allclose(space.info["spectrum"], reference.explained_variance_ratio_, rtol=1e-9)
-    np.testing.assert_allclose(np.linalg.norm(space.maps["text"], axis=0), 1, rtol=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(space.projections["text"].map, axis=0), 1, rtol=1e-12)
 
 
 def test_oas_is_that_of_scikit_learn():
@@ -185,7 +192,7 @@ def test_null_space_gives_no_axes():
     assert space.dim == 19
     assert space.info["axes_asked"] == 40
     for m, x in centred(batch).items():
-        np.testing.assert_allclose((x @ space.maps[m]).std(0), 1, rtol=1e-6)
+        np.testing.assert_allclose((x @ space.projections[m].map).std(0), 1, rtol=1e-6)
 
 
 def test_a_modality_that_is_not_there_is_left_out():
@@ -197,7 +204,7 @@ def test_a_modality_that_is_not_there_is_left_out():
     assert space.info["left_out"] == {"audio": "1 of at least 2 items have it"}
     assert space.method == two.method == "cca"
     for m in two.modalities:
-        np.testing.assert_allclose(space.maps[m], two.maps[m], rtol=1e-8, atol=1e-10)
+        np.testing.assert_allclose(space.projections[m].map, two.projections[m].map, rtol=1e-8, atol=1e-10)
 
 
 def test_pairs_never_seen_together():
@@ -216,7 +223,7 @@ def test_pairs_never_seen_together():
     alone = fit_space(moments_of(batch), "gcca", 4, 0.1)
     assert alone.info["unaligned"] == ["audio"]
     own = PCA(4).fit(batch["audio"][0][~first].astype(np.float64)).components_.T
-    assert cosines(alone.maps["audio"], own).min() > 0.999999
+    assert cosines(alone.projections["audio"].map, own).min() > 0.999999
     # nothing meets anything
     batch["text"] = (batch["text"][0], np.zeros(2000, bool))
     none = fit_space(moments_of(batch), "gcca", 4, 0.1)
@@ -239,11 +246,11 @@ def test_projection_is_unit_and_close_to_float64():
     space = fit_space(moments_of(batch), "gcca", 4)
     x = batch["text"][0]
     got = space.project("text", x)
-    want = (x.astype(np.float64) - space.means["text"]) @ space.maps["text"]
+    want = (x.astype(np.float64) - space.projections["text"].mean) @ space.projections["text"].map
     want /= np.linalg.norm(want, axis=1, keepdims=True)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, want, atol=6e-8)
-    assert not space.project("text", space.means["text"][None]).any()
+    assert not space.project("text", space.projections["text"].mean[None]).any()
     assert space.project("text", x[:0]).shape == (0, 4)
     with pytest.raises(JobError, match=r"encoders\.text: embeddings have 9 values.*fitted on 12"):
         space.project("text", batch["image"][0])
@@ -257,7 +264,7 @@ def test_bytes_round_trip_and_damage():
     assert again.info == space.info
     assert again.to_bytes() == data
     for m in space.modalities:
-        np.testing.assert_array_equal(again.maps[m], space.maps[m])
+        np.testing.assert_array_equal(again.projections[m].map, space.projections[m].map)
     text = json.loads(space.to_json())
     assert text["space_id"] == space.space_id
     assert text["modalities"] == DIMS

@@ -43,8 +43,8 @@ def test_compose_text(text, rows, expected) -> None:
 
 
 def test_text_takes_numbers_and_lists() -> None:
-    table = pa.table({"year": [1999, 2001], "genres": [["War", "Drama"], []]})
-    assert compose_text(table, ("year", "genres")).to_pylist() == ["1999\nWar, Drama", "2001"]
+    table = pa.table({"year": [1999, 2001, 2002], "genres": [["War", "Drama"], [], ["Art", None]]})
+    assert compose_text(table, ("year", "genres")).to_pylist() == ["1999\nWar, Drama", "2001", "2002\nArt"]
 
 
 def test_null_ids_become_dead_letters(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import yaml
 from pipelines import nightly
 from pipelines.config import load_job
 from pipelines.explain import explain
-from pipelines.launch import launch
+from pipelines.launch import beam_options, launch
 from pipelines.plan import plan_run
 from transforms.errors import JobError
 from transforms.store import Store, read_table
@@ -54,7 +54,7 @@ def run(shop: Path, name: str, **sections: dict) -> Store:
         job[key] = {**job.get(key, {}), **value}
     (shop / f"{name}.yaml").write_text(yaml.safe_dump(job))
     plan = plan_run(load_job(str(shop / f"{name}.yaml")), "r", items=True, users=True, recommend=True)
-    launch(lambda root: nightly.build(root, plan), [], {})
+    launch(lambda root: nightly.build(root, plan), beam_options([]), {})
     return plan.store
 
 

@@ -1,5 +1,6 @@
 """Fusion: what always holds, and the table of item vectors."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -8,12 +9,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transforms.alignment import Space
 from transforms.errors import JobError
-from transforms.fusion import fuse, fuse_table
+from transforms.fit_fusion import FusionSpec, fit_fusion
+from transforms.fusion import fuse as fuse_weighted
+from transforms.fusion import fuse_table
+from transforms.space import linear_space
+from transforms.space_parts import FixedWeights
 from transforms.tables import from_vector_column, to_vector_column
 
 NAMES = ("audio", "image", "text")
+
+
+def fuse(aligned, weights):
+    """Fixed weights; what is not present weighs nothing."""
+    return fuse_weighted(
+        {m: x for m, (x, _) in aligned.items()}, {m: p * float(weights.get(m, 1.0)) for m, (_, p) in aligned.items()}
+    )
 
 
 def draw(n, dim=6, missing=0.4, seed=0):
@@ -86,14 +97,17 @@ def test_what_cancels_out_or_weighs_nothing_is_not_ok():
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 def test_bad_weights_are_named(weight):
+    rows = pa.table({"item_id": ["a"], "image_embedding": to_vector_column(np.ones((1, 5), np.float32))})
     with pytest.raises(JobError, match=r"fusion\.weights\.image"):
-        fuse(draw(3), {"image": weight})
+        fit_fusion(space({"image": 5}), rows, FusionSpec(weights={"image": weight}))
+    with pytest.raises(JobError, match="fusion: there is no modality"):
+        fuse({}, {})
 
 
 def space(dims, dim=4, seed=0):
     rng = np.random.default_rng(seed)
     maps = {m: rng.standard_normal((d, dim)) for m, d in dims.items()}
-    return Space("gcca", {m: rng.standard_normal(d) for m, d in dims.items()}, maps)
+    return linear_space("gcca", {m: rng.standard_normal(d) for m, d in dims.items()}, maps)
 
 
 @pytest.mark.parametrize("ids", [["d", "b", "a", "c"], [4, 2, 1, 3]], ids=["strings", "integers"])
@@ -109,7 +123,8 @@ def test_fuse_table_writes_the_columns_of_items(ids):
         "text_embedding": to_vector_column(text, has_text),
         "image_embedding": to_vector_column(image, has_image),  # and the audio column is not there at all
     }
-    items, rest = fuse_table(pa.table(columns), fitted, {"text": 2.0}, ["title", "subtitle"])
+    weighted = dataclasses.replace(fitted, weigher=FixedWeights(np.array([1.0, 1.0, 2.0])))
+    items, rest = fuse_table(pa.table(columns), weighted, ["title", "subtitle"])
     assert items["item_id"].to_pylist() == ids[:3]
     assert items["title"].to_pylist() == ["D", None, "A"]
     assert rest.to_pylist() == [{"item_id": ids[3], "title": "C"}]
@@ -120,8 +135,8 @@ def test_fuse_table_writes_the_columns_of_items(ids):
     assert items["audio_vector"].null_count == items["audio_weight"].null_count == 3
     assert items["image_vector"].is_valid().to_pylist() == [True, False, True]
     assert items["image_weight"].is_valid().to_pylist() == [True, False, True]
-    t = (text[0].astype(np.float64) - fitted.means["text"]) @ fitted.maps["text"]
-    i = (image[0].astype(np.float64) - fitted.means["image"]) @ fitted.maps["image"]
+    t = (text[0].astype(np.float64) - fitted.projections["text"].mean) @ fitted.projections["text"].map
+    i = (image[0].astype(np.float64) - fitted.projections["image"].mean) @ fitted.projections["image"].map
     want = 2 * t / np.linalg.norm(t) + i / np.linalg.norm(i)
     vectors, present = from_vector_column(items["vector"])
     assert present.all()
@@ -132,24 +147,24 @@ def test_fuse_table_writes_the_columns_of_items(ids):
 def test_fuse_table_of_slices_and_of_nothing():
     fitted = space({"text": 6})
     raw = np.random.default_rng(2).standard_normal((500, 6)).astype(np.float32)
-    raw[77] = fitted.means["text"]
+    raw[77] = fitted.projections["text"].mean
     present = np.arange(500) % 7 != 0
     table = pa.table({"item_id": np.arange(500), "text_embedding": to_vector_column(raw, present)})
-    items, rest = fuse_table(table, fitted, {})
+    items, rest = fuse_table(table, fitted)
     assert items.num_rows + rest.num_rows == 500
-    parts = [fuse_table(table.slice(s, 123), fitted, {})[0] for s in range(0, 500, 123)]
+    parts = [fuse_table(table.slice(s, 123), fitted)[0] for s in range(0, 500, 123)]
     assert pa.concat_tables(parts).combine_chunks().equals(items.combine_chunks())
-    empty, none = fuse_table(table.slice(0, 0), fitted, {})
+    empty, none = fuse_table(table.slice(0, 0), fitted)
     assert empty.schema == items.schema
     assert empty.num_rows == none.num_rows == 0
 
 
 def test_an_embedding_at_the_mean_counts_as_missing():
     mean = np.array([0.25, -0.5, 3.0])  # exact in float16, so that what is left is exactly nothing
-    fitted = Space("pca", {"text": mean}, {"text": np.eye(3)})
+    fitted = linear_space("pca", {"text": mean}, {"text": np.eye(3)})
     raw = np.stack([mean, mean + 1]).astype(np.float16)
     items, rest = fuse_table(
-        pa.table({"item_id": ["a", "b"], "text_embedding": to_vector_column(raw)}), fitted, {}
+        pa.table({"item_id": ["a", "b"], "text_embedding": to_vector_column(raw)}), fitted
     )
     assert items["item_id"].to_pylist() == ["b"]
     assert rest["item_id"].to_pylist() == ["a"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,11 +15,11 @@ from transforms.history import order_history
 from transforms.interactions import TIME_TYPE
 from transforms.interests import find_interests
 from transforms.item_matrix import ItemMatrix
-from transforms.profiles import ProfileSpec, Surroundings, build_profiles, check_state, popular_direction
+from transforms.profiles import ProfileSpec, Surroundings, build_profiles, popular_direction
 from transforms.ranking import read_interests
 from transforms.store import read_shard, table_bytes
 from transforms.tables import from_vector_column, to_vector_column
-from transforms.user_state import state_table
+from transforms.user_state import check_state, state_table
 
 DIM, ITEMS = 7, 80
 DAY_US = 86_400_000_000
@@ -274,14 +276,29 @@ def test_a_night_without_events_keeps_everybody(items):
 FULL_PLAIN = ProfileSpec(15, interests=3)
 
 
+MARKS = {b"unisono.space_id": b"old", b"unisono.half_life_days": b"15"}
+TURNED = {b"unisono.space_id": b"now", b"unisono.comparable": b'["mid", "old"]'}
+
+
 @pytest.mark.parametrize(
-    ("found", "says"),
+    ("have", "said", "dim", "says"),
     [
-        ({b"unisono.space_id": b"old", b"unisono.half_life_days": b"15"}, "profiles.incremental: .*space old.*now"),
-        ({b"unisono.space_id": b"now", b"unisono.half_life_days": b"30"}, "profiles.half_life_days: 15.*30"),
+        (MARKS, {b"unisono.space_id": b"old"}, DIM, ""),
+        (MARKS, TURNED, DIM, ""),
+        (
+            MARKS,
+            {b"unisono.space_id": b"now", b"unisono.comparable": b"[]", b"unisono.not_comparable": b"too far"},
+            DIM,
+            r"profiles.incremental: .*space old.*now, which does not face it \(too far\)",
+        ),
+        (MARKS, {b"unisono.space_id": b"now"}, DIM, "which does not face it; run once with .*restart"),
+        (MARKS, TURNED, 5, "their vectors have 5 values, not 7"),
+        (MARKS | {b"unisono.half_life_days": b"30"}, TURNED, DIM, "profiles.half_life_days: 15.*30"),
     ],
-    ids=["space", "half-life"],
+    ids=["the same", "faced", "not faced", "nothing said", "length", "half-life"],
 )
-def test_a_state_of_something_else_is_refused(found, says):
-    with pytest.raises(JobError, match=says):
-        check_state(found, {"unisono.space_id": "now", "unisono.half_life_days": "15"})
+def test_a_state_of_something_else_is_refused(items, have, said, dim, says):
+    sums = build_profiles(draw_events(30, 3, 0), Surroundings(items), FULL_PLAIN).sums
+    state = state_table(sums, items).replace_schema_metadata(have)
+    with pytest.raises(JobError, match=says) if says else contextlib.nullcontext():
+        check_state(state, said, dim, 15)

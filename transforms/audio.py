@@ -100,6 +100,27 @@ def decode_audio(
     return resampled if len(resampled) else mono[:1]
 
 
+def window_starts(samples: int, window: int, hop: int, most: int) -> list[int]:
+    """Places windows over a clip: spread evenly from its beginning to its end.
+
+    As many as lie at most `hop` apart, but no more than `most`; a rest under a twentieth of the window (the silence
+    that an MP3 encoder adds) is not worth one. A single window lies in the middle.
+
+    Args:
+        samples, window, hop: lengths in samples; `samples` ≥ `window`.
+        most: windows.
+
+    Returns:
+        First samples, rising.
+    """
+    rest = samples - window
+    wanted = 1 + -(-max(0, rest - window // 20) // hop)
+    count = min(most, wanted)
+    if count == 1:
+        return [rest // 2]
+    return [round(i * rest / (count - 1)) for i in range(count)]
+
+
 def _too_long(seconds: float, limit: float) -> InputError:
     return InputError(Reason.TOO_LONG, f"{seconds:.1f} s or more, the limit is {limit:g} s")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,10 +15,12 @@ import scipy.sparse.linalg
 
 from transforms.errors import JobError
 from transforms.moments import EMBEDDING
-from transforms.store import FileRecord, Store, shard_path, table_bytes, write_file
+from transforms.refit import common_rows, turn_to
+from transforms.store import FileRecord, Store, read_table, shard_path, table_bytes, write_file
 from transforms.tables import ShardTable, concat_tables, from_vector_column, one_chunk, to_vector_column
 
 BEHAVIOUR = "behaviour"
+ENCODER_ID = b"unisono.encoder_id.behaviour"  # in the metadata of a table of behaviour embeddings
 _SMOOTHING = 0.75  # of the context's frequency: Levy, Goldberg and Dagan, TACL 3, 2015
 _MOST_PAIRS = 50_000_000  # of items that one worker takes for solving: 2 GB
 
@@ -149,6 +152,34 @@ def _truncated(matrix: scipy.sparse.csr_array, dim: int) -> np.ndarray:
     return u * signs * np.sqrt(s)
 
 
+def face_published(table: pa.Table, spec: BehaviourSpec, published: pa.Table | None) -> pa.Table:
+    """Turns behaviour embeddings to the published ones, as a refit turns the space, and names their axes.
+
+    A log of one more day gives a decomposition with other axes. Turned back (Procrustes over the common items), an
+    item's embedding stays near yesterday's, so that the published map of the modality still fits it.
+
+    Args:
+        table: as `embed_pairs` gives.
+        published: such a table, of the published run, with its metadata; None: there is none.
+
+    Returns:
+        The table, its metadata with an encoder_id: the published one where the axes are, else a new one, made of
+        the spec and the embeddings.
+    """
+    name = BEHAVIOUR + EMBEDDING
+    vectors, _ = from_vector_column(table[name])
+    how = f"behaviour-{spec.dim}-{spec.recent_items}-{spec.min_users}-{spec.shift:g}"
+    axes = hashlib.sha256(np.ascontiguousarray(vectors).tobytes()).hexdigest()[:12]
+    if published is not None:
+        old, _ = from_vector_column(published[name])
+        here, there = common_rows(table["item_id"], published["item_id"])
+        if old.shape[1] == spec.dim <= len(here):
+            vectors = (vectors.astype(np.float64) @ turn_to(vectors[here], old[there])).astype(np.float32)
+            axes = (published.schema.metadata or {}).get(ENCODER_ID, b"").decode().rpartition("-")[2] or axes
+            table = table.set_column(table.schema.get_field_index(name), name, to_vector_column(vectors))
+    return table.replace_schema_metadata({ENCODER_ID: f"{how}-{axes}".encode()})
+
+
 def join_behaviour(table: pa.Table, behaviour: pa.Table) -> pa.Table:
     """Adds the column `behaviour_embedding` to a shard of embeddings: null for items nobody has touched."""
     name = BEHAVIOUR + EMBEDDING
@@ -171,16 +202,25 @@ def join_behaviour(table: pa.Table, behaviour: pa.Table) -> pa.Table:
 class EmbedBehaviour(beam.PTransform):
     """Turns events, `(shard, pa.Table)` as `ShardByUser` gives, into the one table of behaviour embeddings.
 
+    Args:
+        spec: how.
+        store, run_id: where to.
+        published: the file of the published run's; None: there is none.
+
     Returns:
-        A dict of PCollections: `table` (one pa.Table, as `embed_pairs` gives), `files` (FileRecord).
+        A dict of PCollections: `table` (one pa.Table, as `face_published` gives), `files` (FileRecord), `encoder`
+        (one ("behaviour", encoder_id)).
     """
 
-    def __init__(self, spec: BehaviourSpec, store: Store, run_id: str) -> None:
+    def __init__(self, spec: BehaviourSpec, store: Store, run_id: str, published: FileRecord | None = None) -> None:
         super().__init__()
-        self._spec, self._store, self._run_id = spec, store, run_id
+        self._spec, self._store, self._run_id, self._published = spec, store, run_id, published
 
     def expand(self, events: beam.PCollection) -> dict[str, beam.PCollection]:
-        spec, store, run_id = self._spec, self._store, self._run_id
+        spec, store, run_id, published = self._spec, self._store, self._run_id, self._published
+
+        def solve(pairs: pa.Table) -> pa.Table:
+            return face_published(embed_pairs(pairs, spec), spec, read_table(store, published) if published else None)
 
         def write(table: pa.Table) -> FileRecord:
             path = shard_path(run_id, BEHAVIOUR, 0, 1)
@@ -190,9 +230,10 @@ class EmbedBehaviour(beam.PTransform):
             events
             | "Pairs" >> beam.MapTuple(lambda _, t: count_pairs(t, spec.recent_items)).with_output_types(pa.Table)
             | "AddPairs" >> beam.CombineGlobally(add_pairs).without_defaults()
-            | "Solve" >> beam.Map(embed_pairs, spec).with_output_types(pa.Table)
+            | "Solve" >> beam.Map(solve).with_output_types(pa.Table)
         )
-        return {"table": table, "files": table | "Write" >> beam.Map(write)}
+        named = table | "EncoderId" >> beam.Map(lambda t: (BEHAVIOUR, t.schema.metadata[ENCODER_ID].decode()))
+        return {"table": table, "files": table | "Write" >> beam.Map(write), "encoder": named}
 
 
 class JoinBehaviour(beam.PTransform):

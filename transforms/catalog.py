@@ -10,6 +10,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from apache_beam.typehints import with_output_types
 
 from transforms.dead_letters import dead_letters_of_rows
 from transforms.errors import JobError, Reason
@@ -107,7 +108,7 @@ def check_catalog(spec: CatalogSpec) -> Catalog:
         raise JobError(
             f"catalog.path: {spec.path} matches {len(found)} files without a single row; point it at the catalogue"
         )
-    require_column(found, spec.id, "catalog.id", lambda t: is_id_type(_value_type(t)), "strings or integers")
+    id_type = require_column(found, spec.id, "catalog.id", lambda t: is_id_type(_value_type(t)), "strings or integers")
     for column in spec.text_columns:
         require_column(found, column, "catalog.text", _is_text, "strings, numbers, booleans or lists of strings")
     if spec.title:
@@ -115,7 +116,6 @@ def check_catalog(spec: CatalogSpec) -> Catalog:
     for modality in ("image", "audio"):
         if column := getattr(spec, modality):
             require_column(found, column, f"catalog.{modality}", _is_media, "URIs (strings) or bytes, one or a list")
-    id_type = _value_type(found[0].schema.field(spec.id).type)
     return Catalog(spec, tuple(found), rows, id_type)
 
 
@@ -125,8 +125,19 @@ def check_catalog(spec: CatalogSpec) -> Catalog:
 def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Casts a text column to strings; a list of strings becomes one, comma-separated."""
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        return pc.binary_join(column.cast(pa.list_(pa.string())), ", ")
+        return pc.binary_join(_without_nulls(one_chunk(column.cast(pa.list_(pa.string())))), ", ")
     return column.cast(pa.string())
+
+
+def _without_nulls(lists: pa.ListArray) -> pa.ListArray:
+    """Leaves out null elements: one of them would make the whole joined list null."""
+    values, rows = pc.list_flatten(lists), pc.list_parent_indices(lists).to_numpy()
+    if not values.null_count:
+        return lists
+    valid = values.is_valid()
+    lengths = np.bincount(rows[valid.to_numpy(zero_copy_only=False)], minlength=len(lists))
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), values.filter(valid), mask=lists.is_null())
 
 
 def _trimmed(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -220,6 +231,8 @@ class ReadCatalog(beam.PTransform):
         return {"items": out.items, "dead": out.dead, "rows": out.rows}
 
 
+# The types choose the coder: pickled, a slice would carry the whole table it was cut from.
+@with_output_types(pa.Table, dead=pa.Table, rows=int)
 class _ReadItemsFn(beam.DoFn):
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
@@ -289,6 +302,7 @@ def _empty(catalog: Catalog) -> pa.Table:
     return catalog.files[0].schema.empty_table().select(catalog.spec.columns)
 
 
+@with_output_types(ShardTable, dead=pa.Table)
 class _MergeShardFn(beam.DoFn):
     def process(self, element: tuple[int, Iterable[pa.Table]]) -> Iterable[object]:
         shard, pieces = element

@@ -8,7 +8,6 @@ A shard's raw column goes in, its embedding column comes out:
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,14 +16,15 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from apache_beam.typehints import with_output_types
 
 from transforms.dead_letters import DeadLetter, dead_letter_table
-from transforms.encoders.base import EncoderSpec
+from transforms.encoders.base import JOINT, EncoderSpec
 from transforms.encoders.registry import get_encoder
 from transforms.errors import InputError
 from transforms.media import MediaSource
 from transforms.microbatch import MicroBatcher
-from transforms.prefetch import Loaded, load, load_ahead
+from transforms.prefetch import Loaded, load, load_ahead, prefetch_pool
 from transforms.progress import advance
 from transforms.reuse import EMBEDDING, HASH
 from transforms.tables import ShardTable, from_vector_column, one_chunk, to_vector_column, with_column
@@ -122,6 +122,7 @@ class _ShardEncoder:
         self.vectors = self.previous.by_content()
         self.content: list[str | None] = [None] * len(self.values.distinct)
         self.unloadable: dict[int, InputError] = {}  # by distinct value
+        self.lost: dict[int, tuple[tuple[str, InputError], ...]] = {}  # by distinct value, of joint inputs
         self.failures: dict[str, InputError] = {}  # by content
         self.encoded = 0
         self.loaded = 0
@@ -163,8 +164,12 @@ class _ShardEncoder:
         for item in loaded:
             self.loaded += 1
             self.on_rows(len(self.table) * self.loaded // (len(self.values.distinct) + 1))
+            if item.lost:
+                self.lost[item.index] = item.lost
             if item.failure is not None:
                 self.unloadable[item.index] = item.failure
+                continue
+            if item.content is None:  # nothing was left of a joint input
                 continue
             content = str(item.content)
             self.content[item.index] = content
@@ -175,7 +180,8 @@ class _ShardEncoder:
     def _row_hash(self, values: Sequence[int]) -> str | None:
         """The hash of a row's contents; None beside a failure, so that tomorrow it is tried, and told, again."""
         contents = [self.content[v] for v in values]
-        return None if any(c is None or c in self.failures for c in contents) else ",".join(map(str, contents))
+        whole = not any(c is None or c in self.failures for c in contents) and self.lost.keys().isdisjoint(values)
+        return ",".join(map(str, contents)) if whole else None
 
     def _assemble(self) -> EncodeResult:
         # A loop over rows: each has cost a fetch already.
@@ -201,6 +207,11 @@ class _ShardEncoder:
     def _letters(self, row: int, values: Sequence[int]) -> Iterator[DeadLetter]:
         item_id = str(self.table["item_id"][row].as_py())
         for v in values:
+            for part, why in self.lost.get(v, ()):
+                raw = self.values.distinct[v][part].as_py()
+                uri = raw if isinstance(raw, str) and part != "text" else None
+                detail = f"{part}: {why.detail}"
+                yield DeadLetter(item_id, self.modality, "encode", why.reason, detail, uri)
             failure = self.unloadable.get(v) or self.failures.get(self.content[v] or "")
             if failure is not None:
                 raw = self.values.distinct[v].as_py() if self.source else None
@@ -238,7 +249,8 @@ def encode_table(
     """Replaces a shard's raw column by its embeddings.
 
     Args:
-        table: item_id, the raw column `modality` (text: string; media: URI or bytes, one or a list),
+        table: item_id, the raw column `modality` (text: string; media: URI or bytes, one or a list; joint: a
+            struct of these, as `join_parts` makes it),
             and, where an earlier run lends them, the columns of `transforms.reuse`.
         modality: which column.
         batcher: around this process's encoder.
@@ -252,36 +264,47 @@ def encode_table(
     return _ShardEncoder(table, modality, batcher, source, pool, on_rows).run()
 
 
+def join_parts(table: pa.Table, parts: Sequence[str]) -> pa.Table:
+    """Adds the raw column `joint`: a struct of the columns `parts`, null where all of them are. Copies nothing."""
+    columns = [one_chunk(table[part]) for part in parts]
+    missing = functools.reduce(pc.and_, (column.is_null() for column in columns))
+    return with_column(table, JOINT, pa.StructArray.from_arrays(columns, names=list(parts), mask=missing))
+
+
 class EncodeModality(beam.PTransform):
     """Encodes one modality of `(shard, table)`.
 
     Args:
-        spec: the encoder.
+        spec: the encoder. Of modality `joint` it takes the raw columns of its option `parts`, and leaves them
+            to the encoders after it, but for `spent`.
         source: where media come from; None for text.
         dtype: of the stored embeddings, float16 or float32.
+        spent: raw columns that no later encoder needs.
 
     Returns:
         A dict of PCollections: `shards`, `dead` (pa.Table), `counts` ((name, int)).
     """
 
-    def __init__(self, spec: EncoderSpec, source: MediaSource | None, dtype: str = "float32") -> None:
+    def __init__(
+        self, spec: EncoderSpec, source: MediaSource | None, dtype: str = "float32", spent: Sequence[str] = ()
+    ) -> None:
         super().__init__()
-        self._spec, self._source, self._dtype = spec, source, dtype
+        self._args = (spec, source, dtype, tuple(spent))
 
     def expand(self, shards: beam.PCollection) -> dict[str, beam.PCollection]:
-        fn = _EncodeModalityFn(self._spec, self._source, self._dtype)
+        fn = _EncodeModalityFn(*self._args)
         out = shards | "Encode" >> beam.ParDo(fn).with_outputs("dead", "counts", main="shards")
         return {"shards": out.shards, "dead": out.dead, "counts": out.counts}
 
 
+@with_output_types(ShardTable, dead=pa.Table, counts=tuple[str, int])
 class _EncodeModalityFn(beam.DoFn):
-    def __init__(self, spec: EncoderSpec, source: MediaSource | None, dtype: str) -> None:
-        self._spec, self._source, self._dtype = spec, source, dtype
+    def __init__(self, spec: EncoderSpec, source: MediaSource | None, dtype: str, spent: tuple[str, ...]) -> None:
+        self._spec, self._source, self._dtype, self._spent = spec, source, dtype, spent
 
     def setup(self) -> None:
         self._batcher = MicroBatcher(get_encoder(self._spec))
-        # More threads than cores: they wait for storage as often as they decode.
-        self._pool = ThreadPoolExecutor(4 + (os.cpu_count() or 1)) if self._source else None
+        self._pool = prefetch_pool() if self._source else None
 
     def teardown(self) -> None:
         if self._pool is not None:
@@ -290,6 +313,8 @@ class _EncodeModalityFn(beam.DoFn):
     def process(self, element: ShardTable) -> Iterable[object]:
         shard, table = element
         modality = self._spec.modality
+        if modality == JOINT:
+            table = join_parts(table, dict(self._spec.options)["parts"]).drop_columns(self._spent)
         stage = f"encode-{modality}"
         told = 0
 

@@ -12,6 +12,10 @@ class JobError(Exception):
     """
 
 
+class UsageError(JobError):
+    """The command line, rather than the job file, is wrong."""
+
+
 class Reason(StrEnum):
     """Why an input could not be used: the fixed set of dead-letter codes."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes
+from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 
@@ -32,7 +32,9 @@ def read_bytes(path: str) -> bytes:
     try:
         with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as f:
             return bytes(f.read())
-    except BeamIOError as e:  # what gs:// raises for a missing object
+    except FileNotFoundError:
+        raise
+    except Exception as e:  # for a missing object each file system raises an error of its own
         if not exists(path):
             raise FileNotFoundError(path) from e
         raise

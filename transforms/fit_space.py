@@ -2,22 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import apache_beam as beam
+import numpy as np
+import pyarrow as pa
 
-from transforms.alignment import Space, fit_space
-from transforms.moments import Moments
-from transforms.store import Store, write_file
+from transforms import files
+from transforms.fit_run import FitSettings, fit_run
+from transforms.moments import EMBEDDING, Moments, in_sample
+from transforms.small_vectors import read_vectors
+from transforms.space import Space
+from transforms.store import FileRecord, Store, read_table, write_file
+from transforms.tables import concat_tables, sort_by_id, to_vector_column
+
+SAMPLE_ROWS = 20_000  # for methods fitted from moments: fusion, axes and quality look at so many items
+TRAINING_ROWS = 100_000  # for methods fitted on embeddings
+
+
+class SampleEmbeddings(beam.PTransform):
+    """Draws a part of the items by hash of their id, the same on every machine, and named ones besides.
+
+    Args:
+        fraction: about how many.
+        named: ids that must be in it.
+
+    Takes tables with `item_id` and `<m>_embedding`; gives tables of those columns, those without a row left out.
+    """
+
+    def __init__(self, fraction: float, named: Sequence[str] = ()) -> None:
+        super().__init__()
+        self._args = (fraction, tuple(named))
+
+    def expand(self, tables: beam.PCollection) -> beam.PCollection:
+        return tables | "Draw" >> beam.FlatMap(_draw, *self._args).with_output_types(pa.Table)
+
+
+def _draw(table: pa.Table, fraction: float, named: tuple[str, ...]) -> Iterable[pa.Table]:
+    keep = in_sample(table["item_id"], fraction)
+    if named:
+        keep = keep | np.isin(table["item_id"].cast(pa.string()).to_numpy(zero_copy_only=False), named)
+    columns = ["item_id", *(c for c in table.column_names if c.endswith(EMBEDDING))]
+    drawn = table.select(columns).filter(pa.array(keep))
+    if drawn.num_rows:
+        yield drawn
+
+
+class SampleVectors(beam.PTransform):
+    """Reads the item vectors of an earlier run for the items that `SampleEmbeddings` draws.
+
+    Takes the FileRecords of its items; gives tables of `item_id`, `vector` (float32, unit rows).
+    """
+
+    def __init__(self, store: Store, fraction: float) -> None:
+        super().__init__()
+        self._args = (store, fraction)
+
+    def expand(self, records: beam.PCollection) -> beam.PCollection:
+        read = beam.FlatMap(_read_vectors, *self._args).with_output_types(pa.Table)
+        return records | "Spread" >> beam.Reshuffle() | "Read" >> read
+
+
+def _read_vectors(record: FileRecord, store: Store, fraction: float) -> Iterable[pa.Table]:
+    table = read_table(store, record, ["item_id", "vector"])
+    table = table.filter(pa.array(in_sample(table["item_id"], fraction)))
+    if table.num_rows:
+        vectors, _ = read_vectors(table)
+        yield pa.table({"item_id": table["item_id"], "vector": to_vector_column(vectors)})
 
 
 class FitSpace(beam.PTransform):
-    """Turns the one `Moments` of a run into its `Space`, and writes `space/`.
+    """Turns the one `Moments` of a run into its `Space`, and writes `space/` and `quality.json`.
 
     Args:
         store, run_id: where to.
-        method, dim, regularization: see `transforms.alignment.fit_space`.
-        encoder_ids: of each modality; kept in the space's `info`, so that a query is encoded alike.
+        settings: see `transforms.fit_run.fit_run`.
+        sample: PCollection of tables, as `SampleEmbeddings` gives.
+        previous: PCollection of tables, as `SampleVectors` gives; None: nothing is published.
+        published: the file of the published space; None: nothing is published.
+        made: PCollection of (modality, encoder_id) of embeddings that the run itself makes; None: there are none.
 
     Returns:
         A dict of PCollections: `space` (one, bytes as of `Space.to_bytes`), `files` (FileRecord).
@@ -27,32 +92,56 @@ class FitSpace(beam.PTransform):
         self,
         store: Store,
         run_id: str,
-        method: str,
-        dim: int,
-        regularization: float | None,
-        encoder_ids: Mapping[str, str],
+        settings: FitSettings,
+        sample: beam.PCollection,
+        previous: beam.PCollection | None = None,
+        published: FileRecord | None = None,
+        made: beam.PCollection | None = None,
     ) -> None:
         super().__init__()
-        self._fit = (method, dim, regularization)
-        self._place = (store, run_id)
-        self._encoder_ids = dict(encoder_ids)
+        self._args = (store, run_id, settings, published)
+        self._sample, self._previous, self._made = sample, previous, made
 
     def expand(self, moments: beam.PCollection) -> dict[str, beam.PCollection]:
-        fn = _FitSpaceFn(*self._place, self._fit, self._encoder_ids)
-        out = moments | "Solve" >> beam.ParDo(fn).with_outputs("files", main="space")
+        also = {"sample": self._sample, "previous": self._previous, "made": self._made}
+        sides = {name: beam.pvalue.AsList(p) for name, p in also.items() if p is not None}
+        out = moments | "Solve" >> beam.ParDo(_FitSpaceFn(*self._args), **sides).with_outputs("files", main="space")
         return {"space": out.space, "files": out.files}
 
 
 class _FitSpaceFn(beam.DoFn):
-    def __init__(
-        self, store: Store, run_id: str, fit: tuple[str, int, float | None], encoder_ids: dict[str, str]
-    ) -> None:
-        self._store, self._run_id, self._fit, self._encoder_ids = store, run_id, fit, encoder_ids
+    def __init__(self, store: Store, run_id: str, settings: FitSettings, published: FileRecord | None) -> None:
+        self._store, self._run_id, self._settings, self._published = store, run_id, settings, published
 
-    def process(self, moments: Moments) -> Iterable[object]:
-        space: Space = fit_space(moments, *self._fit).with_info(encoder_ids=self._encoder_ids)
+    def process(
+        self,
+        moments: Moments,
+        sample: Sequence[pa.Table],
+        previous: Sequence[pa.Table] = (),
+        made: Sequence[tuple[str, str]] = (),
+    ) -> Iterable[object]:
+        settings = replace(self._settings, encoder_ids={**self._settings.encoder_ids, **dict(made)})
+        old = None
+        if self._published is not None:
+            old = Space.from_bytes(files.read_bytes(self._store.path(self._published.path)))
+        drawn = sort_by_id(concat_tables(list(sample))) if sample else _nothing(moments)
+        known = concat_tables(list(previous)) if previous else None
+        space, quality = fit_run(moments, drawn, settings, old, known)
         data = space.to_bytes()
-        for name, content in (("space.safetensors", data), ("space.json", space.to_json().encode())):
-            path = f"runs/{self._run_id}/space/{name}"
-            yield beam.pvalue.TaggedOutput("files", write_file(self._store, "space", path, content))
+        report = json.dumps(quality, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+        for part, name, content in (
+            ("space", "space/space.safetensors", data),
+            ("space", "space/space.json", space.to_json().encode()),
+            ("quality", "quality.json", report),
+        ):
+            path = f"runs/{self._run_id}/{name}"
+            yield beam.pvalue.TaggedOutput("files", write_file(self._store, part, path, content))
         yield data
+
+
+def _nothing(moments: Moments) -> pa.Table:
+    """A sample without rows."""
+    columns: dict[str, pa.Array] = {"item_id": pa.array([], pa.string())}
+    for m, dim in moments.dims.items():
+        columns[m + EMBEDDING] = to_vector_column(np.empty((0, dim), np.float32))
+    return pa.table(columns)

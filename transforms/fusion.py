@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+from apache_beam.typehints import with_output_types
 
-from transforms.alignment import Space
 from transforms.dead_letters import dead_letters_of_rows
 from transforms.errors import JobError, Reason
 from transforms.moments import embeddings_of
 from transforms.progress import advance
+from transforms.refit import comparable_metadata
+from transforms.small_vectors import encode_vectors, scale_metadata
+from transforms.space import Aligned, Space
 from transforms.tables import ShardTable, to_vector_column
 
 _BLOCK_ROWS = 1024
@@ -27,8 +30,8 @@ class Fused:
     Attributes:
         vectors: float32 [n, dim], unit rows; zeros where not ok.
         part_weights: for each modality float32 [n], such that a vector is Σ_m part_weights[m] · aligned_m; 0
-            where the modality is missing.
-        ok: bool [n]; False where nothing is present, or what is present cancels out.
+            where the modality takes no part.
+        ok: bool [n]; False where nothing takes part, or what does cancels out.
     """
 
     vectors: np.ndarray
@@ -36,33 +39,30 @@ class Fused:
     ok: np.ndarray
 
 
-def fuse(aligned: Mapping[str, tuple[np.ndarray, np.ndarray]], weights: Mapping[str, float]) -> Fused:
-    """Adds up what is present with fixed weights, scaled to unit length.
+def fuse(vectors: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray]) -> Fused:
+    """Adds up the modalities of each item by their weights, scaled to unit length.
 
     Args:
-        aligned: for each modality its vectors in the joint space, float32 [n, dim] unit rows, and present,
-            bool [n]. Rows that are not present may hold anything.
-        weights: of each modality, ≥ 0; one that is not named weighs 1, one that weighs 0 takes no part.
+        vectors: for each modality its vectors in the joint space, float32 [n, dim] unit rows. Rows of weight 0
+            may hold anything.
+        weights: for each modality float64 [n], ≥ 0; 0 where it takes no part.
 
     Guarantees: a row's bits depend on that row alone, and not on the order of the modalities.
 
     Raises:
-        JobError: there is no modality, or a weight is not a number ≥ 0.
+        JobError: there is no modality.
     """
-    if not aligned:
+    if not vectors:
         raise JobError("fusion: there is no modality to fuse; configure a catalog column for at least one")
-    for m, weight in weights.items():
-        if not 0 <= weight < np.inf:
-            raise JobError(f"fusion.weights.{m}: {weight} is not a number ≥ 0; set one")
-    names = sorted(aligned)
-    n, dim = aligned[names[0]][0].shape
-    vectors = np.zeros((n, dim), np.float32)
+    names = sorted(vectors)
+    n, dim = vectors[names[0]].shape
+    out = np.zeros((n, dim), np.float32)
     parts = {m: np.zeros(n, np.float32) for m in names}
     ok = np.zeros(n, bool)
     for start in range(0, n, _BLOCK_ROWS):
         rows = slice(start, min(start + _BLOCK_ROWS, n))
-        given = np.stack([weights.get(m, 1.0) * aligned[m][1][rows] for m in names])
-        blocks = {m: _where(aligned[m][0][rows], aligned[m][1][rows]) for m in names}
+        given = np.stack([weights[m][rows] for m in names])
+        blocks = {m: _where(vectors[m][rows], weights[m][rows] > 0) for m in names}
         norm = np.sqrt(_squares(_weighted_sum(blocks, given)))
         total = given.sum(0)
         ok[rows] = (norm > _CANCELLED * total) & (total > 0)
@@ -70,58 +70,51 @@ def fuse(aligned: Mapping[str, tuple[np.ndarray, np.ndarray]], weights: Mapping[
         for m, part in zip(names, split, strict=True):
             parts[m][rows] = part
         # From the rounded parts, so that the stored parts give the stored vector to its last digit.
-        vectors[rows] = _weighted_sum(blocks, split.astype(np.float64))
-    return Fused(vectors, parts, ok)
+        out[rows] = _weighted_sum(blocks, split.astype(np.float64))
+    return Fused(out, parts, ok)
 
 
-def align_table(table: pa.Table, space: Space) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Maps a table's `<m>_embedding` columns into the space.
-
-    Returns:
-        For each modality of the space, float32 [n, dim] unit rows and present, bool [n]. A modality is not
-        present where its embedding is null, its column is not there, or its projection vanishes.
-    """
-    embeddings = embeddings_of(table)
-    out = {}
+def item_vectors(space: Space, table: pa.Table) -> tuple[Fused, Aligned]:
+    """Maps a table's `<m>_embedding` columns (null: missing) into the space and fuses them."""
+    batch = {m: pair for m, pair in embeddings_of(table).items() if m in space.modalities}
+    none = np.zeros(table.num_rows, bool)
     for m in space.modalities:
-        vectors = np.zeros((table.num_rows, space.dim), np.float32)
-        present = np.zeros(table.num_rows, bool)
-        if m in embeddings:
-            raw, present = embeddings[m]
-            whole = bool(present.all())
-            vectors[present] = space.project(m, raw if whole else raw[present])
-            present = present & (np.abs(vectors).max(1, initial=0.0) > 0)
-        out[m] = vectors, present
-    return out
+        batch.setdefault(m, (np.zeros((table.num_rows, space.projections[m].dim_in), np.float32), none))
+    aligned = space.align(batch)
+    return fuse(aligned.vectors, aligned.weights), aligned
 
 
 def fuse_table(
-    table: pa.Table, space: Space, weights: Mapping[str, float], carry: Sequence[str] = ()
+    table: pa.Table, space: Space, carry: Sequence[str] = (), dtype: str = "float32"
 ) -> tuple[pa.Table, pa.Table]:
     """Turns a table of embeddings into one of item vectors, rows in their order.
 
     Args:
         table: `item_id`, `<m>_embedding` (null: missing), and the columns of `carry`.
         space: the joint space.
-        weights: of each modality; see `fuse`.
         carry: names of columns to take over as they are, those that the table has.
+        dtype: of the vectors: see `small_vectors.encode_vectors`.
 
     Returns:
-        Items (`item_id`, carried columns, `vector` fixed_size_list<float32>[dim], `modalities` list<string>:
-        those in the vector, and for each modality of the space `<m>_vector` and `<m>_weight`, null where
-        missing), and the rows (`item_id`, carried columns) that give no vector.
+        Items (`item_id`, carried columns, `vector` fixed_size_list[dim], `modalities` list<string>: those of
+        the item that are in the vector, `imputed` list<string> if the space imputes: those predicted from the
+        others, and for each modality of the space `<m>_vector` and `<m>_weight`, null where neither), and the
+        rows (`item_id`, carried columns) that give no vector. vector = Σ_m `<m>_weight` · `<m>_vector`, to the
+        last digit of float32.
     """
-    aligned = align_table(table, space)
-    fused = fuse(aligned, weights)
+    fused, aligned = item_vectors(space, table)
     kept = table.select(["item_id", *(c for c in carry if c in table.column_names)])
-    used = np.stack([aligned[m][1] & (weights.get(m, 1.0) > 0) for m in space.modalities], axis=1)
+    names = space.modalities
+    in_vector = {m: aligned.weights[m] > 0 for m in names}
     columns: dict[str, pa.Array | pa.ChunkedArray] = {c: kept[c] for c in kept.column_names}
-    columns["vector"] = to_vector_column(fused.vectors)
-    columns["modalities"] = _name_lists(used, space.modalities)
-    for m in space.modalities:
-        vectors, present = aligned[m]
-        columns[f"{m}_vector"] = to_vector_column(vectors, present)
-        columns[f"{m}_weight"] = pa.array(fused.part_weights[m], mask=~present)
+    columns["vector"] = to_vector_column(encode_vectors(fused.vectors, dtype, space.scale))
+    columns["modalities"] = _name_lists(np.stack([aligned.present[m] & in_vector[m] for m in names], axis=1), names)
+    if space.imputer is not None:
+        columns["imputed"] = _name_lists(np.stack([aligned.imputed[m] & in_vector[m] for m in names], axis=1), names)
+    for m in names:
+        there = aligned.present[m] | (aligned.imputed[m] & in_vector[m])
+        columns[f"{m}_vector"] = to_vector_column(encode_vectors(aligned.vectors[m], dtype, space.scale), there)
+        columns[f"{m}_weight"] = pa.array(fused.part_weights[m], mask=~there)
     items = pa.table(columns)
     place = items.schema.get_field_index("vector")
     # Never null, and declared so: readers of any kind then see one fixed length.
@@ -159,35 +152,36 @@ class FuseItems(beam.PTransform):
 
     Args:
         space: PCollection of the one space, as bytes.
-        weights: of each modality; see `fuse`.
+        dtype: of the vectors; `int8` needs a space that knows its `scale`.
 
     Returns:
         A dict of PCollections: `shards` (the schema's metadata name the space), `dead` (pa.Table: rows that
         give no vector, as dead letters of stage `catalog`).
     """
 
-    def __init__(self, space: beam.PCollection, weights: Mapping[str, float]) -> None:
+    def __init__(self, space: beam.PCollection, dtype: str = "float32") -> None:
         super().__init__()
-        self._space, self._weights = space, dict(weights)
+        self._space, self._dtype = space, dtype
 
     def expand(self, shards: beam.PCollection) -> dict[str, beam.PCollection]:
-        fn = _FuseItemsFn(self._weights)
+        fn = _FuseItemsFn(self._dtype)
         out = shards | "Fuse" >> beam.ParDo(fn, beam.pvalue.AsSingleton(self._space)).with_outputs(
             "dead", main="shards"
         )
         return {"shards": out.shards, "dead": out.dead}
 
 
+@with_output_types(ShardTable, dead=pa.Table)
 class _FuseItemsFn(beam.DoFn):
-    def __init__(self, weights: dict[str, float]) -> None:
-        self._weights = weights
+    def __init__(self, dtype: str) -> None:
+        self._dtype = dtype
         self._space: Space | None = None
 
     def process(self, element: ShardTable, space: bytes) -> Iterable[object]:
         if self._space is None:  # one space a run, so one a worker
             self._space = Space.from_bytes(space)
         shard, table = element
-        items, lost = fuse_table(table, self._space, self._weights, carry=["title"])
+        items, lost = fuse_table(table, self._space, ["title"], self._dtype)
         if lost.num_rows:
             every = np.ones(lost.num_rows, bool)
             detail = "none of its modalities can be used; see its other dead letters, if any"
@@ -195,4 +189,6 @@ class _FuseItemsFn(beam.DoFn):
             yield beam.pvalue.TaggedOutput("dead", letters)
         advance("fuse", done=items.num_rows, dead=lost.num_rows)
         metadata = {"unisono.space_id": self._space.space_id, "unisono.dim": str(self._space.dim)}
-        yield shard, items.replace_schema_metadata(metadata)
+        metadata |= scale_metadata(self._dtype, self._space.scale)
+        items = items.replace_schema_metadata(metadata)
+        yield shard, items.replace_schema_metadata(items.schema.metadata | comparable_metadata(self._space))

@@ -204,3 +204,59 @@ def _upright(picture: Image.Image, source: Image.Image) -> Image.Image:
         return picture
     turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return picture if turn is None else picture.transpose(turn)
+
+
+# --- to a model's size -------------------------------------------------------------------------------------
+
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+def fit_picture(
+    picture: Image.Image, size: tuple[int, int], mode: str = "shortest", interpolation: str = "bicubic", fill: int = 0
+) -> np.ndarray:
+    """Brings an RGB picture to a model's size: uint8 [height, width, 3], contiguous.
+
+    The arithmetic of sizes and offsets is torchvision's `Resize` and `CenterCrop`, and for `longest` timm's
+    `ResizeKeepRatio`, as open_clip puts them together. What a crop cuts off is not computed.
+
+    Args:
+        picture: RGB, of any size.
+        size: (height, width).
+        mode: `shortest` side to size and crop the centre, `longest` and pad with `fill`, or `squash`.
+        interpolation: bicubic or bilinear, with Pillow's antialiasing.
+        fill: grey level of the padding.
+    """
+    height, width = size
+    if mode == "squash":
+        return np.array(picture.resize((width, height), _FILTERS[interpolation]))
+    if mode == "longest":
+        return _padded(picture, size, interpolation, fill)
+    down, across = _shortest(picture.size, size)
+    if height != width:  # open_clip's ResizeKeepRatio is left at its own filter there
+        interpolation = "bicubic"
+    top, left = round((down - height) / 2.0), round((across - width) / 2.0)
+    x, y = picture.width / across, picture.height / down
+    box = (left * x, top * y, min((left + width) * x, picture.width), min((top + height) * y, picture.height))
+    return np.array(picture.resize((width, height), _FILTERS[interpolation], box=box))
+
+
+def _shortest(have: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """The (height, width) before the crop."""
+    (across, down), (height, width) = have, size
+    if height == width:  # torchvision cuts off the fraction; for other shapes timm rounds it
+        short, long = min(across, down), max(across, down)
+        other = int(height * long / short)
+        return (height, other) if down <= across else (other, height)
+    ratio = min(down / height, across / width)
+    return max(height, round(down / ratio)), max(width, round(across / ratio))
+
+
+def _padded(picture: Image.Image, size: tuple[int, int], interpolation: str, fill: int) -> np.ndarray:
+    height, width = size
+    ratio = max(picture.height / height, picture.width / width)
+    down, across = max(1, round(picture.height / ratio)), max(1, round(picture.width / ratio))
+    small = picture.resize((across, down), _FILTERS[interpolation])
+    out = np.full((height, width, 3), fill, np.uint8)
+    top, left = (height - down) // 2, (width - across) // 2
+    out[top : top + down, left : left + across] = np.asarray(small)
+    return out

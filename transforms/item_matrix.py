@@ -22,9 +22,9 @@ from filelock import FileLock
 
 from transforms.errors import JobError
 from transforms.files import join
-from transforms.parquet import ParquetFile, list_parquet, plain_type, read_row_group, require_column
+from transforms.parquet import ParquetFile, list_parquet, open_parquet, plain_type, read_row_group, require_column
+from transforms.small_vectors import read_vectors
 from transforms.tables import (
-    from_vector_column,
     hash_ids,
     is_id_type,
     one_chunk,
@@ -32,9 +32,10 @@ from transforms.tables import (
     unpack_vectors,
 )
 
-_FORMAT = 1  # of what lies in the cache; part of its key
+_FORMAT = 2  # of what lies in the cache; part of its key
 _KEPT_ON_DISK = 8  # matrices left in the cache, the newest used: of a run, its vectors and each modality's
 _KEPT_IN_PROCESS = 8
+_VECTOR_TYPES = (pa.float32(), pa.float16(), pa.int8())
 _KEY = "items"  # what messages call the files
 _MODALITY_VECTOR = "_vector"  # ends the name of a column that may hold nulls
 _DISK_ERRORS = frozenset(
@@ -195,6 +196,26 @@ def per_process(
         return _opened[key]
 
 
+def modality_vectors(
+    files: Sequence[str | HasPath], modality: str, root: str = "", cache_dir: str | None = None
+) -> np.ndarray:
+    """Gives the process the items' vectors of one modality: float32 [n, dim], zero rows where missing.
+
+    All rows are zero, and take no room, where the items have no column of it: a modality that could not be fitted.
+    """
+    column = modality + _MODALITY_VECTOR
+    if column in first_schema(files, root).names:
+        return np.asarray(per_process(files, root, cache_dir, column).vectors)
+    return np.broadcast_to(np.float32(0), per_process(files, root, cache_dir).vectors.shape)
+
+
+def first_schema(files: Sequence[str | HasPath], root: str = "") -> pa.Schema:
+    """Reads the schema, metadata too, in the footer of the first file of a list."""
+    path = min(f if isinstance(f, str) else f.path for f in files)
+    with open_parquet(path if not root or "://" in path or path.startswith("/") else join(root, path)) as f:
+        return f.schema_arrow
+
+
 # --- what it is made of ------------------------------------------------------------------------------------
 
 
@@ -273,8 +294,8 @@ def _dimension(files: Sequence[ParquetFile], column: str) -> int:
         seen,
         column,
         key,
-        lambda t: pa.types.is_fixed_size_list(t) and pa.types.is_floating(t.value_type),
-        "fixed_size_list of float32 or float16",
+        lambda t: pa.types.is_fixed_size_list(t) and t.value_type in _VECTOR_TYPES,
+        "fixed_size_list of float32, float16 or int8",
     )
     dims = {f.schema.field(column).type.list_size: f.path for f in seen}
     if len(dims) > 1:
@@ -306,7 +327,7 @@ def _write_columns(
         np.lib.format.write_array_header_1_0(vectors, header)
         ends.write(np.zeros(1, np.int64).tobytes())
         for path, table in _row_tables(files, (sources.id_column, sources.vector_column)):
-            column, present = from_vector_column(table[sources.vector_column])
+            column, present = read_vectors(table, sources.vector_column)
             keys = one_chunk(table[sources.id_column].cast(id_type if integer else pa.large_string()))
             if keys.null_count or not (present.all() or sources.vector_column.endswith(_MODALITY_VECTOR)):
                 raise JobError(f"{_KEY}: {path} has a row without id or vector; run `unisono embed` again")

@@ -103,7 +103,8 @@ def _read_local(path: str, max_bytes: int) -> bytes:
     raise AssertionError("unreachable")
 
 
-def _client() -> Any:
+def gcs_client() -> Any:
+    """The process's one client of Cloud Storage."""
     global _gcs_client
     with _gcs_lock:
         if _gcs_client is None:
@@ -121,11 +122,11 @@ def _read_gcs(path: str, max_bytes: int) -> bytes:
     bucket, _, key = path[len("gs://") :].partition("/")
     retry = DEFAULT_RETRY.with_timeout(_GCS_DEADLINE_S)
     try:
-        blob = _client().bucket(bucket).blob(key)
+        blob = gcs_client().bucket(bucket).blob(key)
         # A range, so that an object far over the limit is never read whole.
         return bytes(blob.download_as_bytes(end=max_bytes, retry=retry))
     except exceptions.NotFound as e:
-        raise InputError(Reason.NOT_FOUND, "no such object") from e
+        raise InputError(Reason.NOT_FOUND, "no such file") from e
     except exceptions.RequestRangeNotSatisfiable:  # the answer to any range of an empty object
         return b""
     except exceptions.Forbidden as e:

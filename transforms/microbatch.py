@@ -54,25 +54,42 @@ class MicroBatcher:
         except JobError:
             raise
         except Exception as e:
-            return self._narrow(batch, e)
-        finite: list[bool] = np.isfinite(vectors).all(axis=1).tolist()  # type: ignore[assignment]
-        bad = InputError(Reason.ENCODER_FAILED, "the embedding is not finite")
-        return [v if ok else bad for v, ok in zip(vectors, finite, strict=True)]
-
-    def _narrow(self, batch: list[Any], error: Exception) -> list[np.ndarray | InputError]:
-        memory = _is_out_of_memory(error)
+            # Not handled in here: while the exception lives, so do the frames it passed and the tensors in them.
+            failure = InputError(
+                Reason.OUT_OF_MEMORY if _is_out_of_memory(e) else Reason.ENCODER_FAILED, f"{type(e).__name__}: {e}"
+            )
+        else:
+            finite: list[bool] = np.isfinite(vectors).all(axis=1).tolist()  # type: ignore[assignment]
+            bad = InputError(Reason.ENCODER_FAILED, "the embedding is not finite")
+            return [v if ok else bad for v, ok in zip(vectors, finite, strict=True)]
         if len(batch) == 1:
-            reason = Reason.OUT_OF_MEMORY if memory else Reason.ENCODER_FAILED
-            return [InputError(reason, f"{type(error).__name__}: {error}")]
+            return [failure]
+        return self._smaller(batch) if failure.reason is Reason.OUT_OF_MEMORY else self._narrow(batch, failure)
+
+    def _smaller(self, batch: list[Any]) -> list[np.ndarray | InputError]:
+        """Halves what a batch may cost, for good, and encodes this one in pieces that keep to it."""
+        half = (len(batch) + 1) // 2
+        costs = [self.encoder.cost(p) for p in batch]
+        self.safe_cost = min(self.safe_cost, max(1, half * max(costs)))
+        _LOG.warning("out of memory at %d inputs; going on with at most %d", len(batch), half)
+        results: list[np.ndarray | InputError] = []
+        while len(results) < len(batch):  # `safe_cost` may fall on the way
+            start = end = len(results)
+            while end < len(batch) and (end == start or self._fits(costs[start : end + 1])):
+                end += 1
+            results += self._encode(batch[start:end])
+        return results
+
+    def _fits(self, costs: list[int]) -> bool:
+        return len(costs) * max(costs) <= self.safe_cost
+
+    def _narrow(self, batch: list[Any], failure: InputError) -> list[np.ndarray | InputError]:
+        """Encodes a batch by halves, down to the inputs that fail alone."""
         half = len(batch) // 2
-        if memory:
-            widest = max(self.encoder.cost(p) for p in batch)
-            self.safe_cost = min(self.safe_cost, max(1, (len(batch) - half) * widest))
-            _LOG.warning("out of memory at %d inputs; going on with at most %d", len(batch), len(batch) - half)
         results = self._encode(batch[:half]) + self._encode(batch[half:])
-        if not memory and len(batch) >= _ALL_FAIL and all(isinstance(r, InputError) for r in results):
+        if len(batch) >= _ALL_FAIL and all(isinstance(r, InputError) for r in results):
             raise JobError(
                 f"encoder {self.encoder.encoder_id}: every one of {len(batch)} inputs failed with "
-                f"{type(error).__name__}: {error}; the encoder cannot be used as it is"
-            ) from error
+                f"{failure.detail}; the encoder cannot be used as it is"
+            )
         return results

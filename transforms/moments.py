@@ -91,6 +91,18 @@ class Moments:
         self._carry()
         return self
 
+    def less(self, other: Moments) -> Moments:
+        """Gives the sums without those of rows that were added before, exactly; both stay as they are.
+
+        Raises:
+            JobError: `other` has a modality that is not there, or one of another length.
+        """
+        if not other.dims.keys() <= self.dims.keys():
+            raise JobError(f"moments: {', '.join(other.dims)} were not all among {', '.join(self.dims)}")
+        out = Moments(self.dims, self._coarse.copy(), self._fine.copy())
+        negative = Moments(other.dims, -other._coarse, -other._fine)
+        return out.merge(negative)
+
     def count(self, a: str, b: str | None = None) -> int:
         """Counts the rows where `a` and `b` (or `a` alone) are present."""
         return int(self._block(self._one(a), self._one(a if b is None else b))[0, 0])

@@ -124,6 +124,7 @@ def _kind(dtype: pa.DataType) -> str:
     """Names what values of a type have in common: two files may differ in width, not in kind."""
     t, dtype = pa.types, plain_type(dtype)
     tests: dict[str, Callable[[pa.DataType], bool]] = {
+        "unsigned 64-bit integers": t.is_uint64,  # no type holds these and negative ones
         "integers": t.is_integer,
         "floats": t.is_floating,
         "strings": lambda d: t.is_string(d) or t.is_large_string(d),
@@ -141,7 +142,7 @@ def _common_type(types: Sequence[pa.DataType]) -> pa.DataType:
     if len(distinct) == 1:
         return distinct[0]
     if all(pa.types.is_integer(d) for d in distinct):
-        return pa.uint64() if pa.uint64() in distinct else pa.int64()
+        return pa.int64()
     wide = (d for d in distinct if pa.types.is_large_string(d) or pa.types.is_large_binary(d))
     return next(wide, distinct[0])
 

@@ -9,6 +9,7 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
 from apache_beam.typehints import with_output_types
 
@@ -16,15 +17,24 @@ from transforms import dead_letters
 from transforms.attention import ModalityView, refine_profiles, view_modality
 from transforms.dead_letters import dead_letters_of_rows
 from transforms.errors import JobError, Reason
-from transforms.files import join
 from transforms.history import STAGE, limit_a_day, once_a_session, order_history
 from transforms.interactions import TIME_TYPE
 from transforms.interests import find_interests, interest_type
-from transforms.item_matrix import HasPath, ItemMatrix, per_process
-from transforms.parquet import open_parquet
+from transforms.item_matrix import HasPath, ItemMatrix, first_schema, modality_vectors, per_process
 from transforms.progress import NAMESPACE, advance
 from transforms.tables import ShardTable, to_vector_column
-from transforms.user_state import UserState, decay, merge_states, read_state, state_table, sum_history, times
+from transforms.user_state import (
+    HALF_LIFE,
+    SPACE,
+    UserState,
+    check_state,
+    decay,
+    merge_states,
+    read_state,
+    state_table,
+    sum_history,
+    times,
+)
 
 # Item vectors are float32, so Σ w·v is off by up to 6e-8 · Σ|w|: below this, its direction is noise.
 _MIN_RELATIVE_NORM = 1e-6
@@ -129,8 +139,10 @@ class Built:
     counts: dict[str, int]
 
 
-def popular_direction(counts: pa.Table, items: ItemMatrix) -> np.ndarray:
+def popular_direction(counts: pa.Table, items: ItemMatrix) -> np.ndarray | None:
     """Gives the direction of the item vectors' mean, each weighted by how many turned to it: float32 [dim].
+
+    None where nobody turned to a known item, or the vectors cancel.
 
     Args:
         counts: item_id, n.
@@ -145,7 +157,7 @@ def popular_direction(counts: pa.Table, items: ItemMatrix) -> np.ndarray:
         part = picked[start : start + 65_536]
         total += n[part] @ np.asarray(items.vectors)[part].astype(np.float64)
     norm = float(np.linalg.norm(total))
-    return (total / norm if norm > 0 else total).astype(np.float32)
+    return (total / norm).astype(np.float32) if norm > _MIN_RELATIVE_NORM * n.sum() else None
 
 
 # --- one shard ---------------------------------------------------------------------------------------------
@@ -170,13 +182,12 @@ def build_profiles(table: pa.Table, around: Surroundings, spec: ProfileSpec, sta
     history, unknown = order_history(table, items)
     counts = {"events.rows": table.num_rows, "events.unknown_item": unknown, "events.set_aside": 0}
     used, dead = len(history.time), dead_letters.SCHEMA.empty_table()
-    seen = len(history.user_ids)
+    everybody = history.user_ids
     if spec.session_minutes is not None:
         history = once_a_session(history, spec.session_minutes)
     if spec.max_events_per_day is not None:
         history, dead = limit_a_day(history, spec.max_events_per_day, spec.robots == "drop")
     counts["events.set_aside"] = used - len(history.time)
-    dropped = seen - len(history.user_ids)
     sums = sum_history(history, items, spec.half_life_days, spec.recent_events)
     if state is not None:
         sums = merge_states(read_state(state, items), sums, items, spec.half_life_days, spec.recent_events)
@@ -184,6 +195,7 @@ def build_profiles(table: pa.Table, around: Surroundings, spec: ProfileSpec, sta
     if cancelled.any():
         letters = _letters_of_cancelled(sums, cancelled)
         dead = pa.concat_tables([dead, letters])
+    dropped = pc.is_in(everybody, value_set=sums.user_ids).false_count
     counts |= {
         "users.seen": len(sums.user_ids) + dropped,
         "users.rows": users.num_rows,
@@ -316,7 +328,8 @@ class _BuildProfilesFn(beam.DoFn):
     def __init__(self, spec: ProfileSpec, root: str, cache_dir: str | None, keep_state: bool) -> None:
         self._spec, self._root, self._cache_dir, self._keep_state = spec, root, cache_dir, keep_state
         self._around: Surroundings | None = None
-        self._marks: dict[str, str] = {}
+        self._said: dict[bytes, bytes] = {}  # the metadata of the items' files
+        self._space: dict[bytes, bytes] = {}
 
     def process(
         self,
@@ -329,63 +342,24 @@ class _BuildProfilesFn(beam.DoFn):
             self._open(items, next(iter(popularity), None))
         assert self._around is not None
         if state is not None:
-            check_state(state.schema.metadata or {}, self._marks)
+            check_state(state, self._said, self._around.items.dim, self._spec.half_life_days)
         built = build_profiles(events, self._around, self._spec, state)
         for name, n in built.counts.items():
             Metrics.counter(NAMESPACE, name).inc(n)
             yield beam.pvalue.TaggedOutput("counts", (name, n))
         if self._keep_state:
-            table = state_table(built.sums, self._around.items).replace_schema_metadata(self._marks)
-            yield beam.pvalue.TaggedOutput("state", (shard, table))
+            table = state_table(built.sums, self._around.items)
+            marks = self._space | {HALF_LIFE: str(self._spec.half_life_days).encode()}
+            yield beam.pvalue.TaggedOutput("state", (shard, table.replace_schema_metadata(marks)))
         if built.dead.num_rows:
             yield beam.pvalue.TaggedOutput("dead", built.dead)
         advance("profiles", done=events.num_rows, dead=built.dead.num_rows)
-        space = {"unisono.space_id": self._marks["unisono.space_id"]}
-        yield shard, built.users.replace_schema_metadata(space)
+        yield shard, built.users.replace_schema_metadata(self._space)
 
     def _open(self, items: Sequence[str | HasPath], popularity: pa.Table | None) -> None:
         matrix = per_process(items, self._root, self._cache_dir)
-        modalities = {
-            m: np.asarray(per_process(items, self._root, self._cache_dir, f"{m}_vector").vectors)
-            for m in self._spec.modalities
-        }
+        modalities = {m: modality_vectors(items, m, self._root, self._cache_dir) for m in self._spec.modalities}
         prior = None if popularity is None else popular_direction(popularity, matrix)
         self._around = Surroundings(matrix, modalities, prior)
-        self._marks = {
-            "unisono.space_id": _space_of(items, self._root),
-            "unisono.half_life_days": str(self._spec.half_life_days),
-        }
-
-
-def _space_of(items: Sequence[str | HasPath], root: str) -> str:
-    """Reads the space_id in the footer of the items' first file; empty where it says none."""
-    path = min(f if isinstance(f, str) else f.path for f in items)
-    if root and "://" not in path and not path.startswith("/"):
-        path = join(root, path)
-    with open_parquet(path) as f:
-        return ((f.schema_arrow.metadata or {}).get(b"unisono.space_id") or b"").decode()
-
-
-def check_state(found: Mapping[bytes, bytes], wanted: Mapping[str, str]) -> None:
-    """Refuses a state that this run cannot add to.
-
-    Args:
-        found: the metadata of a state file.
-        wanted: what it would have to say.
-
-    Raises:
-        JobError: it is of another space or half-life.
-    """
-    have = {k.decode(): v.decode() for k, v in found.items()}
-    space, half_life = "unisono.space_id", "unisono.half_life_days"
-    if have.get(space) != wanted[space]:
-        raise JobError(
-            f"profiles.incremental: the published state is of space {have.get(space)}, the items are of "
-            f"{wanted[space]}, and sums of one mean nothing in the other; run once with incremental: false "
-            "over the whole log"
-        )
-    if have.get(half_life) != wanted[half_life]:
-        raise JobError(
-            f"profiles.half_life_days: {wanted[half_life]}, the published state was summed with "
-            f"{have.get(half_life)}; keep it, or run once with profiles.incremental: false over the whole log"
-        )
+        self._said = first_schema(items, self._root).metadata or {}
+        self._space = {k: v for k, v in self._said.items() if k in (SPACE, b"unisono.dim")}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import apache_beam as beam
 import pyarrow as pa
+from apache_beam.io.filesystems import FileSystems
 
 from transforms import files
 from transforms.dead_letters import SCHEMA, count_by, sort_letters
@@ -59,10 +60,18 @@ def check_books(counts: Counts, spec: PublishSpec) -> None:
             )
         if items == 0:
             raise JobError(f"publish refused: none of {rows} catalogue rows gave an item vector; see dead_letters/")
-    catalog, events = _dead(counts, "catalog", "encode"), _dead(counts, "interactions")
+    events = counts.get("interactions.rows", 0)
+    if events and "users.rows" in counts and not counts["users.rows"]:
+        raise JobError(
+            f"publish refused: none of {events} events gave a user profile ({counts.get('events.unknown_item', 0)} are "
+            "of unknown items); compare interactions.item with catalog.id"
+        )
+    lost_inputs, lost_events = _dead(counts, "catalog", "encode"), _dead(counts, "interactions")
+    # What is wrong with such a row is counted already, by modality.
+    lost_inputs.pop("catalog.-.no_modality", None)
     for dead, total, what in (
-        (catalog, counts.get("catalog.rows", 0), "catalogue rows"),
-        (events, counts.get("interactions.rows", 0), "events"),
+        (lost_inputs, counts.get("catalog.rows", 0), "catalogue rows"),
+        (lost_events, events, "events"),
     ):
         n = sum(dead.values())
         if n > spec.max_dead_letter_fraction * total:
@@ -146,12 +155,25 @@ def _publish(
 ) -> Manifest:
     store, run_id, spec, created = args
     check_books(counts, spec)
+    _remove_leftovers(store, run_id, records)
     metrics = json.dumps(dict(sorted(counts.items())), indent=1).encode() + b"\n"
     extra = write_file(store, "metrics", f"runs/{run_id}/metrics.json", metrics)
     manifest = Manifest(run_id, created, (*spec.inherited, *records, extra))
     files.write_bytes(store.run_path(run_id, "manifest.json"), manifest.to_json().encode())
     files.write_bytes(store.path("LATEST"), f"{run_id}\n".encode())
     return manifest
+
+
+def _remove_leftovers(store: Store, run_id: str, records: Iterable[FileRecord]) -> None:
+    """Deletes shard files that an earlier try at this run left under another number of shards.
+
+    Readers that take `items/*.parquet` whole would see those rows twice.
+    """
+    listed = {store.path(r.path) for r in records}
+    (found,) = FileSystems.match([store.run_path(run_id, "*", "part-*.parquet")])
+    leftovers = [f.path for f in found.metadata_list if f.path not in listed]
+    if leftovers:
+        FileSystems.delete(leftovers)
 
 
 def now_utc() -> str:

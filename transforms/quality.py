@@ -84,6 +84,11 @@ def chance_recall(n: int, k: int) -> float:
     return min(k, n) / n
 
 
+def chance_mrr(n: int) -> float:
+    """Gives the mean reciprocal rank that a random order of n candidates has: the n-th harmonic number over n."""
+    return float((1 / np.arange(1, n + 1)).mean())
+
+
 # --- neighbours of the same label --------------------------------------------------------------------------
 
 
@@ -179,6 +184,23 @@ def top_k(
         best[start : start + step] = np.take_along_axis(scores, chosen, 1)
     indices[np.isneginf(best)] = -1
     return indices, best
+
+
+def neighbour_overlap(a: np.ndarray, b: np.ndarray, k: int = 10) -> float:
+    """Gives the mean fraction of a row's k nearest others by `a` that are also among those by `b` (cosine).
+
+    Args:
+        a, b: float [n, dim], rows of the same items; the two dims may differ.
+
+    Raises:
+        ValueError: lengths that differ, fewer than two rows, or a value that is not finite.
+    """
+    if len(a) != len(b) or len(a) < 2:
+        raise ValueError(f"{len(a)} and {len(b)} rows: equal numbers, 2 or more, needed")
+    rows = np.arange(len(a))
+    k = min(k, len(a) - 1)
+    first, second = (top_k(u, u, k, exclude=(rows, rows))[0] for u in (_unit_rows(a), _unit_rows(b)))
+    return float((first[:, :, None] == second[:, None, :]).any(2).mean())
 
 
 # --- rankings against what users turned to -----------------------------------------------------------------

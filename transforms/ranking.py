@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from apache_beam.typehints import with_output_types
 
 from transforms.errors import JobError
-from transforms.item_matrix import HasPath, ItemMatrix, per_process
+from transforms.item_matrix import HasPath, ItemMatrix, modality_vectors, per_process
 from transforms.progress import advance
 from transforms.tables import ShardTable, from_vector_column, hash_ids, one_chunk
 from transforms.topk import top_items
@@ -376,10 +376,7 @@ class _RankSliceFn(beam.DoFn):
         bias = item_bias(items, hidden, next(iter(popularity), None), self._spec.popularity_penalty)
         if self._spec.fusion == "early":
             return Shelf(items, np.asarray(items.vectors), bias)
-        parts = {
-            m: np.asarray(per_process(files, self._root, self._cache_dir, f"{m}_vector").vectors)
-            for m in self._modalities
-        }
+        parts = {m: modality_vectors(files, m, self._root, self._cache_dir) for m in self._modalities}
         return Shelf(items, late_matrix(parts, dict(self._spec.weights)), bias, self._modalities)
 
 

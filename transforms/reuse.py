@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 
 import apache_beam as beam
@@ -9,8 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from transforms import files
+from transforms.errors import JobError
 from transforms.store import FileRecord, Store, read_shard, read_table, shard_path
 from transforms.tables import ShardTable, same_id_kind, with_column
+
+_LOG = logging.getLogger(__name__)
 
 HASH, EMBEDDING = "{}_previous_hash", "{}_previous_embedding"
 
@@ -75,4 +79,8 @@ class _LendEmbeddingsFn(beam.DoFn):
         if files.exists(own):  # whole, or it would not bear this name
             return read_shard(files.read_bytes(own))
         record = self._previous.get(shard)
-        return read_table(self._store, record) if record else None
+        try:
+            return read_table(self._store, record) if record else None
+        except JobError as e:  # a run that was tidied away costs time, not the night
+            _LOG.warning("no reuse for shard %d: %s", shard, e)
+            return None

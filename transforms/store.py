@@ -94,9 +94,14 @@ class Store:
     def manifest(self, run_id: str) -> Manifest | None:
         """A run's manifest, or None while the run is not finished."""
         try:
-            return Manifest.from_json(files.read_bytes(self.run_path(run_id, "manifest.json")))
+            text = files.read_bytes(self.run_path(run_id, "manifest.json"))
         except FileNotFoundError:
             return None
+        try:
+            return Manifest.from_json(text)
+        except (ValueError, KeyError, TypeError) as e:
+            path = self.run_path(run_id, "manifest.json")
+            raise JobError(f"{path}: not a manifest; take the run away, or name another in {self.root}/LATEST") from e
 
     def published(self) -> Manifest:
         """The published run's manifest.
@@ -121,6 +126,9 @@ class Store:
                 f"--run-id: {run_id!r} is no run id; use letters, digits, '.', '_' and '-', as in 2026-11-22"
             )
         if self.manifest(run_id) is not None:
+            if self.latest() is None:  # killed between the manifest and LATEST: all that is missing is the name
+                files.write_bytes(self.path("LATEST"), f"{run_id}\n".encode())
+                raise JobError(f"--run-id: run {run_id!r} was finished but not published; it is now, choose another id")
             raise JobError(f"--run-id: run {run_id!r} is already finished in {self.root}; choose another id")
         try:
             files.write_bytes(self.run_path(run_id, "STARTED"), b"")
@@ -144,7 +152,7 @@ def table_bytes(table: pa.Table, metadata: Mapping[str, str] | None = None) -> m
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), **own})
     sink = pa.BufferOutputStream()
     leaves = [c.path for c in _leaves(table.schema)]
-    vectors = {c.path for c in _leaves(table.schema) if pa.types.is_floating(c.dtype)}
+    vectors = {c.path for c in _leaves(table.schema) if pa.types.is_floating(c.dtype) or pa.types.is_int8(c.dtype)}
     pq.write_table(
         table,
         sink,
@@ -191,7 +199,12 @@ def read_table(store: Store, record: FileRecord, columns: list[str] | None = Non
     Raises:
         JobError: the file is not the size the manifest says.
     """
-    data = files.read_bytes(store.path(record.path))
+    try:
+        data = files.read_bytes(store.path(record.path))
+    except FileNotFoundError as e:
+        raise JobError(
+            f"{store.path(record.path)}: missing, and the manifest names it; bring it back or make a new run"
+        ) from e
     if len(data) != record.bytes:
         raise JobError(
             f"{store.path(record.path)}: {len(data)} bytes, the manifest says {record.bytes}; "

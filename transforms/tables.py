@@ -22,6 +22,8 @@ def one_chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 
 _DIM = b"unisono.dim"
+# Arrow's own `to_pandas_dtype` imports pandas, which the base install has not.
+_NUMPY_TYPES = {pa.from_numpy_dtype(t): np.dtype(t) for t in (np.float16, np.float32, np.float64, np.int8)}
 
 
 # --- vectors -----------------------------------------------------------------------------------------------
@@ -50,7 +52,7 @@ def from_vector_column(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, 
     """
     column = one_chunk(column)
     dim = column.type.list_size
-    dtype = np.dtype(column.type.value_type.to_pandas_dtype())
+    dtype = _NUMPY_TYPES[column.type.value_type]
     n = len(column)
     if n == 0:
         return np.empty((0, dim), dtype), np.empty(0, bool)

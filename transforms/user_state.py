@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -10,10 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from transforms.errors import JobError
 from transforms.history import DAY_US, History, merge_histories, rank_users
 from transforms.interactions import TIME_TYPE
 from transforms.item_matrix import ItemMatrix
+from transforms.refit import COMPARABLE, NOT_COMPARABLE
 from transforms.tables import from_vector_column, one_chunk, to_vector_column
+
+SPACE = b"unisono.space_id"  # in the metadata of items/, users/ and state/
+HALF_LIFE = b"unisono.half_life_days"
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +136,40 @@ def merge_states(
     return UserState(users, vectors, weights, magnitudes, events, newest, history)
 
 
+def check_state(state: pa.Table, said: Mapping[bytes, bytes], dim: int, half_life_days: float | None) -> None:
+    """Refuses a state that tonight's events cannot be added to.
+
+    Sums of item vectors of an earlier space stay what they are where the new space was turned to face that one
+    (`fit_run.comparable`): the turn is in the item vectors already.
+
+    Args:
+        state: with its file's schema metadata.
+        said: the metadata of the items' files.
+        dim: of the items' vectors.
+
+    Raises:
+        JobError: it is of a space that the items' cannot be compared with, of another length or half-life.
+    """
+    have = state.schema.metadata or {}
+    old, new = (m.get(SPACE, b"").decode() for m in (have, said))
+    why = ""
+    if old != new and old not in json.loads(said.get(COMPARABLE, b"[]")):
+        found = said.get(NOT_COMPARABLE, b"").decode()
+        why = f"which does not face it ({found})" if found else "which does not face it"
+    elif (length := state.schema.field("sum").type.list_size) != dim:
+        why = f"and their vectors have {dim} values, not {length}"
+    if why:
+        raise JobError(
+            f"profiles.incremental: the published state is of space {old}, the items are of {new}, {why}; "
+            "run once with profiles.incremental: restart over the whole log"
+        )
+    if (summed := have.get(HALF_LIFE, b"").decode()) != str(half_life_days):
+        raise JobError(
+            f"profiles.half_life_days: {half_life_days}, the published state was summed with {summed}; "
+            "keep it, or run once with profiles.incremental: restart over the whole log"
+        )
+
+
 # --- as tables ---------------------------------------------------------------------------------------------
 
 
@@ -172,6 +212,14 @@ def state_table(state: UserState, items: ItemMatrix) -> pa.Table:
         pa.ListArray.from_arrays(pa.array(recent.first.astype(np.int32)), events),
     ]
     return pa.table(columns, schema=schema)
+
+
+def remembered_events(table: pa.Table) -> pa.Table:
+    """Gives the newest events that a state keeps, in the columns that `clean_interactions` gives."""
+    lists = one_chunk(table["recent"])
+    flat = lists.flatten()
+    columns = {name: pc.struct_field(flat, name) for name in ("item_id", "time", "weight")}
+    return pa.table({"user_id": one_chunk(table["user_id"]).take(pc.list_parent_indices(lists)), **columns})
 
 
 def read_state(table: pa.Table, items: ItemMatrix) -> UserState:

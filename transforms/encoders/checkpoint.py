@@ -18,9 +18,9 @@ from transforms.encoders.base import EncoderSpec
 from transforms.errors import JobError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja"]
+FETCHED = ("*.json", "*.txt", "*.model", "*.safetensors", "*.jinja")
 _HUB_SKIP = ["onnx/*", "openvino/*"]
-_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 
 # Of config and tokenizer files: what says where a checkpoint came from, not what it computes.
 _PROVENANCE = {
@@ -31,36 +31,58 @@ _hashes: dict[tuple[str, int, int], str] = {}
 _hash_lock = threading.Lock()
 
 
-def require(spec: EncoderSpec, *libraries: str) -> None:
-    """Checks that libraries are installed, without importing them.
+def require(spec: EncoderSpec, *libraries: str, extra: str = "models") -> None:
+    """Checks that libraries are installed, without importing them; `extra` brings them.
 
     Raises:
         JobError: one is missing.
     """
-    missing = [name for name in libraries if importlib.util.find_spec(name) is None]
+    missing = [name for name in libraries if not _is_installed(name)]
     if missing:
         raise JobError(
             f"{spec.key}.model: {spec.model!r} needs {' and '.join(missing)}, not installed here; "
-            "run: pip install 'unisono[models]'"
+            f"run: pip install 'unisono[{extra}]'"
         )
 
 
-def find_directory(spec: EncoderSpec, revision: str | None = None) -> Path:
-    """Finds a checkpoint's directory: `spec.model` itself, or a hub repository's snapshot, fetched.
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # a package around it is missing
+        return False
+
+
+def find_directory(
+    spec: EncoderSpec, revision: str | None = None, *, option: str = "model", where: str | None = None
+) -> Path:
+    """Finds a checkpoint's directory: a local one, a gs:// one or a hub repository's snapshot, fetched.
+
+    Args:
+        spec: whose checkpoint.
+        revision: of a hub repository: a tag, a branch or, to pin it, a commit.
+        option: the key below `encoders.<modality>` that a message names.
+        where: the option's value; None: `spec.model`.
 
     Raises:
-        JobError: no such directory, or the hub does not give it.
+        JobError: no such directory, or the bucket or hub does not give it.
     """
-    path = Path(spec.model).expanduser()
-    if path.is_dir():
+    key, where = f"{spec.key}.{option}", spec.model if where is None else where
+    path = Path(where).expanduser()
+    remote = where.startswith("gs://")
+    if remote or path.is_dir():
         if revision is not None:
-            raise JobError(f"{spec.key}.revision: got {revision!r}; {path} is a directory and has none")
-        return path
+            raise JobError(f"{spec.key}.revision: got {revision!r}; {where} is a directory and has none")
+        if not remote:
+            return path
+        require(spec, "google.cloud.storage", extra="gcp")
+        from transforms.encoders.weights_cache import fetch_directory
+
+        return fetch_directory(key, where)
     if path.is_file():
-        raise JobError(f"{spec.key}.model: {path} is a file; name a directory saved by save_pretrained")
-    if not _HUB_ID.fullmatch(spec.model):
+        raise JobError(f"{key}: {path} is a file; name a directory saved by save_pretrained")
+    if not _HUB_ID.fullmatch(where):
         raise JobError(
-            f"{spec.key}.model: no directory {spec.model}; point it at a directory saved by save_pretrained, "
+            f"{key}: no directory {where}; point it at a directory saved by save_pretrained, "
             "or give a hub id such as sentence-transformers/all-MiniLM-L6-v2"
         )
     require(spec, "huggingface_hub")
@@ -69,12 +91,12 @@ def find_directory(spec: EncoderSpec, revision: str | None = None) -> Path:
     try:
         return Path(
             huggingface_hub.snapshot_download(
-                spec.model, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_SKIP
+                where, revision=revision, allow_patterns=list(FETCHED), ignore_patterns=_HUB_SKIP
             )
         )
     except Exception as error:  # of many kinds: network, no such repository or revision, offline, gated
         raise JobError(
-            f"{spec.key}.model: no directory {spec.model} here, and the hub does not give it "
+            f"{key}: no directory {where} here, and the hub does not give it "
             f"({type(error).__name__}: {first_line(error)}); check name, revision and network, "
             "or point it at a local directory"
         ) from error
@@ -99,7 +121,7 @@ def weight_files(key: str, directory: Path, stem: str = "model") -> list[Path]:
         names = set(read_json(key, index).get("weight_map", {}).values())
         files = [directory / name for name in sorted(names)]
     else:
-        pickled = sorted(p.name for pattern in _PICKLED for p in directory.glob(pattern))
+        pickled = sorted(p.name for pattern in PICKLED for p in directory.glob(pattern))
         if pickled:
             raise JobError(
                 f"{key}: {directory} holds {pickled[0]} but no {single.name}; only safetensors are read: "

@@ -20,12 +20,16 @@ class EncoderInfo(NamedTuple):
 class _Family(NamedTuple):
     module: str
     modalities: tuple[str, ...]
+    takes_queries: bool = True  # whether an encoder may have a text tower; to know, it has to be loaded
 
 
-# A model `lite` or `<family>/…` names its family; any other text model is a transformers checkpoint.
+# A model `lite` or `<family>/…` names its family; any other is a transformers checkpoint: of text, or CLAP's of audio.
 # Each module has `load(spec) -> Encoder` and `describe(spec) -> EncoderInfo`.
 FAMILIES = {
-    "lite": _Family("transforms.encoders.lite", ("text", "image", "audio")),
+    "lite": _Family("transforms.encoders.lite", ("text", "image", "audio"), takes_queries=False),
+    "clap": _Family("transforms.encoders.clap", ("audio", "text")),
+    "open_clip": _Family("transforms.encoders.open_clip", ("text", "image")),
+    "st": _Family("transforms.encoders.sentence_transformers", ("text", "image", "audio", "joint")),
     "transformers": _Family("transforms.encoders.transformers_text", ("text",)),
 }
 
@@ -40,7 +44,7 @@ def family_of(spec: EncoderSpec) -> str:
         JobError: unknown family, or a family without this modality.
     """
     prefix = spec.model.split("/", 1)[0]
-    name = prefix if prefix in FAMILIES else "transformers"
+    name = prefix if prefix in FAMILIES else "clap" if spec.modality == "audio" else "transformers"
     if spec.modality not in FAMILIES[name].modalities:
         able = sorted(n for n, f in FAMILIES.items() if spec.modality in f.modalities)
         raise JobError(
@@ -57,6 +61,15 @@ def describe_encoder(spec: EncoderSpec) -> EncoderInfo:
         JobError: no such encoder or checkpoint, or its library is not installed.
     """
     return cast(EncoderInfo, importlib.import_module(FAMILIES[family_of(spec)].module).describe(spec))
+
+
+def may_take_queries(spec: EncoderSpec) -> bool:
+    """Says whether a text query is worth asking `base.text_tower_of` this encoder, which loads it.
+
+    Raises:
+        JobError: as `family_of`.
+    """
+    return FAMILIES[family_of(spec)].takes_queries
 
 
 def get_encoder(spec: EncoderSpec) -> Encoder:

@@ -20,6 +20,7 @@ _TOKENIZER_FILES = (
 )  # fmt: skip
 _WIDTH_KEYS = ("hidden_size", "d_model", "dim", "n_embd")
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # where sentence-transformers' `encode_document` looks
+_QUERY_PROMPTS = ("query",)  # and its `encode_query`
 # Encoder-decoders of which the encoder half gives the embedding, as in sentence-transformers.
 ENCODER_HALVES = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
 
@@ -66,8 +67,9 @@ class Checkpoint(NamedTuple):
         steps: what follows it, in order; the first is its pooling.
         max_tokens: stated by its sentence-transformers files.
         lower_case: texts are lowered first.
-        prompt: put before every text.
+        prompt: put before every text of the catalogue.
         dim: of the embedding.
+        query_prompt: put before a query.
     """
 
     directory: Path
@@ -77,15 +79,19 @@ class Checkpoint(NamedTuple):
     lower_case: bool
     prompt: str
     dim: int
+    query_prompt: str = ""
 
 
-def read_checkpoint(key: str, root: Path, prompt: str | None = None) -> Checkpoint:
+def read_checkpoint(
+    key: str, root: Path, prompt: str | None = None, query_prompt: str | None = None
+) -> Checkpoint:
     """Reads a checkpoint's configuration files, and checks that its weights are whole.
 
     Args:
         key: the job-file key that a message names.
         root: the checkpoint's directory.
-        prompt: one of the checkpoint's prompts by name, or a text of its own. None: as the checkpoint says.
+        prompt, query_prompt: one of the checkpoint's prompts by name, or a text of its own. None: as the
+            checkpoint says.
 
     Raises:
         JobError: a file is missing or wrong, or asks for what is not supported.
@@ -125,8 +131,9 @@ def read_checkpoint(key: str, root: Path, prompt: str | None = None) -> Checkpoi
         tuple(steps),
         int(max_tokens) if max_tokens else None,
         bool(stated.get("do_lower_case", False)),
-        _read_prompt(key, root, prompt),
+        _read_prompt(key, root, prompt, _DOCUMENT_PROMPTS),
         dim,
+        _read_prompt(key, root, query_prompt, _QUERY_PROMPTS),
     )
 
 
@@ -172,14 +179,14 @@ def _read_step(key: str, directory: Path, kind: str) -> list[Step]:
     return [Dense(files.weight_files(key, directory)[0], int(config["out_features"]), activation)]
 
 
-def _read_prompt(key: str, root: Path, wanted: str | None) -> str:
-    """Finds the prompt of a document: what the job names or spells out, else the checkpoint's own."""
+def _read_prompt(key: str, root: Path, wanted: str | None, kinds: tuple[str, ...]) -> str:
+    """Finds the prompt of a document or query: what the job names or spells out, else the checkpoint's own."""
     path = root / "config_sentence_transformers.json"
     stated = files.read_json(key, path) if path.is_file() else {}
     prompts = {name: text for name, text in (stated.get("prompts") or {}).items() if text is not None}
     if wanted is not None:
         return str(prompts.get(wanted, wanted))
-    names = (*_DOCUMENT_PROMPTS, stated.get("default_prompt_name"))
+    names = (*kinds, stated.get("default_prompt_name"))
     return str(next((prompts[name] for name in names if name in prompts), ""))
 
 

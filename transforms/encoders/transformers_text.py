@@ -8,15 +8,16 @@ are averaged.
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from transforms.encoders import checkpoint as files
+from transforms.encoders import torch_runtime
 from transforms.encoders.base import Encoder, EncoderSpec
 from transforms.encoders.registry import EncoderInfo
 from transforms.encoders.sentence_files import (
@@ -27,22 +28,22 @@ from transforms.encoders.sentence_files import (
     content_id,
     read_checkpoint,
 )
+from transforms.encoders.torch_runtime import TorchRuntime, TorchSettings
 from transforms.errors import JobError
 from transforms.text import clean_text
 
-OPTIONS = ("batch_tokens", "device", "dtype", "prompt", "revision")
-DTYPES = ("float32", "bfloat16", "float16")
-BATCH_TOKENS = 8192
+OPTIONS = ("batch_tokens", "prompt", "query_prompt", "revision")
+BATCH_TOKENS = 4096  # on two CPU cores MiniLM is fastest from 1,024 to 4,096
 FALLBACK_MAX_TOKENS = 512  # where neither the checkpoint's files nor its tokenizer state a maximum
 
 
 class Settings(NamedTuple):
-    """The options of a spec, checked."""
+    """The options of a spec, checked. `prompt` goes before the catalogue's texts, `query_prompt` before a query."""
 
-    dtype: str
-    device: str
+    torch: TorchSettings
     revision: str | None
     prompt: str | None
+    query_prompt: str | None
     batch_tokens: int
 
 
@@ -69,12 +70,12 @@ def _read(spec: EncoderSpec) -> tuple[Settings, Checkpoint]:
     settings = read_settings(spec)
     files.require(spec, "torch", "transformers")
     root = files.find_directory(spec, settings.revision)
-    return settings, read_checkpoint(f"{spec.key}.model", root, settings.prompt)
+    return settings, read_checkpoint(f"{spec.key}.model", root, settings.prompt, settings.query_prompt)
 
 
 def _encoder_id(found: Checkpoint, settings: Settings) -> str:
     # `recipe` is this file's: raise it with any change of the output.
-    return f"transformers-{content_id(found, recipe='1', dtype=settings.dtype)}"
+    return f"transformers-{content_id(found, recipe='1', **settings.torch.facts)}"
 
 
 def read_settings(spec: EncoderSpec) -> Settings:
@@ -83,24 +84,14 @@ def read_settings(spec: EncoderSpec) -> Settings:
     Raises:
         JobError: an unknown option or value.
     """
+    torch_settings = torch_runtime.read_settings(spec, OPTIONS)
     options = dict(spec.options)
-    for name in options:
-        if name not in OPTIONS:
-            raise JobError(f"{spec.key}.{name}: no such option; allowed: {', '.join(OPTIONS)}")
-    # Not by device: the id is told on machines without one, and must not depend on where it was asked.
-    dtype = options.get("dtype", "float32")
-    if dtype not in DTYPES:
-        raise JobError(f"{spec.key}.dtype: got {dtype!r}; allowed: {', '.join(DTYPES)}")
-    device = options.get("device", "auto")
-    if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise JobError(f"{spec.key}.device: got {device!r}; allowed: auto, cpu, cuda, cuda:0, cuda:1, …")
-    batch_tokens = options.get("batch_tokens", BATCH_TOKENS)
-    if isinstance(batch_tokens, bool) or not isinstance(batch_tokens, int) or batch_tokens < 1:
-        raise JobError(f"{spec.key}.batch_tokens: got {batch_tokens!r}; allowed: a whole number from 1")
-    for name in ("prompt", "revision"):
+    batch_tokens = torch_runtime.read_whole(spec, "batch_tokens", BATCH_TOKENS)
+    for name in ("prompt", "query_prompt", "revision"):
         if not isinstance(options.get(name, ""), str):
             raise JobError(f"{spec.key}.{name}: got {options[name]!r}; allowed: a string")
-    return Settings(dtype, device, options.get("revision"), options.get("prompt"), batch_tokens)
+    prompts = options.get("prompt"), options.get("query_prompt")
+    return Settings(torch_settings, options.get("revision"), *prompts, batch_tokens)
 
 
 # --- running it --------------------------------------------------------------------------------------------
@@ -123,14 +114,17 @@ class TransformersTextEncoder:
         self._torch = torch
         self._steps = found.steps
         self._prompt = found.prompt
-        self._device = _device(spec, settings.device)
+        self._runtime = TorchRuntime(spec, settings.torch)
         self._lower_case = found.lower_case
-        self._model = _load_model(key, found.directory, getattr(torch, settings.dtype)).to(self._device)
-        self._inputs = set(inspect.signature(self._model.forward).parameters)
+        model = self._runtime.place(_load_model(key, found.directory))
+        self._model = self._runtime.compiled(model)
+        self._inputs = set(inspect.signature(model.forward).parameters)
         self._tokenizer = _load_tokenizer(key, found.directory)
-        self._max_tokens = _max_tokens(found, self._tokenizer, self._model)
+        self._max_tokens = _max_tokens(found, self._tokenizer, model)
         self._dense = [self._load_dense(key, step) for step in found.steps if isinstance(step, Dense)]
         self._prompt_tokens = self._count_prompt()
+        same = found.query_prompt == found.prompt
+        self.text_tower = None if same else self._with_prompt(found.query_prompt)
 
     def prepare(self, raw: str) -> str:
         """Strips one text. Tokens are made in `encode`: a tokenizer serves one thread at a time.
@@ -141,8 +135,10 @@ class TransformersTextEncoder:
         return clean_text(raw)
 
     def cost(self, prepared: str) -> int:
-        """Estimates the tokens: three bytes of UTF-8 each, one Chinese character or a short syllable."""
-        return min(self._max_tokens, 2 + (len(self._prompt) + len(prepared.encode())) // 3)
+        """Estimates the tokens: a quarter for an ASCII letter, a whole one for a Chinese character."""
+        letters = len(self._prompt) + len(prepared)
+        wider = len(self._prompt.encode()) + len(prepared.encode()) - letters  # 2 bytes for a Chinese character
+        return min(self._max_tokens, 2 + (2 * letters + 3 * wider) // 8)
 
     def encode(self, batch: Sequence[str]) -> np.ndarray:
         """Encodes texts: float32 [len(batch), dim]. Texts past the checkpoint's maximum are cut there."""
@@ -150,11 +146,11 @@ class TransformersTextEncoder:
         if not len(batch):
             return np.empty((0, self.dim), np.float32)
         texts = [self._prompt + text for text in batch]
-        tokens = self._tokenize(texts)
+        tokens = self._runtime.send(self._tokenize(texts))
+        inputs = {name: values for name, values in tokens.items() if name in self._inputs}
         with torch.inference_mode():
-            tokens = {name: values.to(self._device, non_blocking=True) for name, values in tokens.items()}
-            inputs = {name: values for name, values in tokens.items() if name in self._inputs}
-            vectors = self._model(**inputs).last_hidden_state.float()
+            with self._runtime.inference():
+                vectors = self._model(**inputs).last_hidden_state.float()
             dense = iter(self._dense)
             for step in self._steps:
                 if isinstance(step, Pooling):
@@ -163,7 +159,7 @@ class TransformersTextEncoder:
                     vectors = next(dense)(vectors)
                 else:
                     vectors = torch.nn.functional.normalize(vectors, p=2, dim=-1)
-        return cast(np.ndarray, vectors.cpu().numpy())
+        return self._runtime.fetch(vectors)
 
     def _tokenize(self, texts: list[str]) -> dict[str, Any]:
         if self._lower_case:
@@ -205,6 +201,13 @@ class TransformersTextEncoder:
                 parts.append(vectors[rows, last])
         return torch.cat(parts, dim=-1)
 
+    def _with_prompt(self, prompt: str) -> TransformersTextEncoder:
+        """Gives an encoder that shares this one's model and puts another prompt before its texts."""
+        other = copy.copy(self)
+        other._prompt = prompt
+        other._prompt_tokens = other._count_prompt()
+        return other
+
     def _count_prompt(self) -> int:
         """Counts the prompt's tokens, which a Pooling may leave out; a closing token is not the prompt's."""
         if not self._prompt:
@@ -222,31 +225,19 @@ class TransformersTextEncoder:
             raise JobError(f"{key}: {step.weights} does not hold a linear.weight of {step.out_features} rows")
         layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
         layer.load_state_dict({n.removeprefix("linear."): t.float() for n, t in tensors.items()})
-        return torch.nn.Sequential(layer, getattr(torch.nn, step.activation)()).to(self._device).eval()
+        return torch.nn.Sequential(layer, getattr(torch.nn, step.activation)()).to(self._runtime.device).eval()
 
 
-def _device(spec: EncoderSpec, wanted: str) -> Any:
-    """Chooses the device: `auto` is the first GPU where there is one."""
-    import torch
-
-    if wanted == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    count = torch.cuda.device_count() if wanted != "cpu" else 0
-    if wanted != "cpu" and int(wanted.partition(":")[2] or 0) >= count:
-        raise JobError(f"{spec.key}.device: got {wanted}, with {count} CUDA devices here; write auto or cpu")
-    return torch.device(wanted)
-
-
-def _load_model(key: str, directory: Path, dtype: Any) -> Any:
+def _load_model(key: str, directory: Path) -> Any:
     """Loads a transformer, and checks that every weight is in the file: transformers fills gaps at random."""
     import transformers
 
     try:
-        with _quiet(transformers):
+        with quiet(transformers):
             kind = files.read_json(key, directory / "config.json")["model_type"]
             model_class = getattr(transformers, ENCODER_HALVES.get(kind, "AutoModel"))
             model, report = model_class.from_pretrained(
-                directory, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+                directory, dtype="float32", use_safetensors=True, local_files_only=True, output_loading_info=True
             )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise JobError(f"{key}: {directory} cannot be loaded ({files.first_line(error)})") from error
@@ -262,7 +253,7 @@ def _load_tokenizer(key: str, directory: Path) -> Any:
     import transformers
 
     try:
-        with _quiet(transformers):
+        with quiet(transformers):
             tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         why = files.first_line(error)
@@ -292,7 +283,7 @@ def _max_tokens(found: Checkpoint, tokenizer: Any, model: Any) -> int:
 
 
 @contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def quiet(transformers: Any) -> Iterator[None]:
     """Keeps the library's progress bars and reports off the terminal while a checkpoint loads."""
     logging = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

