@@ -18,12 +18,13 @@ class CountItems(beam.PTransform):
     def expand(self, seen: beam.PCollection) -> beam.PCollection:
         return (
             seen
-            | "PerShard" >> beam.MapTuple(lambda _, t: _count_items(t)).with_output_types(pa.Table)
+            | "PerShard" >> beam.MapTuple(lambda _, t: count_items(t)).with_output_types(pa.Table)
             | "Sum" >> beam.CombineGlobally(_sum_counts).without_defaults()
         )
 
 
-def _count_items(pairs: pa.Table) -> pa.Table:
+def count_items(pairs: pa.Table) -> pa.Table:
+    """Counts the rows of each item: item_id, n."""
     counted = pairs.group_by("item_id").aggregate([([], "count_all")])
     return pa.table({"item_id": counted["item_id"], "n": counted["count_all"]})
 
