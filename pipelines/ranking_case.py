@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -164,19 +163,28 @@ def serve(job: Job, case: Case, items: Items | None = None) -> Lists:
 def serve_baseline(score: Scorer, case: Case, exclude_seen: bool = True) -> Lists:
     """Ranks by a baseline's scores; ties by hash of the item's id."""
     started = time.monotonic()
+    every = rank_by_scores(score, case, case.width, exclude_seen)
+    new = rank_by_scores(score, case, case.width, exclude_seen, ~case.new)
+    return Lists(every, new, time.monotonic() - started)
+
+
+def rank_by_scores(
+    score: Scorer, case: Case, width: int, exclude_seen: bool = True, hidden: np.ndarray | None = None
+) -> Ranked:
+    """Gives the first `width` items of each user, less what they have seen and bool [items] `hidden`."""
     tie = np.argsort(hash_ids(case.embeddings["item_id"]), kind="stable")
     order = np.argsort(case.seen[0], kind="stable")
     seen = case.seen[0][order], case.seen[1][order]
-    every, new = [], []
+    parts = []
     for start in range(0, len(case.who), _USERS_AT_ONCE):
-        rows = slice(start, start + _USERS_AT_ONCE)
-        scores = np.array(score(case.rows[rows]), np.float64)
+        scores = np.array(score(case.rows[start : start + _USERS_AT_ONCE]), np.float64)
         if exclude_seen:
             first, last = np.searchsorted(seen[0], [start, start + len(scores)])
             scores[seen[0][first:last] - start, seen[1][first:last]] = -np.inf
-        every.append(_best(scores, tie, case.width))
-        new.append(_best(np.where(case.new, scores, -np.inf), tie, case.width))
-    return Lists(_stack(every), _stack(new), time.monotonic() - started)
+        if hidden is not None:
+            scores[:, hidden] = -np.inf
+        parts.append(_best(scores, tie, width))
+    return Ranked(np.concatenate([p.items for p in parts]), np.concatenate([p.scores for p in parts]))
 
 
 def _best(scores: np.ndarray, tie: np.ndarray, width: int) -> Ranked:
@@ -184,7 +192,3 @@ def _best(scores: np.ndarray, tie: np.ndarray, width: int) -> Ranked:
     order = np.argsort(-shuffled, axis=1, kind="stable")[:, :width]
     values = np.take_along_axis(shuffled, order, 1)
     return Ranked(np.where(values > -np.inf, tie[order], -1), values)
-
-
-def _stack(parts: Sequence[Ranked]) -> Ranked:
-    return Ranked(np.concatenate([p.items for p in parts]), np.concatenate([p.scores for p in parts]))
