@@ -8,6 +8,11 @@ given before the cut. Everyone is tuned for NDCG@10 on a validation split made o
 same method as the test split (global time: three earlier cuts, averaged): the rivals over every point of their grid,
 Unisono by coordinate ascent over keys of its job file, from the first value of each. Rivals see every rating as a
 turn or those of 4 and more, whichever validates better; Unisono weighs an event by rating / 5.
+
+`ratio` is Unisono's NDCG@10 over that of the best of popularity, ItemKNN, ALS, BPR and EASE. Unisono ages histories and
+popularity, which none of these does; so two more rivals are given the same: popularity of late, and EASE on decayed
+histories (`ratio_to_aged`). On MovieLens users rate many films in one sitting, in the order in which the site shows
+them: what a short half-life gains there is partly that order. `unisono, nothing ages` tells how much.
 """
 
 from __future__ import annotations
@@ -23,16 +28,18 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 import scipy.sparse
 
-from pipelines.config import Job, load_job, parse_job
+from pipelines.config import load_job, parse_job
 from pipelines.evaluate_ranking import OWN, compare_rows, measure, variants
 from pipelines.ranking_case import Case, make_case, rank_by_scores, serve, serve_baseline
 from pipelines.trial import Items, build_items, build_users, rank_users_items, read_embeddings, read_events
@@ -58,13 +65,15 @@ GRIDS: dict[str, dict[str, Sequence[Any]]] = {
         "iterations": (50, 150),
     },
     "ease": {"ridge": (30, 100, 200, 500, 1000, 2000)},
+    "ease, aged": {"ridge": (100, 200, 500, 1000), "half_life_days": (30.0, 1.0, 0.03, 0.003, 0.001)},
 }  # fmt: skip
+AGED = ("popular, aged", "ease, aged")  # rivals that nobody asked for
 # Unisono: keys of the job file, one after the other; `behaviour.dim` sets `space.dim` too.
 OWN_GRID: dict[str, Sequence[Any]] = {
     "behaviour.liked_above": (LIKED, 0.0),
     "behaviour.dim": (64, 32, 128, 256),
     "behaviour.power": (0.75, 0.5, 1.0),
-    "behaviour.ridge": (200.0, 50.0, 800.0),
+    "behaviour.ridge": (200.0, 20.0, 50.0, 800.0),
     "profiles.half_life_days": (None, 30.0, 1.0, 0.03, 0.003, 0.001),
     "ranking.popularity_bonus": (0.4, 0.0, 0.2, 0.6, 0.8, 1.2),
     "ranking.popularity_half_life_days": (None, 30.0, 7.0, 3.0),
@@ -150,20 +159,40 @@ def with_settings(job: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[s
 # --- the rivals --------------------------------------------------------------------------------------------
 
 
-def ease(log: scipy.sparse.csr_array, ridge: float) -> Scorer:
-    """Steck, "Embarrassingly shallow autoencoders for sparse data", WWW 2019, eq. 8, as it stands there."""
+def ease(log: scipy.sparse.csr_array, ridge: float, history: scipy.sparse.csr_array | None = None) -> Scorer:
+    """Steck, "Embarrassingly shallow autoencoders for sparse data", WWW 2019, eq. 8, as it stands there.
+
+    Args:
+        history: what users are scored by; None: `log`.
+    """
     gram = (log.T @ log).toarray()
     gram[np.diag_indices_from(gram)] += ridge
     inverse = np.linalg.inv(gram)
     weights = inverse / -np.diag(inverse)
     weights[np.diag_indices_from(weights)] = 0.0
-    return lambda users: log[users] @ weights
+    mine = log if history is None else history
+    return lambda users: mine[users] @ weights
+
+
+def aged_history(case: Case, half_life_days: float) -> scipy.sparse.csr_array:
+    """Gives `case.log`, each entry decayed from the user's newest event on to the newest with the item."""
+    pairs = case.train.group_by(["user_id", "item_id"]).aggregate([("time", "max")])
+    people, items = (x.unique().combine_chunks() for x in (case.train["user_id"], case.embeddings["item_id"]))
+    user = pc.index_in(pairs["user_id"], value_set=people).to_numpy()
+    item = pc.index_in(pairs["item_id"], value_set=items).to_numpy()
+    time_us = pairs["time_max"].cast(pa.int64()).to_numpy()
+    newest = np.zeros(len(people), np.int64)
+    np.maximum.at(newest, user, time_us)
+    left = np.exp2((time_us - newest[user]) / (half_life_days * 86_400e6))
+    return scipy.sparse.csr_array(scipy.sparse.csr_array((left, (user, item)), shape=case.log.shape).multiply(case.log))
 
 
 def fit_rival(name: str, case: Case, settings: Mapping[str, float]) -> Scorer:
     """Fits a rival to a case's log."""
     if name == "ease":
-        return ease(case.log, **settings)
+        return ease(case.log, settings["ridge"])
+    if name == "ease, aged":
+        return ease(case.log, settings["ridge"], aged_history(case, settings["half_life_days"]))
     if name == "popular, aged":
         counts = add_users([count_users(case.train, settings["half_life_days"])], settings["half_life_days"])
         n = np.zeros(case.items)
@@ -239,8 +268,10 @@ def tune_own(path: Path, content: Mapping[str, Any], folds: Sequence[Case]) -> t
 # --- one split ---------------------------------------------------------------------------------------------
 
 
-def run_split(method: str, path: Path, job: Job, embeddings: pa.Table, events: pa.Table) -> dict[str, Any]:
+def run_split(method: str, path: Path) -> dict[str, Any]:
     """Tunes everyone on the training events of a split and measures everyone on what it holds out."""
+    job = load_job(str(path))
+    embeddings, (events, _) = read_embeddings(job.store_at), read_events(job)
     spec = SplitSpec(method, relevant=LIKED)
     train = split_events(events, spec).train
     inner = [SplitSpec(method, f, relevant=LIKED, seed=1) for f in VALIDATION[method]]
@@ -259,12 +290,22 @@ def run_split(method: str, path: Path, job: Job, embeddings: pa.Table, events: p
     content = json.loads(path.read_text())
     value, settings = tune_own(path, content, folds["liked"])
     tuned[OWN] = {"validation": value, **settings, "seconds": time.monotonic() - started}
-    mine = parse_job(with_settings(content, settings), str(path))
-    for name, one in variants(mine):
-        rows[name] = measure(serve(one, cases["liked"]), cases["liked"])
-        _say(method, name, rows[name], tuned.get(name, {}))
-    found = compare_rows(rows, list(GRIDS))
-    return {**_ratios(found), "about": cases["liked"].about, "tuned": tuned, **found}
+    for name, raw in own_rows(content, settings):
+        jobs = variants(parse_job(raw, str(path))) if name == OWN else [(name, parse_job(raw, str(path)))]
+        for row, one in jobs:
+            rows[row] = measure(serve(one, cases["liked"]), cases["liked"])
+            _say(method, row, rows[row], tuned.get(row, {}))
+    found = compare_rows(rows, [name for name in GRIDS if name not in AGED])
+    return {"ratio": found["ratio"], **_ratios(found), "about": cases["liked"].about, "tuned": tuned, **found}
+
+
+def own_rows(content: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Gives the tuned job file, and it without what time and popularity do, by name."""
+    ageless = {"profiles.half_life_days": None, "ranking.popularity_half_life_days": None}
+    yield OWN, with_settings(content, settings)
+    yield f"{OWN}, histories do not age", with_settings(content, {**settings, "profiles.half_life_days": None})
+    yield f"{OWN}, nothing ages", with_settings(content, {**settings, **ageless})
+    yield f"{OWN}, no popularity", with_settings(content, {**settings, "ranking.popularity_bonus": 0.0})
 
 
 def _ratios(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -278,7 +319,7 @@ def _ratios(found: Mapping[str, Any]) -> dict[str, Any]:
         floor = max(ndcg(name, part) for name in names)
         return ndcg(OWN, part) / floor if floor > 0 else None
 
-    out = {f"ratio_to_{name}": ratio(None, name) for name in GRIDS}
+    out = {"ratio_to_aged": ratio(None, *AGED)} | {f"ratio_to_{name}": ratio(None, name) for name in GRIDS}
     for part in ("new items, among all", "new items, among new"):
         out[f"ratio_on_{part}"] = ratio(part, "popular", "random")
     return out
@@ -295,18 +336,19 @@ def main() -> None:
     parser.add_argument("--splits", nargs="+", default=["global-time", "leave-last-out", "new-items"])
     parser.add_argument("--encoder", choices=["minilm", "lite"], default="minilm")
     parser.add_argument("--cache", default=os.path.join(tempfile.gettempdir(), "unisono-ml-100k"))
+    parser.add_argument("--workers", type=int, default=1, help="splits at once")
     parser.add_argument("--out", help="a file for the JSON, too")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="unisono-ranking-") as home:
         path = write_job(fetch(Path(args.cache)), Path(home), encoder_of(args.encoder))
         command = [sys.executable, "-m", "pipelines.cli", "embed", "--config", str(path)]
         subprocess.run(command, check=True, stdout=sys.stderr)
-        job = load_job(str(path))
-        embeddings, (events, lost) = read_embeddings(job.store_at), read_events(job)
-        found = {split: run_split(split, path, job, embeddings, events) for split in args.splits}
+        with ProcessPoolExecutor(args.workers) as pool:
+            found = dict(zip(args.splits, pool.map(run_split, args.splits, [path] * len(args.splits)), strict=True))
     grids = {OWN: OWN_GRID, **GRIDS}
     ratios = {split: found[split]["ratio"] for split in found}
-    result = {"ratio": ratios, "splits": found, "grids": grids, "encoder": args.encoder, "events_lost": lost}
+    new = {split: found[split]["ratio_on_new items, among new"] for split in found}
+    result = {"ratio": ratios, "ratio_on_new_items": new, "splits": found, "grids": grids, "encoder": args.encoder}
     text = json.dumps(result, indent=1, ensure_ascii=False)
     if args.out:
         Path(args.out).write_text(text + "\n")
