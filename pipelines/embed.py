@@ -16,7 +16,7 @@ from transforms.encode import EncodeModality
 from transforms.encoders.base import JOINT
 from transforms.fit_space import SAMPLE_ROWS, TRAINING_ROWS, FitSpace, SampleEmbeddings, SampleVectors
 from transforms.fusion import FuseItems
-from transforms.moments import MomentsCombineFn
+from transforms.moments import EMBEDDING, MomentsCombineFn
 from transforms.progress import advance
 from transforms.reuse import ReuseEmbeddings
 from transforms.store import FileRecord, Store, WriteShards, read_table
@@ -61,6 +61,7 @@ def build(root: beam.Pipeline, plan: Plan, events: beam.PCollection | None = Non
         out.files["behaviour"], made = behaviour["files"], behaviour["encoder"]
         tables = tables | "BehaviourForMoments" >> JoinBehaviour(behaviour["table"])
         to_fuse = to_fuse | "BehaviourForItems" >> JoinBehaviour(behaviour["table"])
+        out.counts.append(to_fuse | "CountBehaviour" >> beam.MapTuple(_count_behaviour))
     columns = tables | "EmbeddingColumns" >> beam.Map(_embedding_columns).with_output_types(pa.Table)
     moments = columns | "Moments" >> beam.CombineGlobally(MomentsCombineFn(job.space.sample))
     fitted = moments | "FitSpace" >> _fit_space(root, plan, columns, made)
@@ -118,6 +119,11 @@ def _embed(root: beam.Pipeline, plan: Plan, out: Outputs) -> beam.PCollection:
         out.counts.append(encoded["counts"])
     metadata = plan.encoder_metadata
     return shards | "WriteEmbeddings" >> WriteShards(plan.store, plan.run_id, "embeddings", plan.shards, metadata)
+
+
+def _count_behaviour(_: int, table: pa.Table) -> tuple[str, int]:
+    column = table[BEHAVIOUR + EMBEDDING]
+    return f"embeddings.{BEHAVIOUR}", len(column) - column.null_count
 
 
 def _embedding_columns(element: ShardTable) -> pa.Table:

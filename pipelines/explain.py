@@ -192,14 +192,18 @@ def _history(job: Job, items: ItemMatrix, user: pa.ChunkedArray) -> History:
 
 def print_explanation(console: Console, found: Explanation, most: int) -> None:
     """Prints an explanation: every modality, and of the events the `most` that count most."""
-    title = Text(f"score {found.score:.4f} by {found.query}")
-    table = Table("part", "of", box=None, padding=(0, 2), title=title, title_justify="left")
+    console.print(Text(f"score {found.score:.4f} by {found.query}"))
+    by_modality = Table("part", "modality", box=None, padding=(0, 2))
     for modality, part in found.modalities:
-        table.add_row(f"{part:+.4f}", modality)
-    table.add_section()
+        by_modality.add_row(_signed(part), modality)
+    by_event = Table("part", "event", box=None, padding=(0, 2))
     for item_id, when, weight, part in found.events[:most]:
-        table.add_row(f"{part:+.4f}", Text(f"{item_id}  {when}  weight {weight:g}"))
+        by_event.add_row(_signed(part), Text(f"{item_id}  {when}  weight {weight:g}"))
     if more := found.events[most:]:
-        table.add_row(f"{sum(part for *_, part in more):+.4f}", f"{len(more)} more events")
-    table.add_row(f"{found.rest:+.4f}", "no event of the log (what everybody likes, older logs, rounding)")
-    console.print(table)
+        by_event.add_row(_signed(sum(part for *_, part in more)), f"{len(more)} more events")
+    by_event.add_row(_signed(found.rest), "no event of the log (what everybody likes, older logs, rounding)")
+    console.print(by_modality, "", by_event, sep="\n")
+
+
+def _signed(part: float) -> str:
+    return f"{round(part, 4) + 0.0:+.4f}"  # + 0.0: no −0

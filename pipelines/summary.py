@@ -38,9 +38,11 @@ def print_summary(store: Store, manifest: Manifest, seconds: float) -> None:
         table.add_row("events", f"{counts['interactions.rows']:,}")
     if "users.rows" in counts:
         table.add_row("events of unknown items", f"{counts.get('events.unknown_item', 0):,}", "skipped")
-        cold = f"{counts.get('users.cold', 0):,} cold: they lean on what everybody likes"
-        table.add_row("user profiles", f"{counts.get('users.rows', 0):,}", cold)
-        table.add_row("users without profile", f"{counts.get('users.without_profile', 0):,}", "no row")
+        table.add_row("user profiles", f"{counts.get('users.rows', 0):,}")
+        if cold := counts.get("users.cold", 0):
+            table.add_row("  of them cold", f"{cold:,}", "lean on what everybody likes")
+        if without := counts.get("users.without_profile", 0):
+            table.add_row("users without profile", f"{without:,}", "no row")
     if "recommendations.rows" in counts:
         table.add_row("users served", f"{counts['recommendations.rows']:,}")
     dead = sorted(((n, k.removeprefix("dead.")) for k, n in counts.items() if k.startswith("dead.")), reverse=True)
