@@ -46,6 +46,8 @@ setup(
         "filelock>=3.16",
         "numba>=0.61",  # librosa brings it too
     ],
-    extras_require={"models": MODELS, "omni": OMNI, "gcp": GCP, "ranking": RANKING, "test": OMNI + GCP + RANKING + TEST},
+    extras_require={
+        "models": MODELS, "omni": OMNI, "gcp": GCP, "ranking": RANKING, "test": OMNI + GCP + RANKING + TEST,
+    },
     entry_points={"console_scripts": ["unisono=pipelines.cli:main"]},
 )
