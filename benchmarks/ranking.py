@@ -177,7 +177,7 @@ def ease(log: scipy.sparse.csr_array, ridge: float, history: scipy.sparse.csr_ar
 def aged_history(case: Case, half_life_days: float) -> scipy.sparse.csr_array:
     """Gives `case.log`, each entry decayed from the user's newest event on to the newest with the item."""
     pairs = case.train.group_by(["user_id", "item_id"]).aggregate([("time", "max")])
-    people, items = (x.unique().combine_chunks() for x in (case.train["user_id"], case.embeddings["item_id"]))
+    people, items = case.train["user_id"].unique(), case.embeddings["item_id"].unique()
     user = pc.index_in(pairs["user_id"], value_set=people).to_numpy()
     item = pc.index_in(pairs["item_id"], value_set=items).to_numpy()
     time_us = pairs["time_max"].cast(pa.int64()).to_numpy()
