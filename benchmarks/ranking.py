@@ -12,7 +12,7 @@ turn or those of 4 and more, whichever validates better; Unisono weighs an event
 `ratio` is Unisono's NDCG@10 over that of the best of popularity, ItemKNN, ALS, BPR and EASE. Unisono ages histories and
 popularity, which none of these does; so two more rivals are given the same: popularity of late, and EASE on decayed
 histories (`ratio_to_aged`). On MovieLens users rate many films in one sitting, in the order in which the site shows
-them: what a short half-life gains there is partly that order. `unisono, nothing ages` tells how much.
+them: what a short half-life gains there is partly that order. `unisono, nothing ages` is tuned without either.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ OWN_GRID: dict[str, Sequence[Any]] = {
     "profiles.half_life_days": (None, 30.0, 1.0, 0.03, 0.003, 0.001),
     "ranking.popularity_bonus": (0.4, 0.0, 0.2, 0.6, 0.8, 1.2),
     "ranking.popularity_half_life_days": (None, 30.0, 7.0, 3.0),
-    "fusion.weights.text": (0.2, 0.1, 0.5),
+    "ranking.caution": (0.5, 0.0, 0.2, 1.0),
+    "fusion.weights.text": (0.2, 0.05, 0.1, 0.5),
     "space.regularization": (1.0, 0.3, 3.0),
     "profiles.interests": (0, 3),
 }
@@ -249,15 +250,17 @@ def tuner(path: Path, content: Mapping[str, Any], folds: Sequence[Case]) -> Call
     return score
 
 
-def tune_own(path: Path, content: Mapping[str, Any], folds: Sequence[Case]) -> tuple[float, dict[str, Any]]:
-    """Ascends key by key until a whole pass changes nothing."""
-    score = tuner(path, content, folds)
-    settings = {key: values[0] for key, values in OWN_GRID.items()}
+AGELESS = {"profiles.half_life_days": None, "ranking.popularity_half_life_days": None}
+
+
+def tune_own(score: Callable[[Mapping[str, Any]], float], kept: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
+    """Ascends key by key until a whole pass changes nothing; keys of `kept` stay as they are."""
+    settings = {key: values[0] for key, values in OWN_GRID.items()} | dict(kept)
     best = score(settings)
     while True:
         before = best
         for key, values in OWN_GRID.items():
-            for value in values:
+            for value in () if key in kept else values:
                 if (found := score({**settings, key: value})) > best:
                     best, settings = found, {**settings, key: value}
             print(f"  {key} {settings[key]}: {best:.4f}", file=sys.stderr, flush=True)
@@ -286,26 +289,18 @@ def run_split(method: str, path: Path) -> dict[str, Any]:
         rows[name] = measure(serve_baseline(fit_rival(name, cases[which], settings), cases[which]), cases[which])
         tuned[name] = {"validation": value, "seen": which, **settings, "seconds": time.monotonic() - started}
         _say(method, name, rows[name], tuned[name])
-    started = time.monotonic()
     content = json.loads(path.read_text())
-    value, settings = tune_own(path, content, folds["liked"])
-    tuned[OWN] = {"validation": value, **settings, "seconds": time.monotonic() - started}
-    for name, raw in own_rows(content, settings):
-        jobs = variants(parse_job(raw, str(path))) if name == OWN else [(name, parse_job(raw, str(path)))]
-        for row, one in jobs:
+    score = tuner(path, content, folds["liked"])
+    for name, kept in ((OWN, {}), (f"{OWN}, nothing ages", AGELESS)):
+        started = time.monotonic()
+        value, settings = tune_own(score, kept)
+        tuned[name] = {"validation": value, **settings, "seconds": time.monotonic() - started}
+        mine = parse_job(with_settings(content, settings), str(path))
+        for row, one in variants(mine) if name == OWN else [(name, mine)]:
             rows[row] = measure(serve(one, cases["liked"]), cases["liked"])
             _say(method, row, rows[row], tuned.get(row, {}))
     found = compare_rows(rows, [name for name in GRIDS if name not in AGED])
     return {"ratio": found["ratio"], **_ratios(found), "about": cases["liked"].about, "tuned": tuned, **found}
-
-
-def own_rows(content: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
-    """Gives the tuned job file, and it without what time and popularity do, by name."""
-    ageless = {"profiles.half_life_days": None, "ranking.popularity_half_life_days": None}
-    yield OWN, with_settings(content, settings)
-    yield f"{OWN}, histories do not age", with_settings(content, {**settings, "profiles.half_life_days": None})
-    yield f"{OWN}, nothing ages", with_settings(content, {**settings, **ageless})
-    yield f"{OWN}, no popularity", with_settings(content, {**settings, "ranking.popularity_bonus": 0.0})
 
 
 def _ratios(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -319,7 +314,10 @@ def _ratios(found: Mapping[str, Any]) -> dict[str, Any]:
         floor = max(ndcg(name, part) for name in names)
         return ndcg(OWN, part) / floor if floor > 0 else None
 
-    out = {"ratio_to_aged": ratio(None, *AGED)} | {f"ratio_to_{name}": ratio(None, name) for name in GRIDS}
+    plain = [name for name in GRIDS if name not in AGED]
+    best = max(ndcg(name) for name in plain)
+    out = {"ratio_to_aged": ratio(None, *AGED), "ratio_nothing_ages": ndcg(f"{OWN}, nothing ages") / best}
+    out |= {f"ratio_to_{name}": ratio(None, name) for name in GRIDS}
     for part in ("new items, among all", "new items, among new"):
         out[f"ratio_on_{part}"] = ratio(part, "popular", "random")
     return out

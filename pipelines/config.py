@@ -200,6 +200,7 @@ class RankingConfig(_Section):
     popularity_penalty: Annotated[float, Field(ge=0)] = 0.0
     popularity_bonus: Annotated[float, Field(ge=0)] = 0.0
     popularity_half_life_days: Annotated[float, Field(gt=0)] | None = None
+    caution: Annotated[float, Field(ge=0)] = 0.0
     slices: Positive = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -375,7 +376,7 @@ class Job(_Section):
         weights = tuple(sorted(at.weights.items()))
         return RankingSpec(
             at.k, at.interests, at.fusion, weights, at.diversity, at.popularity_penalty, at.slices, at.device,
-            at.popularity_bonus, at.popularity_half_life_days,
+            at.popularity_bonus, at.popularity_half_life_days, at.caution,
         )  # fmt: skip
 
     @model_validator(mode="after")

@@ -45,7 +45,7 @@ def build(
     if events is not None and at.exclude_seen:
         pairs = events | "SeenPairs" >> beam.MapTuple(lambda s, t: (s, distinct_pairs(t))).with_output_types(ShardTable)
     popularity = None
-    if events is not None and spec.popularity_gain:
+    if events is not None and spec.counts_users:
         popularity = events | "Popularity" >> CountUsers(spec.popularity_half_life_days)
     ranked = (
         _with_seen(shards, pairs)

@@ -162,10 +162,10 @@ def rank_users_items(
     at = job.ranking or RankingConfig()
     spec = replace(job.ranking_spec, k=width, slices=1)
     popularity = None
-    if spec.popularity_gain:
+    if spec.counts_users:
         age = spec.popularity_half_life_days
         popularity = add_users([count_users(train, age)], age)
-    bias = item_bias(items.matrix, [] if hidden is None else [hidden], popularity, spec.popularity_gain)
+    bias = item_bias(items.matrix, [] if hidden is None else [hidden], popularity, spec.popularity_gain, spec.caution)
     if spec.fusion == "early":
         shelf = Shelf(items.matrix, np.asarray(items.matrix.vectors), bias)
     else:

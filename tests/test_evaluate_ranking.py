@@ -59,7 +59,7 @@ def write_shop(root: Path) -> Path:
         "behaviour": {"method": "ridge", "ridge": 20, "dim": 12},
         "space": {"method": "ridge", "hub": "behaviour"},
         "profiles": {"half_life_days": 20, "min_events": 18, "interests": 2},
-        "ranking": {"k": 10, "popularity_bonus": 0.1, "popularity_half_life_days": 30},
+        "ranking": {"k": 10, "popularity_bonus": 0.1, "popularity_half_life_days": 30, "caution": 0.05},
     }  # fmt: skip
     (root / "job.yaml").write_text(yaml.safe_dump(job))
     return root / "job.yaml"

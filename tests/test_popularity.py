@@ -30,6 +30,7 @@ def test_users_of_each_item(half_life: float | None, shards: int) -> None:
     expected = newest.groupby("item_id").n.sum()
     assert found["item_id"].to_pylist() == expected.index.tolist()
     np.testing.assert_allclose(found["n"].to_numpy(), expected.to_numpy(), rtol=1e-12)
+    assert found["users"].to_pylist() == newest.groupby("item_id").size().tolist()
 
 
 def test_nobody_turned_to_anything() -> None:

@@ -37,8 +37,8 @@ def _sum_counts(tables: Iterable[pa.Table]) -> pa.Table:
 class CountUsers(beam.PTransform):
     """Counts the users who turned to each item, each at the user's newest event with it, aged since.
 
-    Takes (shard, events) as `ShardByUser` gives, gives one table (item_id, n float64), by item: Σ 2^(−age / half-life)
-    over the users, the age measured back from the newest event of the log.
+    Takes (shard, events) as `ShardByUser` gives, gives one table (item_id, n float64, users int64), by item:
+    n = Σ 2^(−age / half-life) over the users, the age measured back from the newest event of the log.
 
     Args:
         half_life_days: None: interactions do not age.
@@ -64,7 +64,7 @@ def count_users(events: pa.Table, half_life_days: float | None = None) -> pa.Tab
         events: user_id, item_id, time.
 
     Returns:
-        item_id, n float64, newest int64 (microseconds since 1970, the same in each row).
+        item_id, n float64, users int64, newest int64 (microseconds since 1970, the same in each row).
     """
     pairs = events.group_by(["user_id", "item_id"]).aggregate([("time", "max")])
     time = pairs["time_max"].cast(pa.int64()).to_numpy()
@@ -72,23 +72,24 @@ def count_users(events: pa.Table, half_life_days: float | None = None) -> pa.Tab
     # By time: float sums then do not depend on the order of the rows.
     aged = pa.table({"item_id": pairs["item_id"], "n": decay(newest - time, half_life_days), "time": time})
     aged = aged.sort_by([("item_id", "ascending"), ("time", "ascending")])
-    counted = aged.group_by("item_id", use_threads=False).aggregate([("n", "sum")])
+    counted = aged.group_by("item_id", use_threads=False).aggregate([("n", "sum"), ([], "count_all")])
     return pa.table({
         "item_id": counted["item_id"],
         "n": counted["n_sum"],
+        "users": counted["count_all"],
         "newest": pa.array(np.full(counted.num_rows, newest)),
     })
 
 
 def add_users(tables: Iterable[pa.Table], half_life_days: float | None = None) -> pa.Table:
-    """Adds up what `count_users` gives: item_id, n, by item, aged to the newest event of all."""
+    """Adds up what `count_users` gives: item_id, n, users, by item, aged to the newest event of all."""
     every = concat_tables(list(tables))
     newest = every["newest"].to_numpy()
     left = decay(newest.max(initial=np.iinfo(np.int64).min) - newest, half_life_days)
-    aged = pa.table({"item_id": every["item_id"], "n": every["n"].to_numpy() * left, "newest": newest})
+    aged = every.set_column(every.column_names.index("n"), "n", pa.array(every["n"].to_numpy() * left))
     aged = aged.sort_by([("item_id", "ascending"), ("newest", "ascending"), ("n", "ascending")])
-    counted = aged.group_by("item_id", use_threads=False).aggregate([("n", "sum")])
-    return pa.table({"item_id": counted["item_id"], "n": counted["n_sum"]})
+    counted = aged.group_by("item_id", use_threads=False).aggregate([("n", "sum"), ("users", "sum")])
+    return pa.table({"item_id": counted["item_id"], "n": counted["n_sum"], "users": counted["users_sum"]})
 
 
 class _SumUsersFn(beam.CombineFn):
