@@ -65,11 +65,6 @@ def check_books(counts: Counts, spec: PublishSpec) -> None:
         if items == 0:
             raise JobError(f"publish refused: none of {rows} catalogue rows gave an item vector; see dead_letters/")
     events = counts.get("interactions.rows", 0)
-    if events and "users.rows" in counts and not counts["users.rows"]:
-        raise JobError(
-            f"publish refused: none of {events} events gave a user profile ({counts.get('events.unknown_item', 0)} are "
-            "of unknown items); compare interactions.item with catalog.id"
-        )
     lost_inputs, lost_events = _dead(counts, "catalog", "encode"), _dead(counts, "interactions")
     # What is wrong with such a row is counted already, by modality.
     lost_inputs.pop("catalog.-.no_modality", None)
@@ -85,6 +80,11 @@ def check_books(counts: Counts, spec: PublishSpec) -> None:
                 f"limits.max_dead_letter_fraction {spec.max_dead_letter_fraction:.1%}; most are {worst} "
                 f"({dead[worst]}); see dead_letters/, mend the inputs or raise the limit"
             )
+    if events and "users.rows" in counts and not counts["users.rows"]:
+        raise JobError(
+            f"publish refused: none of {events} events gave a user profile ({counts.get('events.unknown_item', 0)} are "
+            "of unknown items); compare interactions.item with catalog.id"
+        )
 
 
 class WriteDeadLetters(beam.PTransform):
