@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pipelines.config_privacy import PrivacyConfig, beside_noise
 from transforms import files
 from transforms.alignment import SpaceSpec
 from transforms.behaviour import BEHAVIOUR, BehaviourSpec
@@ -23,6 +24,7 @@ from transforms.fit_fusion import FusionSpec
 from transforms.fit_run import FitSettings
 from transforms.interactions import InteractionsSpec
 from transforms.media import MediaSource
+from transforms.noise import NoiseSpec
 from transforms.profiles import ProfileSpec
 from transforms.ranking import RankingSpec
 from transforms.store import Store
@@ -188,7 +190,11 @@ class ProfilesConfig(_Section):
 
 
 class RankingConfig(_Section):
-    """How users are matched with items. `filter`: a column of the catalogue, true where an item may be shown."""
+    """How users are matched with items. `filter`: a column of the catalogue, true where an item may be shown.
+
+    `exclude_seen` knows the items of the log that `interactions.path` names. Of the earlier logs of incremental
+    profiles it knows each user's `profiles.recent_events` newest events; older ones may be recommended again.
+    """
 
     k: Positive = 100
     interests: Literal["profile", "maximum", "weighted"] = "maximum"
@@ -235,6 +241,7 @@ class Job(_Section):
     behaviour: BehaviourConfig | None = None
     profiles: ProfilesConfig = ProfilesConfig()
     ranking: RankingConfig | None = None
+    privacy: PrivacyConfig = PrivacyConfig()
     limits: LimitsConfig = LimitsConfig()
     output: OutputConfig = OutputConfig()
 
@@ -385,6 +392,18 @@ class Job(_Section):
             raise ValueError("behaviour: needs the interaction log; give `interactions`, or leave `behaviour` out")
         return self
 
+    @model_validator(mode="after")
+    def _noise_covers_everything(self) -> Job:
+        if self.privacy.noise and (found := beside_noise(self)):
+            raise ValueError(f"privacy.noise: its guarantee would be broken by {'; '.join(found)}")
+        return self
+
+    @property
+    def noise_spec(self) -> NoiseSpec | None:
+        """What `transforms.noise` takes; None: profiles are published as they are."""
+        at = self.privacy.noise
+        return None if at is None else NoiseSpec(at.epsilon, at.delta, at.clip)
+
     def to_yaml(self) -> str:
         """Writes the job with every default filled in and every path absolute."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -399,7 +418,7 @@ def _absolute(path: str, base: str) -> str:
 def _resolve_paths(raw: dict[str, Any], base: str) -> dict[str, Any]:
     """Makes the paths of a job file absolute; whatever is not a string is left for validation."""
     out = dict(raw)
-    for section, keys in (("catalog", ("path", "media_root")), ("interactions", ("path",))):
+    for section, keys in (("catalog", ("path", "media_root")), ("interactions", ("path",)), ("privacy", ("forget",))):
         if isinstance(raw.get(section), dict):
             out[section] = dict(raw[section])
             for key in keys:

@@ -31,11 +31,13 @@ class Outputs:
         files: PCollections of FileRecord, by part.
         counts: PCollections of (name, int).
         dead: PCollections of dead-letter tables.
+        forgotten: PCollections of tables of people who were left out, as `transforms.forget` gives.
     """
 
     files: dict[str, beam.PCollection] = field(default_factory=dict)
     counts: list[beam.PCollection] = field(default_factory=list)
     dead: list[beam.PCollection] = field(default_factory=list)
+    forgotten: list[beam.PCollection] = field(default_factory=list)
 
 
 def build(root: beam.Pipeline, plan: Plan, events: beam.PCollection | None = None) -> Outputs:

@@ -21,6 +21,7 @@ from transforms.history import History, limit_a_day, once_a_session, order_histo
 from transforms.interactions import check_interactions, clean_interactions
 from transforms.item_matrix import ItemMatrix, modality_vectors
 from transforms.parquet import read_row_group
+from transforms.pseudonyms import Pseudonyms
 from transforms.ranking import late_matrix, queries_of
 from transforms.small_vectors import read_vectors
 from transforms.store import Manifest, Store, read_table
@@ -58,11 +59,18 @@ def explain(store: Store, user: str, item: str) -> Explanation:
     manifest = store.published()
     job = _job(store, manifest)
     of_item = _row(store, manifest, "items", "item_id", item, "--item")
-    of_user = _row(store, manifest, "users", "user_id", user, "--user")
+    if job.privacy.noise:
+        raise JobError(
+            "explain: the published profiles are noised (privacy.noise), and an explanation shows the events as they "
+            "are; explain a run without privacy.noise"
+        )
+    pseudonyms = _pseudonyms(job, manifest)
+    known = pseudonyms.of(pa.array([user]))[0].as_py() if pseudonyms else user
+    of_user = _row(store, manifest, "users", "user_id", known, "--user", user)
     items = ItemMatrix.open(manifest.part("items"), store.root)
     names = [c.removesuffix("_vector") for c in of_item.column_names if c.endswith("_vector")]
     matrices = {m: modality_vectors(manifest.part("items"), m, store.root) for m in names}
-    history = _history(job, items, of_user["user_id"])
+    history = _history(job, items, of_user["user_id"], pseudonyms)
     if job.ranking_spec.fusion == "late":
         return _late(job, of_user, items, matrices, history, items.lookup(of_item["item_id"])[0])
 
@@ -156,8 +164,18 @@ def _job(store: Store, manifest: Manifest) -> Job:
     return Job.model_validate(yaml.safe_load(files.read_bytes(store.run_path(run, "config.yaml"))))
 
 
-def _row(store: Store, manifest: Manifest, part: str, column: str, wanted: str, key: str) -> pa.Table:
-    """Reads one row of a part by its id, from the one shard it is in."""
+def _pseudonyms(job: Job, manifest: Manifest) -> Pseudonyms | None:
+    """What hides the published user ids. The key has to be in the environment: ids are asked for as they are."""
+    at = job.privacy.pseudonyms
+    if at is None:
+        return None
+    return Pseudonyms(at.key_env, ((manifest.privacy or {}).get("pseudonyms") or {}).get("key_fingerprint", ""))
+
+
+def _row(
+    store: Store, manifest: Manifest, part: str, column: str, wanted: str, key: str, asked: str | None = None
+) -> pa.Table:
+    """Reads one row of a part by its id, from the one shard it is in; messages name what was `asked` for."""
     records = manifest.part(part)
     dtype = read_table(store, records[0], [column]).schema.field(column).type
     try:
@@ -167,17 +185,18 @@ def _row(store: Store, manifest: Manifest, part: str, column: str, wanted: str, 
     table = read_table(store, records[int(shard_of(value, len(records))[0])])
     found = table.filter(pc.equal(table[column], value[0]))
     if not found.num_rows:
-        raise JobError(f"{key}: {wanted!r} is not in {part}/ of the published run {manifest.run_id}")
+        raise JobError(f"{key}: {asked or wanted!r} is not in {part}/ of the published run {manifest.run_id}")
     return found.combine_chunks()
 
 
-def _history(job: Job, items: ItemMatrix, user: pa.ChunkedArray) -> History:
+def _history(job: Job, items: ItemMatrix, user: pa.ChunkedArray, pseudonyms: Pseudonyms | None) -> History:
     """Reads one user's events out of the log, as the profile was made of them."""
-    looked = check_interactions(job.interactions_spec)
+    looked = check_interactions(job.interactions_spec).hiding(pseudonyms, None)
     mine = [looked.schema.empty_table()]
     for file in looked.files:
         for group in range(len(file.row_groups)):
-            for table in read_row_group(file.path, group, looked.spec.columns):
+            for raw in read_row_group(file.path, group, looked.spec.columns):
+                table = looked.hide_users(raw)
                 rows = table.filter(pc.equal(table[looked.spec.user].cast(looked.user_type), user[0]))
                 if rows.num_rows:
                     mine.append(clean_interactions(rows, looked.spec)[0].cast(looked.schema))

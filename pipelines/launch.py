@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, WorkerOptions
 from apache_beam.runners.runner import PipelineResult
 from rich.console import Console
 
@@ -55,6 +55,7 @@ def run_job(
     options = beam_options(argv)
     if select.runs_elsewhere(options):
         _check_reachable(job)
+        _check_key_reaches(job, options)
     plan = plan_run(job, run_id, items=items, users=users, recommend=recommend)
     launch(lambda root: nightly.build(root, plan), options, plan.stage_totals)
     manifest = plan.store.manifest(plan.run_id)
@@ -83,11 +84,22 @@ def _check_reachable(job: Job) -> None:
     """Refuses local paths in a job whose workers are other machines."""
     log = job.interactions.path if job.interactions else None
     paths = {"store": job.store, "catalog.path": job.catalog.path, "interactions.path": log}
+    paths["privacy.forget"] = job.privacy.forget
     if job.catalog.image or job.catalog.audio:
         paths["catalog.media_root"] = job.media_source.root
     for key, path in paths.items():
         if path and not is_remote(path):
             raise JobError(f"{key}: {path} is on this machine, where Dataflow's workers cannot see it; use gs://")
+
+
+def _check_key_reaches(job: Job, options: PipelineOptions) -> None:
+    """Refuses pseudonyms on machines that cannot have the key: it does not travel with the job."""
+    at = job.privacy.pseudonyms
+    if at and not options.view_as(WorkerOptions).sdk_container_image:
+        raise JobError(
+            f"privacy.pseudonyms: {at.key_env} does not travel with the job, and Dataflow's stock containers do "
+            "not have it; give --sdk_container_image with an image whose start sets it (from Secret Manager, say)"
+        )
 
 
 def launch(

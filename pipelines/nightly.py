@@ -5,11 +5,12 @@ from __future__ import annotations
 import apache_beam as beam
 
 from pipelines import embed, profile, recommend
-from pipelines.embed import Outputs
+from pipelines.embed import Outputs, ReadShards
 from pipelines.plan import Plan
 from transforms.dead_letters import SCHEMA
+from transforms.forget import CountForgotten
 from transforms.publish import PublishRun, PublishSpec, WriteDeadLetters
-from transforms.store import FileRecord, write_file
+from transforms.store import FileRecord, WriteShards, write_file
 
 
 def build(root: beam.Pipeline, plan: Plan) -> beam.PCollection:
@@ -26,11 +27,16 @@ def build(root: beam.Pipeline, plan: Plan) -> beam.PCollection:
         assert log is not None
         parts.append(profile.build(root, plan, log, after=items))
         users = parts[-1].files["users"]
+    parts.append(_carry(root, plan))
+    users = users or parts[-1].files.get("users")
     if plan.recommend:
         parts.append(recommend.build(root, plan, items, users, log.known if log else None))
     files = [f for part in parts for f in part.files.values()]
     counts = [c for part in parts for c in part.counts]
     dead = [d for part in parts for d in part.dead]
+    forgotten = tuple(f for part in parts for f in part.forgotten)
+    if forgotten:
+        counts.append(forgotten | "AllForgotten" >> beam.Flatten() | "CountForgotten" >> CountForgotten())
     dead.append(root | "NoLetters" >> beam.Create([SCHEMA.empty_table()]))  # a part may have none to give
     letters = (
         tuple(dead)
@@ -38,23 +44,25 @@ def build(root: beam.Pipeline, plan: Plan) -> beam.PCollection:
         | "DeadLetters" >> WriteDeadLetters(plan.store, plan.run_id, plan.shards)
     )
     config = root | "Config" >> beam.Create([plan.job.to_yaml()]) | "WriteConfig" >> beam.Map(_write_config, plan)
-    spec = PublishSpec(plan.catalog is not None, plan.job.limits.max_dead_letter_fraction, _standing(plan))
+    said = plan.people.statement(plan.base.privacy if plan.base else None, plan.users)
+    limit = plan.job.limits.max_dead_letter_fraction
+    spec = PublishSpec(plan.catalog is not None, limit, plan.standing, said)
     totals = (*counts, letters["counts"]) | "AllCounts" >> beam.Flatten()
     publish = PublishRun(plan.store, plan.run_id, spec, plan.created, totals)
     return (*files, letters["files"], config) | "AllFiles" >> beam.Flatten() | "Publish" >> publish
 
 
-def _standing(plan: Plan) -> tuple[FileRecord, ...]:
-    """The published run's files that this one stands on, and leaves where they are.
-
-    A run without a catalogue stands on the items; one that makes neither items nor users, on the users too. The
-    sums of incremental profiles are yesterday's logs: a run that does not add to them hands them on.
-    """
-    kept: set[str] = set() if plan.catalog else {"embeddings", "behaviour", "space", "items", "quality"}
-    if not plan.users:
-        kept |= set() if plan.catalog else {"users"}
-        kept |= {"state", "folded"} if plan.job.profiles.incremental else set()
-    return tuple(f for f in plan.base.files if f.part in kept) if plan.base else ()
+def _carry(root: beam.Pipeline, plan: Plan) -> Outputs:
+    """Writes the published people anew, without those who are forgotten."""
+    out = Outputs()
+    for part in sorted({f.part for f in plan.carried}):
+        records = [f for f in plan.carried if f.part == part]
+        name = part.capitalize()
+        shards = root | f"Published{name}ToCarry" >> beam.Create(records) | f"Carry{name}" >> ReadShards(plan.store)
+        left = profile.forget_users(shards, plan, out, f"Forget{name}")
+        write = WriteShards(plan.store, plan.run_id, part, len(records), {})
+        out.files[part] = left | f"WriteCarried{name}" >> write
+    return out
 
 
 def _write_config(text: str, plan: Plan) -> FileRecord:

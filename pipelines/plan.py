@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
@@ -16,8 +16,11 @@ from transforms.encoders.base import EncoderSpec
 from transforms.encoders.registry import EncoderInfo, describe_encoder
 from transforms.errors import JobError
 from transforms.files import exists
+from transforms.forget import check_forget
 from transforms.interactions import Interactions, check_interactions
 from transforms.parquet import open_parquet, require_column
+from transforms.privacy import People
+from transforms.pseudonyms import check_key
 from transforms.publish import now_utc
 from transforms.store import FileRecord, Manifest, Store, read_json
 from transforms.tables import same_id_kind
@@ -46,6 +49,9 @@ class Plan:
         state: files of the published run's sums, to which an incremental run's events are added.
         folded: the logs that are added up to now, those of this run last.
         filter_catalog: the catalogue's files, where `ranking.filter` names a column of theirs.
+        people: what is done for the people in the log.
+        standing: files of the published run that this one stands on and leaves where they are.
+        carried: files of the published run that this one writes anew, without those who are forgotten.
     """
 
     job: Job
@@ -65,6 +71,9 @@ class Plan:
     filter_catalog: Catalog | None = None
     state: tuple[FileRecord, ...] = ()
     folded: tuple[dict[str, object], ...] = ()
+    people: People = field(default_factory=People)
+    standing: tuple[FileRecord, ...] = ()
+    carried: tuple[FileRecord, ...] = ()
 
     @property
     def encoder_ids(self) -> dict[str, str]:
@@ -147,6 +156,12 @@ def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool, recommen
                 f"interactions.item: column {job.interactions_spec.item!r} holds {interactions.item_type}, "
                 f"the catalogue's ids are {id_type}; write both as strings or both as integers"
             )
+    standing = _standing(job, base, items, users)
+    people = _check_people(job, store, base, standing, interactions)
+    carried = _must_carry(people, standing)
+    standing = tuple(f for f in standing if f not in carried)
+    if interactions:
+        interactions = interactions.hiding(people.pseudonyms, people.forget)
     store.check_new_run(run_id)
     shards = job.shards or _default_shards(catalog.rows if catalog else 1, base)
     user_shards = job.shards or _power_of_two(interactions.rows if interactions else 1, EVENTS_A_SHARD)
@@ -158,8 +173,61 @@ def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool, recommen
         user_shards = len(base.part("users"))
     return Plan(
         job, run_id, now_utc(), store, shards, user_shards, catalog, interactions, tuple(encoders), dim, base,
-        users, recommend, late, hidden, state, folded,
+        users, recommend, late, hidden, state, folded, people, standing, carried,
     )  # fmt: skip
+
+
+def _standing(job: Job, base: Manifest | None, items: bool, users: bool) -> tuple[FileRecord, ...]:
+    """The published run's files that this one stands on.
+
+    A run without a catalogue stands on the items; one that makes neither items nor users, on the users too. The
+    sums of incremental profiles are yesterday's logs: a run that does not add to them hands them on.
+    """
+    kept: set[str] = set() if items else {"embeddings", "behaviour", "space", "items", "quality"}
+    if not users:
+        kept |= set() if items else {"users"}
+        kept |= {"state", "folded"} if job.profiles.incremental else set()
+    return tuple(f for f in base.files if f.part in kept) if base else ()
+
+
+def _check_people(
+    job: Job, store: Store, base: Manifest | None, standing: tuple[FileRecord, ...], log: Interactions | None
+) -> People:
+    """Looks at what `privacy` needs, and at the published people that this run's stand beside."""
+    at = job.privacy
+    pseudonyms = check_key(at.pseudonyms.key_env) if at.pseudonyms else None
+    stored = base.part("users") + base.part("state") if base else []
+    # Sums are added to, users ranked, both handed on; a run that begins anew uses neither.
+    used = [f for f in stored if f in standing or (log and f.part == "state" and job.profiles.incremental is True)]
+    user_type, whose = (log.user_type, "interactions.user") if log else (None, "")
+    if used:
+        with open_parquet(store.path(used[0].path)) as f:
+            published = f.schema_arrow.field("user_id").type
+        if log and not pseudonyms and not same_id_kind(published, log.user_type):
+            raise JobError(
+                f"interactions.user: column {job.interactions_spec.user!r} holds {log.user_type}, the published "
+                f"{used[0].part}/ {published}; write both as strings or both as integers"
+            )
+        if not (log or pseudonyms):
+            user_type, whose = published, f"the published {used[0].part}/"
+    forget = check_forget(at.forget, user_type, whose, pseudonyms) if at.forget else None
+    people = People(pseudonyms, forget, job.noise_spec)
+    if used:
+        assert base is not None
+        remedy = "begin anew over the whole log (profiles.incremental: restart)"
+        if used[0].part == "users":
+            remedy = "run `unisono profile` first"
+        people.check_same(base.privacy, f"{used[0].part}/", remedy)
+    if people.noise and any(f.part == "behaviour" for f in standing):
+        raise JobError(
+            "privacy.noise: the published items are made of the events as they are (behaviour), which noise does not "
+            "cover; run `unisono nightly` without `behaviour`"
+        )
+    return people
+
+
+def _must_carry(people: People, standing: tuple[FileRecord, ...]) -> tuple[FileRecord, ...]:
+    return tuple(f for f in standing if f.part in ("state", "users")) if people.forget else ()
 
 
 def _check_folded(

@@ -11,7 +11,9 @@ import pyarrow as pa
 
 from pipelines.embed import Outputs, ReadShards
 from pipelines.plan import FOLDED, Plan
-from transforms.interactions import ReadInteractions, ShardByUser
+from transforms.forget import ForgetUsers
+from transforms.interactions import GroupUsersOfDead, ReadInteractions, ShardByUser
+from transforms.noise import withhold
 from transforms.popularity import CountItems
 from transforms.profiles import BuildProfiles
 from transforms.store import FileRecord, WriteShards, write_file
@@ -27,29 +29,45 @@ class Log:
         events: of this run's log.
         known: these, and of an incremental run the newest earlier ones that the published state keeps.
         state: (shard, table) of the published state; None: there is none.
+        users_of_dead: (shard, table) of those who have events that became dead letters.
     """
 
     events: beam.PCollection
     known: beam.PCollection
     state: beam.PCollection | None
+    users_of_dead: beam.PCollection
 
 
 def read_log(root: beam.Pipeline, plan: Plan, out: Outputs) -> Log:
     """Adds the steps from the log to events by user shard; their counts and dead letters go to `out`."""
     assert plan.interactions is not None
     read = root | "ReadInteractions" >> ReadInteractions(plan.interactions)
-    out.dead.append(read["dead"])
+    dead, people = read["dead"], plan.people
+    out.dead.append(dead | "Withhold" >> beam.Map(withhold).with_output_types(pa.Table) if people.noise else dead)
+    if people.forget:
+        out.forgotten.append(read["found"])
+    users_of_dead = read["users_of_dead"] | "UsersOfDead" >> GroupUsersOfDead(plan.user_shards)
     out.counts.append(read["rows"] | "CountEvents" >> beam.Map(lambda n: ("interactions.rows", n)))
     events = read["events"] | "ShardByUser" >> ShardByUser(plan.user_shards, plan.interactions)
     if not plan.state:
-        return Log(events, events, None)
+        return Log(events, events, None, users_of_dead)
     state = root | "PublishedState" >> beam.Create(plan.state) | "ReadState" >> ReadShards(plan.store)
+    state = forget_users(state, plan, out, "ForgetInState")
     known = (
         {"events": events, "state": state}
         | "Remember" >> beam.CoGroupByKey()
         | "Remembered" >> beam.MapTuple(_remember).with_output_types(ShardTable)
     )
-    return Log(events, known, state)
+    return Log(events, known, state, users_of_dead)
+
+
+def forget_users(shards: beam.PCollection, plan: Plan, out: Outputs, name: str) -> beam.PCollection:
+    """Takes those who are forgotten out of `(shard, table)`, where anybody is; who was found goes to `out`."""
+    if plan.people.forget is None:
+        return shards
+    left = shards | name >> ForgetUsers(plan.people.forget)
+    out.forgotten.append(left["found"])
+    return left["shards"]
 
 
 def _remember(shard: int, both: dict[str, Iterable[pa.Table]]) -> ShardTable:
@@ -72,11 +90,12 @@ def build(root: beam.Pipeline, plan: Plan, log: Log, after: beam.PCollection | N
     if items is None:
         assert plan.base is not None
         items = root | "PublishedItems" >> beam.Create(plan.base.part("items"))
-    popularity = log.known | "EventsPerItem" >> CountItems()
-    keep = bool(plan.job.profiles.incremental)
+    noise, keep = plan.people.noise, bool(plan.job.profiles.incremental)
+    popularity = None if noise else log.known | "EventsPerItem" >> CountItems()
     built = log.events | "BuildProfiles" >> BuildProfiles(
-        beam.pvalue.AsList(items), plan.job.profile_spec, plan.store.root, None, popularity, log.state, keep
-    )
+        beam.pvalue.AsList(items), plan.job.profile_spec, plan.store.root, None, popularity, log.state, keep,
+        log.users_of_dead, noise,
+    )  # fmt: skip
     out.counts.append(built["counts"])
     out.dead.append(built["dead"])
     if keep:

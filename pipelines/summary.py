@@ -42,9 +42,12 @@ def print_summary(store: Store, manifest: Manifest, seconds: float) -> None:
         if cold := counts.get("users.cold", 0):
             table.add_row("  of them cold", f"{cold:,}", "lean on what everybody likes")
         if without := counts.get("users.without_profile", 0):
-            table.add_row("users without profile", f"{without:,}", "no row")
+            lost = counts.get("users.without_usable_event", 0)
+            note = f"of {lost:,} every event is a dead letter" if lost else "no row"
+            table.add_row("users without profile", f"{without:,}", note)
     if "recommendations.rows" in counts:
         table.add_row("users served", f"{counts['recommendations.rows']:,}")
+    _add_privacy(table, manifest)
     dead = sorted(((n, k.removeprefix("dead.")) for k, n in counts.items() if k.startswith("dead.")), reverse=True)
     table.add_row("dead letters", f"{sum(n for n, _ in dead):,}")
     for n, key in dead[:_SHOWN]:
@@ -54,6 +57,19 @@ def print_summary(store: Store, manifest: Manifest, seconds: float) -> None:
     table.add_row("time", f"{seconds:.1f} s")
     out.print(table)
     out.print(f"published {store.run_path(manifest.run_id)}", highlight=False, soft_wrap=True)
+
+
+def _add_privacy(table: Table, manifest: Manifest) -> None:
+    """Says what was done for the people in the log."""
+    said = manifest.privacy or {}
+    if "pseudonyms" in said:
+        table.add_row("user ids", "pseudonyms", f"key {said['pseudonyms']['key_fingerprint']}")
+    if "forget" in said:
+        table.add_row("people forgotten", f"{said['forget']['removed']:,}", "in nothing this run wrote")
+    if "noise" in said:
+        n = said["noise"]
+        note = f"a release is ({n['epsilon']:g}, {n['delta']:g})-private; {n['releases']} so far"
+        table.add_row("noise on profiles", f"σ {n['sigma']:.3g}", note)
 
 
 def _add_space(table: Table, store: Store, manifest: Manifest) -> None:

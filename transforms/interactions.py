@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import apache_beam as beam
 import numpy as np
@@ -14,17 +14,19 @@ from apache_beam.typehints import with_output_types
 
 from transforms import dead_letters
 from transforms.errors import JobError, Reason
+from transforms.forget import Forget, leave_out
 from transforms.parquet import ParquetFile, ReadRowGroups, list_parquet, plain_type, require_column
 from transforms.progress import advance
-from transforms.tables import ShardTable, concat_tables, is_id_type, shard_of, split_by_shard
+from transforms.pseudonyms import Pseudonyms
+from transforms.tables import ShardTable, concat_tables, is_id_type, one_chunk, shard_of, split_by_shard, with_column
 
 STAGE = "interactions"
 TIME_TYPE = pa.timestamp("us", tz="UTC")
 
 _UNIT_US = {"s": 1_000_000, "ms": 1_000, "us": 1}
-# Years 1 to 9999, what Python and SQL can show. Milliseconds taken for seconds fall outside.
-_FIRST_US, _LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999
-_FIRST_OF_INTEGERS_US = 31_536_000_000_000  # 1971
+# Years 1971 to 9999. A time of our days read in a unit that is too large lies beyond; in one too small, in 1970: and
+# there is no log of 1970. Typed times are no exception: whoever wrote them may have mistaken the unit.
+_FIRST_US, _LAST_US = 31_536_000_000_000, 253_402_300_799_999_999
 _MAX_DETAIL = 500
 
 
@@ -59,18 +61,37 @@ class InteractionsSpec:
 
 @dataclass(frozen=True)
 class Interactions:
-    """Logs that have been looked at: their files, their rows, the types of their ids."""
+    """Logs that have been looked at: their files, their rows, the types of their ids.
+
+    Attributes:
+        user_type: of user ids once they are pseudonyms, if they become that.
+        pseudonyms: what replaces user ids, as they are read; None: nothing.
+        forget: whose rows are left out, as they are read; None: nobody's.
+    """
 
     spec: InteractionsSpec
     files: tuple[ParquetFile, ...]
     rows: int
     user_type: pa.DataType
     item_type: pa.DataType
+    pseudonyms: Pseudonyms | None = None
+    forget: Forget | None = None
 
     @property
     def schema(self) -> pa.Schema:
         """The schema of cleaned events."""
         return event_schema(self.user_type, self.item_type)
+
+    def hiding(self, pseudonyms: Pseudonyms | None, forget: Forget | None) -> Interactions:
+        """The same logs, whose people are read as pseudonyms or not at all."""
+        user_type = pa.string() if pseudonyms else self.user_type
+        return replace(self, user_type=user_type, pseudonyms=pseudonyms, forget=forget)
+
+    def hide_users(self, table: pa.Table) -> pa.Table:
+        """Replaces the user ids of raw rows by their pseudonyms, where there are pseudonyms."""
+        if self.pseudonyms is None:
+            return table
+        return with_column(table, self.spec.user, self.pseudonyms.of(table[self.spec.user]))
 
 
 def event_schema(user_type: pa.DataType, item_type: pa.DataType) -> pa.Schema:
@@ -191,12 +212,11 @@ def _time_us(column: pa.ChunkedArray, unit: str | None) -> tuple[np.ndarray, np.
         if column.type == pa.uint64():  # what int64 cannot hold is out of range in any unit
             column = pc.min_element_wise(column, pa.scalar(2**63 - 1, pa.uint64()), skip_nulls=False)
     raw = column.cast(pa.int64()).fill_null(0).to_numpy()
+    present = column.is_valid().to_numpy()
     if factor == 0:
-        return raw // 1_000, np.ones(len(raw), bool)  # nanoseconds in int64 end in 2262
-    # Integers of a smaller unit than the one named lie beyond year 9999; of a larger one, in early 1970.
-    first = _FIRST_US if unit is None else _FIRST_OF_INTEGERS_US
-    in_range = (raw >= -(-first // factor)) & (raw <= _LAST_US // factor)
-    return np.where(in_range, raw, 0) * factor, in_range
+        raw, factor = raw // 1_000, 1  # nanoseconds in int64 end in 2262
+    in_range = (raw >= -(-_FIRST_US // factor)) & (raw <= _LAST_US // factor)
+    return np.where(in_range, raw, 0) * factor, in_range | ~present
 
 
 def _weigh(table: pa.Table, spec: InteractionsSpec) -> tuple[np.ndarray, np.ndarray]:
@@ -246,7 +266,8 @@ class ReadInteractions(beam.PTransform):
 
     Returns:
         A dict of PCollections: `events` (pa.Table, as `clean_interactions` gives), `dead` (pa.Table),
-        `rows` (int, rows read).
+        `rows` (int, rows read), `users_of_dead` (pa.Table of user_id: whose events became dead letters), `found`
+        (pa.Table: whose rows were left out, as `transforms.forget` gives).
     """
 
     def __init__(self, interactions: Interactions) -> None:
@@ -254,29 +275,48 @@ class ReadInteractions(beam.PTransform):
         self._interactions = interactions
 
     def expand(self, root: beam.pvalue.PBegin) -> dict[str, beam.PCollection]:
+        others = ("dead", "rows", "users_of_dead", "found")
         out = (
             root
             | "Files" >> beam.Create(list(self._interactions.files))
             | "RowGroups" >> ReadRowGroups(self._interactions.spec.columns)
-            | "Clean" >> beam.ParDo(_CleanFn(self._interactions)).with_outputs("dead", "rows", main="events")
+            | "Clean" >> beam.ParDo(_CleanFn(self._interactions)).with_outputs(*others, main="events")
         )
-        return {"events": out.events, "dead": out.dead, "rows": out.rows}
+        return {"events": out.events} | {name: out[name] for name in others}
 
 
 # The types of the outputs choose their coder: pickled, a slice would carry the whole table it was cut from.
-@with_output_types(pa.Table, dead=pa.Table, rows=int)
+@with_output_types(pa.Table, dead=pa.Table, rows=int, users_of_dead=pa.Table, found=pa.Table)
 class _CleanFn(beam.DoFn):
     def __init__(self, interactions: Interactions) -> None:
         self._interactions = interactions
 
+    def setup(self) -> None:
+        forget = self._interactions.forget
+        self._gone = forget.load() if forget else None
+
     def process(self, element: tuple[int, int, pa.Table]) -> Iterable[object]:
-        _, _, table = element
-        events, dead = clean_interactions(table, self._interactions.spec)
-        yield beam.pvalue.TaggedOutput("rows", table.num_rows)
+        _, _, raw = element
+        at = self._interactions
+        table = at.hide_users(raw)  # before all else: a dead letter names its user
+        if self._gone is not None:
+            table, found = leave_out(table, at.spec.user, self._gone)
+            if found.num_rows:
+                yield beam.pvalue.TaggedOutput("found", found)
+        events, dead = clean_interactions(table, at.spec)
+        yield beam.pvalue.TaggedOutput("rows", raw.num_rows)
         if dead.num_rows:
             yield beam.pvalue.TaggedOutput("dead", dead)
-        advance("interactions", done=table.num_rows, dead=dead.num_rows)
-        yield events.cast(self._interactions.schema)  # files may differ in the width of their ids
+            yield beam.pvalue.TaggedOutput("users_of_dead", _users_without(table, events, at))
+        advance("interactions", done=raw.num_rows, dead=dead.num_rows)
+        yield events.cast(at.schema)  # files may differ in the width of their ids
+
+
+def _users_without(table: pa.Table, events: pa.Table, at: Interactions) -> pa.Table:
+    """The users of raw rows who have none among the events: user_id, each once."""
+    everybody = pc.unique(one_chunk(_plain(table[at.spec.user])).drop_null().cast(at.user_type))
+    known = pc.unique(one_chunk(events["user_id"]).cast(at.user_type))
+    return pa.table({"user_id": everybody.filter(pc.invert(pc.is_in(everybody, value_set=known)))})
 
 
 class ShardByUser(beam.PTransform):
@@ -307,6 +347,29 @@ class ShardByUser(beam.PTransform):
             | "Group" >> beam.GroupByKey()
             | "Merge" >> beam.MapTuple(_merge_shard).with_output_types(ShardTable)
         )
+
+
+class GroupUsersOfDead(beam.PTransform):
+    """Gathers `users_of_dead` of `ReadInteractions` into one element `(shard, pa.Table)` a shard, each user once."""
+
+    def __init__(self, shards: int) -> None:
+        super().__init__()
+        self._shards = shards
+
+    def expand(self, users: beam.PCollection) -> beam.PCollection:
+        shards = self._shards
+        return (
+            users
+            | "Split" >> beam.FlatMap(
+                lambda t: split_by_shard(t, shard_of(t["user_id"], shards))
+            ).with_output_types(ShardTable)
+            | "Group" >> beam.GroupByKey()
+            | "Distinct" >> beam.MapTuple(_distinct_users).with_output_types(ShardTable)
+        )
+
+
+def _distinct_users(shard: int, tables: Iterable[pa.Table]) -> ShardTable:
+    return shard, concat_tables(list(tables)).group_by("user_id").aggregate([])
 
 
 def _merge_shard(shard: int, tables: Iterable[pa.Table]) -> ShardTable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import apache_beam as beam
@@ -21,8 +21,9 @@ from transforms.history import STAGE, limit_a_day, once_a_session, order_history
 from transforms.interactions import TIME_TYPE
 from transforms.interests import find_interests, interest_type
 from transforms.item_matrix import HasPath, ItemMatrix, first_schema, modality_vectors, per_process
+from transforms.noise import Draw, NoiseSpec, noised_profiles, secure_normal, withhold
 from transforms.progress import NAMESPACE, advance
-from transforms.tables import ShardTable, to_vector_column
+from transforms.tables import ShardTable, one_chunk, to_vector_column
 from transforms.user_state import (
     HALF_LIFE,
     SPACE,
@@ -130,7 +131,7 @@ class Built:
         dead: dead letters of stage `profiles`.
         counts: `events.rows`, `events.unknown_item` (of those, skipped), `events.set_aside` (repeats, robots),
             `users.seen`, and of these `users.rows` (have a profile; `users.cold` of them are cold) and
-            `users.without_profile`.
+            `users.without_profile` (of them `users.without_usable_event`: every event is a dead letter).
     """
 
     users: pa.Table
@@ -163,7 +164,13 @@ def popular_direction(counts: pa.Table, items: ItemMatrix) -> np.ndarray | None:
 # --- one shard ---------------------------------------------------------------------------------------------
 
 
-def build_profiles(table: pa.Table, around: Surroundings, spec: ProfileSpec, state: pa.Table | None = None) -> Built:
+def build_profiles(
+    table: pa.Table,
+    around: Surroundings,
+    spec: ProfileSpec,
+    state: pa.Table | None = None,
+    users_of_dead: pa.Table | None = None,
+) -> Built:
     """Builds the profiles of a shard's users.
 
     An event weighs w · 2^(−Δt / half-life), with Δt measured back from the user's own newest used event.
@@ -174,6 +181,7 @@ def build_profiles(table: pa.Table, around: Surroundings, spec: ProfileSpec, sta
     Args:
         table: events, as `clean_interactions` gives them, in any order.
         state: of earlier nights, whose events the table does not hold again; None: there is none.
+        users_of_dead: user_id of those who have events that became dead letters, to be counted; None: of none.
 
     Raises:
         JobError: item ids of another kind than the items'.
@@ -196,11 +204,17 @@ def build_profiles(table: pa.Table, around: Surroundings, spec: ProfileSpec, sta
         letters = _letters_of_cancelled(sums, cancelled)
         dead = pa.concat_tables([dead, letters])
     dropped = pc.is_in(everybody, value_set=sums.user_ids).false_count
+    seen = len(sums.user_ids) + dropped
+    if users_of_dead is not None:
+        known = pa.concat_arrays([everybody, sums.user_ids])
+        lost = pc.is_in(one_chunk(users_of_dead["user_id"]), value_set=known).false_count
+        counts["users.without_usable_event"] = lost
+        seen += lost
     counts |= {
-        "users.seen": len(sums.user_ids) + dropped,
+        "users.seen": seen,
         "users.rows": users.num_rows,
         "users.cold": int(np.count_nonzero(users["cold"].to_numpy())),
-        "users.without_profile": len(sums.user_ids) + dropped - users.num_rows,
+        "users.without_profile": seen - users.num_rows,
     }
     return Built(users, sums, dead, counts)
 
@@ -273,6 +287,14 @@ def _interests(
     return find_interests(history, weight[warm], items, max(spec.interests, 1), spec.interest_split)
 
 
+def publish_noised(built: Built, noise: NoiseSpec, draw: Draw = secure_normal) -> Built:
+    """Leaves of a shard what may be published under `noise`: of everybody with a usable event a noised vector."""
+    users = noised_profiles(built.users, built.sums.user_ids, noise, draw)
+    rows = users.num_rows
+    counts = {"users.rows": rows, "users.cold": 0, "users.without_profile": built.counts["users.seen"] - rows}
+    return replace(built, users=users, dead=withhold(built.dead), counts=built.counts | counts)
+
+
 # --- Beam --------------------------------------------------------------------------------------------------
 
 
@@ -286,6 +308,9 @@ class BuildProfiles(beam.PTransform):
         popularity: PCollection of one table (item_id, n), for the prior; None: cold users get no profile.
         state: PCollection of (shard, pa.Table), the state of earlier nights by the same shards; None: none.
         keep_state: give `state`, for the nights to come.
+        users_of_dead: PCollection of (shard, pa.Table), see `build_profiles`; None: of none.
+        noise: what hides the published profiles; None: they are published as they are. With it no prior is used, for
+            a prior is made of everybody's events.
 
     Returns:
         A dict of PCollections: `users`, `state` ((shard, pa.Table)), `dead` (pa.Table), `counts` ((name, int),
@@ -301,10 +326,14 @@ class BuildProfiles(beam.PTransform):
         popularity: beam.PCollection | None = None,
         state: beam.PCollection | None = None,
         keep_state: bool = False,
+        users_of_dead: beam.PCollection | None = None,
+        noise: NoiseSpec | None = None,
     ) -> None:
         super().__init__()
-        self._items, self._popularity, self._state = items, popularity, state
-        self._args = (spec, root, cache_dir, keep_state)
+        if noise and (popularity is not None or keep_state):
+            raise ValueError("noise covers neither a prior nor a state")
+        self._items, self._popularity, self._state, self._users_of_dead = items, popularity, state, users_of_dead
+        self._args = (spec, root, cache_dir, keep_state, noise)
 
     def expand(self, shards: beam.PCollection) -> dict[str, beam.PCollection]:
         if self._state is None:
@@ -313,7 +342,8 @@ class BuildProfiles(beam.PTransform):
             both = {"events": shards, "state": self._state}
             joined = both | "WithState" >> beam.CoGroupByKey() | "OneState" >> beam.MapTuple(_with_state)
         popularity: Any = [] if self._popularity is None else beam.pvalue.AsList(self._popularity)
-        build = beam.ParDo(_BuildProfilesFn(*self._args), self._items, popularity)
+        lost: Any = {} if self._users_of_dead is None else beam.pvalue.AsDict(self._users_of_dead)
+        build = beam.ParDo(_BuildProfilesFn(*self._args), self._items, popularity, lost)
         out = joined | "Build" >> build.with_outputs("counts", "state", "dead", main="users")
         return {"users": out.users, "counts": out.counts, "state": out.state, "dead": out.dead}
 
@@ -325,8 +355,11 @@ def _with_state(shard: int, both: dict[str, Iterable[pa.Table]]) -> tuple[int, t
 
 @with_output_types(ShardTable, counts=tuple[str, int], state=ShardTable, dead=pa.Table)
 class _BuildProfilesFn(beam.DoFn):
-    def __init__(self, spec: ProfileSpec, root: str, cache_dir: str | None, keep_state: bool) -> None:
+    def __init__(
+        self, spec: ProfileSpec, root: str, cache_dir: str | None, keep_state: bool, noise: NoiseSpec | None
+    ) -> None:
         self._spec, self._root, self._cache_dir, self._keep_state = spec, root, cache_dir, keep_state
+        self._noise = noise
         self._around: Surroundings | None = None
         self._said: dict[bytes, bytes] = {}  # the metadata of the items' files
         self._space: dict[bytes, bytes] = {}
@@ -336,6 +369,7 @@ class _BuildProfilesFn(beam.DoFn):
         element: tuple[int, tuple[pa.Table, pa.Table | None]],
         items: Sequence[str | HasPath],
         popularity: Sequence[pa.Table],
+        users_of_dead: Mapping[int, pa.Table],
     ) -> Iterable[object]:
         shard, (events, state) = element
         if self._around is None:
@@ -343,7 +377,9 @@ class _BuildProfilesFn(beam.DoFn):
         assert self._around is not None
         if state is not None:
             check_state(state, self._said, self._around.items.dim, self._spec.half_life_days)
-        built = build_profiles(events, self._around, self._spec, state)
+        built = build_profiles(events, self._around, self._spec, state, users_of_dead.get(shard))
+        if self._noise:
+            built = publish_noised(built, self._noise)
         for name, n in built.counts.items():
             Metrics.counter(NAMESPACE, name).inc(n)
             yield beam.pvalue.TaggedOutput("counts", (name, n))

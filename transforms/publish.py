@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
@@ -14,6 +15,7 @@ from apache_beam.io.filesystems import FileSystems
 from transforms import files
 from transforms.dead_letters import SCHEMA, count_by, sort_letters
 from transforms.errors import JobError
+from transforms.privacy import with_counts
 from transforms.store import FileRecord, Manifest, Store, WriteShards, write_file
 from transforms.tables import ShardTable, concat_tables
 
@@ -29,11 +31,13 @@ class PublishSpec:
         makes_items: the run makes item vectors: rows in = item vectors + dead letters of stage `catalog`.
         max_dead_letter_fraction: dead letters over catalogue rows, and over events, above which it is refused.
         inherited: files of an earlier run that this one stands on.
+        privacy: what the manifest says was done for the people in the log, but for what is counted.
     """
 
     makes_items: bool
     max_dead_letter_fraction: float
     inherited: tuple[FileRecord, ...] = ()
+    privacy: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _dead(counts: Counts, *stages: str) -> dict[str, int]:
@@ -61,11 +65,6 @@ def check_books(counts: Counts, spec: PublishSpec) -> None:
         if items == 0:
             raise JobError(f"publish refused: none of {rows} catalogue rows gave an item vector; see dead_letters/")
     events = counts.get("interactions.rows", 0)
-    if events and "users.rows" in counts and not counts["users.rows"]:
-        raise JobError(
-            f"publish refused: none of {events} events gave a user profile ({counts.get('events.unknown_item', 0)} are "
-            "of unknown items); compare interactions.item with catalog.id"
-        )
     lost_inputs, lost_events = _dead(counts, "catalog", "encode"), _dead(counts, "interactions")
     # What is wrong with such a row is counted already, by modality.
     lost_inputs.pop("catalog.-.no_modality", None)
@@ -81,6 +80,11 @@ def check_books(counts: Counts, spec: PublishSpec) -> None:
                 f"limits.max_dead_letter_fraction {spec.max_dead_letter_fraction:.1%}; most are {worst} "
                 f"({dead[worst]}); see dead_letters/, mend the inputs or raise the limit"
             )
+    if events and "users.rows" in counts and not counts["users.rows"]:
+        raise JobError(
+            f"publish refused: none of {events} events gave a user profile ({counts.get('events.unknown_item', 0)} are "
+            "of unknown items); compare interactions.item with catalog.id"
+        )
 
 
 class WriteDeadLetters(beam.PTransform):
@@ -158,7 +162,8 @@ def _publish(
     _remove_leftovers(store, run_id, records)
     metrics = json.dumps(dict(sorted(counts.items())), indent=1).encode() + b"\n"
     extra = write_file(store, "metrics", f"runs/{run_id}/metrics.json", metrics)
-    manifest = Manifest(run_id, created, (*spec.inherited, *records, extra))
+    listed, privacy = (*spec.inherited, *records, extra), with_counts(spec.privacy, counts)
+    manifest = Manifest(run_id, created, listed, privacy=privacy or None)
     files.write_bytes(store.run_path(run_id, "manifest.json"), manifest.to_json().encode())
     files.write_bytes(store.path("LATEST"), f"{run_id}\n".encode())
     return manifest

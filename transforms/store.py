@@ -42,12 +42,17 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a finished run consists of. Readers trust it and nothing else."""
+    """What a finished run consists of. Readers trust it and nothing else.
+
+    Attributes:
+        privacy: what was done for the people in the log (`transforms.privacy`); None: nothing.
+    """
 
     run_id: str
     created: str
     files: tuple[FileRecord, ...]
     format: int = _FORMAT
+    privacy: Mapping[str, Any] | None = None
 
     def part(self, name: str) -> list[FileRecord]:
         """The files of one part, by shard."""
@@ -56,6 +61,8 @@ class Manifest:
     def to_json(self) -> str:
         """Writes the manifest, files in a fixed order."""
         body = asdict(self) | {"files": [asdict(f) for f in sorted(self.files, key=lambda f: f.path)]}
+        if not self.privacy:
+            del body["privacy"]
         return json.dumps(body, indent=1, sort_keys=True) + "\n"
 
     @classmethod
