@@ -4,6 +4,7 @@ from setuptools import find_packages, setup
 
 MODELS = ["torch>=2.4", "torchvision", "transformers>=4.56", "open_clip_torch>=2.30"]
 OMNI = [*MODELS, "sentence-transformers>=6"]  # the family `st`, and with it the modality `joint`
+RANKING = ["implicit>=0.7.2"]  # ALS and BPR beside what `evaluate --what ranking` measures
 GCP = ["apache-beam[gcp]", "google-cloud-storage>=2.18"]
 TEST = [
     "pytest>=8",
@@ -45,6 +46,8 @@ setup(
         "filelock>=3.16",
         "numba>=0.61",  # librosa brings it too
     ],
-    extras_require={"models": MODELS, "omni": OMNI, "gcp": GCP, "test": OMNI + GCP + TEST},
+    extras_require={
+        "models": MODELS, "omni": OMNI, "gcp": GCP, "ranking": RANKING, "test": OMNI + GCP + RANKING + TEST,
+    },
     entry_points={"console_scripts": ["unisono=pipelines.cli:main"]},
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import sys
@@ -22,6 +23,7 @@ app = typer.Typer(
 
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 Config = Annotated[str, typer.Option("--config", help="The job file: a path or gs://.")]
+_SPLIT = "global-time"
 RunId = Annotated[str | None, typer.Option("--run-id", help="Names the run; by default the time of launch.")]
 
 
@@ -32,6 +34,20 @@ def _run(
     from pipelines.launch import run_job
 
     run_job(config, run_id, argv, items=items, users=users, recommend=recommend)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(importlib.metadata.version("unisono"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None: ...
 
 
 @app.command(context_settings=_PASS_ON)
@@ -88,26 +104,41 @@ def search(
 @app.command()
 def evaluate(
     config: Config,
-    what: Annotated[str, typer.Option(help="What to measure: space.")] = "space",
+    what: Annotated[str, typer.Option(help="What to measure: space or ranking.")] = "space",
     methods: Annotated[str, typer.Option(help="Space methods to compare: names with commas, or all.")] = "",
     fusions: Annotated[str, typer.Option(help="Fusion methods to compare: names with commas, or all.")] = "",
     folds: Annotated[int, typer.Option(min=1, help="Into how many parts items are held out; 1: one fifth.")] = 5,
     label: Annotated[str | None, typer.Option(help="A column whose equal values should be neighbours.")] = None,
     labels: Annotated[str | None, typer.Option(help="The Parquet file of that column; default: the catalogue.")] = None,
+    split: Annotated[str, typer.Option(help="ranking: global-time, leave-last-out, random, new-items.")] = _SPLIT,
+    fraction: Annotated[float, typer.Option(help="ranking: the part of the log that is held out.")] = 0.2,
+    relevant: Annotated[float, typer.Option(help="ranking: weights summing to more than this mean liked.")] = 0.0,
+    baselines: Annotated[str, typer.Option(help="ranking: names with commas, or all; default: all installed.")] = "",
+    ablations: Annotated[bool, typer.Option(help="ranking: rows for modalities, fusion and interests, too.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="JSON, for programs.")] = False,
 ) -> None:
-    """Measure the published run's embeddings, on items held out from each fit."""
+    """Measure the published run: its space on items held out from each fit, or the ranking of a held-out log."""
     from pipelines import evaluate as evaluating
+    from pipelines import evaluate_ranking as ranking
     from pipelines.config import load_job
+    from transforms.splits import SplitSpec
 
-    if what != "space":
-        raise JobError(f"--what: {what!r} is not space; measure that")
-    spaces, fused = ([n.strip() for n in names.split(",") if n.strip()] for names in (methods, fusions))
-    result = evaluating.evaluate_space(load_job(config), spaces, fused, folds, label, labels)
+    names = [[n.strip() for n in given.split(",") if n.strip()] for given in (methods, fusions, baselines)]
+    if what == "space":
+        result = evaluating.evaluate_space(load_job(config), names[0], names[1], folds, label, labels)
+        show = evaluating.print_evaluation
+    elif what == "ranking":
+        if names[0] or label or labels:
+            raise JobError("--what: ranking has no use for --methods, --label and --labels; leave them out")
+        spec = SplitSpec(split, fraction, relevant)
+        result = ranking.evaluate_ranking(load_job(config), spec, names[2], names[1], ablations)
+        show = ranking.print_ranking
+    else:
+        raise JobError(f"--what: {what!r} is neither space nor ranking; measure one of them")
     if as_json:
         print(json.dumps(result, ensure_ascii=False, indent=1))
     else:
-        evaluating.print_evaluation(result)
+        show(result)
 
 
 @app.command()

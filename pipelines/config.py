@@ -165,6 +165,10 @@ class BehaviourConfig(_Section):
     recent_items: Annotated[int, Field(ge=2)] = 100
     min_users: Positive = 2
     shift: Annotated[float, Field(ge=1)] = 1.0
+    method: Literal["ppmi", "ridge"] = "ppmi"
+    ridge: Annotated[float, Field(gt=0)] = 200.0
+    power: Annotated[float, Field(ge=0)] = 0.5
+    liked_above: float = 0.0
 
 
 class ProfilesConfig(_Section):
@@ -200,6 +204,9 @@ class RankingConfig(_Section):
     filter: str | None = None
     diversity: Annotated[float, Field(ge=0, le=1)] = 0.0
     popularity_penalty: Annotated[float, Field(ge=0)] = 0.0
+    popularity_bonus: Annotated[float, Field(ge=0)] = 0.0
+    popularity_half_life_days: Annotated[float, Field(gt=0)] | None = None
+    caution: Annotated[float, Field(ge=0)] = 0.0
     slices: Positive = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -272,7 +279,7 @@ class Job(_Section):
     def behaviour_spec(self) -> BehaviourSpec | None:
         """What `transforms.behaviour` takes; None where behaviour is no modality."""
         at = self.behaviour
-        return None if at is None else BehaviourSpec(at.dim, at.recent_items, at.min_users, at.shift)
+        return None if at is None else BehaviourSpec(**at.model_dump())
 
     @property
     def store_at(self) -> Store:
@@ -375,8 +382,9 @@ class Job(_Section):
         at = self.ranking or RankingConfig()
         weights = tuple(sorted(at.weights.items()))
         return RankingSpec(
-            at.k, at.interests, at.fusion, weights, at.diversity, at.popularity_penalty, at.slices, at.device
-        )
+            at.k, at.interests, at.fusion, weights, at.diversity, at.popularity_penalty, at.slices, at.device,
+            at.popularity_bonus, at.popularity_half_life_days, at.caution,
+        )  # fmt: skip
 
     @model_validator(mode="after")
     def _behaviour_has_a_log(self) -> Job:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from pipelines.embed import Outputs, ReadShards
 from pipelines.plan import Plan
 from transforms.parquet import ReadRowGroups
-from transforms.popularity import CountItems
+from transforms.popularity import CountUsers
 from transforms.ranking import RecommendItems, distinct_pairs
 from transforms.store import WriteShards
 from transforms.tables import ShardTable
@@ -42,12 +42,13 @@ def build(
         users = root | "UsersToServe" >> beam.Create(plan.base.part("users"))
     shards = users | "ReadUsers" >> ReadShards(plan.store)
     pairs = None
-    if events is not None and (at.exclude_seen or at.popularity_penalty):
+    if events is not None and at.exclude_seen:
         pairs = events | "SeenPairs" >> beam.MapTuple(lambda s, t: (s, distinct_pairs(t))).with_output_types(ShardTable)
-    popularity = pairs | "Popularity" >> CountItems() if pairs is not None and at.popularity_penalty else None
-    seen = pairs if at.exclude_seen else None
+    popularity = None
+    if events is not None and spec.counts_users:
+        popularity = events | "Popularity" >> CountUsers(spec.popularity_half_life_days)
     ranked = (
-        _with_seen(shards, seen)
+        _with_seen(shards, pairs)
         | "Recommend" >> RecommendItems(
             beam.pvalue.AsList(items),
             spec,

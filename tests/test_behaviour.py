@@ -111,7 +111,34 @@ def test_nobody_turned_to_anything():
     assert joined["behaviour_embedding"].to_pylist() == [None, None]
 
 
-@pytest.mark.parametrize("bad", [{"dim": 0}, {"recent_items": 1}, {"min_users": 0}, {"shift": 0.5}], ids=str)
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_ridge_embeddings_carry_the_partial_correlations_of_who_likes_what(power):
+    table = draw(True)
+    spec = BehaviourSpec(dim=40, recent_items=40, method="ridge", ridge=5.0, power=power, liked_above=2.0)
+    found = embed_pairs(count_pairs(table, 40, 2.0), spec)
+    weights = table.group_by(["user_id", "item_id"]).aggregate([("weight", "sum")]).to_pandas()
+    liked = weights[weights.weight_sum > 2.0].pivot_table("weight_sum", "user_id", "item_id", fill_value=0)
+    x = (liked.to_numpy() > 0).astype(float)
+    keep = x.sum(0) >= 2
+    x, ids = x[:, keep], liked.columns[keep].tolist()
+    assert found["item_id"].to_pylist() == ids
+    inverse = np.linalg.inv(x.T @ x + 5.0 * np.eye(len(ids)))
+    partial = -inverse / np.sqrt(np.outer(np.diag(inverse), np.diag(inverse)))
+    np.fill_diagonal(partial, 0.0)
+    values, vectors = np.linalg.eigh(partial)
+    positive = (vectors * np.maximum(values, 0) ** (2 * power)) @ vectors.T
+    embedded = from_vector_column(found["behaviour_embedding"])[0].astype(float)
+    np.testing.assert_allclose(embedded @ embedded.T, positive, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"dim": 0}, {"recent_items": 1}, {"min_users": 0}, {"shift": 0.5}, {"method": "ease"}, {"ridge": 0.0},
+        {"power": -1.0}, {"liked_above": float("nan")},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_settings_that_are_refused(bad):
     with pytest.raises(JobError, match=f"behaviour.{next(iter(bad))}"):
         BehaviourSpec(**bad)

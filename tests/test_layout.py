@@ -14,7 +14,10 @@ OURS = {"transforms", "pipelines", "runners"}
 MAY_IMPORT = {"transforms": {"transforms"}, "runners": {"runners"}, "pipelines": OURS}
 MODULES = sorted(p for package in OURS for p in (ROOT / package).rglob("*.py"))
 # What the extras bring; a base install (lite encoders, local runs) has none of it.
-EXTRAS = ("torch", "transformers", "open_clip", "sentence_transformers", "google.cloud", "pandas", "polars", "duckdb")
+EXTRAS = (
+    "torch", "transformers", "open_clip", "sentence_transformers", "google.cloud", "pandas", "polars", "duckdb",
+    "implicit",
+)  # fmt: skip
 
 
 def imported(path: Path, everywhere: bool) -> set[str]:

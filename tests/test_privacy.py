@@ -22,6 +22,7 @@ from pipelines.explain import explain
 from pipelines.launch import run_job
 from pipelines.plan import plan_run
 from pipelines.summary import print_summary
+from pipelines.trial import read_events
 from transforms.errors import JobError
 from transforms.noise import gaussian_sigma
 from transforms.pseudonyms import check_key
@@ -210,6 +211,8 @@ def test_the_forgotten_leave_a_run_as_if_they_had_never_been_there(shop, capsys)
     assert re.search(r"people forgotten +2 ", capsys.readouterr().out)
     assert store.published().privacy == {"forget": {"files": [str(shop.root / "forget.parquet")], "removed": 2}}
     assert metrics(store, "r")["users.forgotten"] == 2
+    measured, _ = read_events(load_job(str(shop.root / "job.yaml")))
+    assert set(measured["user_id"].to_pylist()) == set(shop.log["user"].to_pylist()) - {"u03", "u11"}
     never = Shop(new_folder(shop.root / "never"))
     never.log = shop.log.filter(pc.invert(pc.is_in(shop.log["user"], value_set=gone)))
     other = never.run("r", **settings, **{k: dict(v) for k, v in ranking.items()})
@@ -331,6 +334,8 @@ GOOD = {
         ({"behaviour": {}}, "behaviour .leave it out"),
         ({"ranking": {}}, "ranking.exclude_seen: true"),
         ({"ranking": {"exclude_seen": False, "popularity_penalty": 1}}, "ranking.popularity_penalty"),
+        ({"ranking": {"exclude_seen": False, "popularity_bonus": 1}}, "ranking.popularity_bonus"),
+        ({"ranking": {"exclude_seen": False, "caution": 1}}, "ranking.caution"),
         ({"ranking": {"exclude_seen": False, "fusion": "late"}}, "ranking.fusion: late"),
         ({"privacy": {"noise": {"epsilon": 0, "delta": 1e-5}}}, "privacy.noise.epsilon"),
         ({"privacy": {"noise": {"epsilon": 1}}}, "privacy.noise.delta: required"),

@@ -70,14 +70,17 @@ def seen_of(shop, user: str) -> set[str]:
     return {s["item_id"] for s in shop["seen"].to_pylist() if s["user_id"] == user}
 
 
-@pytest.mark.parametrize("slices", [1, 3])
-def test_the_transform_agrees_with_a_loop(shop, slices):
-    spec = RankingSpec(k=10, slices=slices, popularity_penalty=0.4, device="cpu")
+@pytest.mark.parametrize(("slices", "gain"), [(1, -0.4), (3, -0.4), (3, 0.3)])
+def test_the_transform_agrees_with_a_loop(shop, slices, gain):
+    settings = {"popularity_penalty": 0.4} if gain < 0 else {"popularity_bonus": gain, "caution": 0.2}
+    spec = RankingSpec(k=10, slices=slices, device="cpu", **settings)
     hidden = pa.table({"item_id": ["item-3", "item-30", "gone"]})
-    popular = pa.table({"item_id": shop["ids"][:20], "n": np.arange(1, 21)})
+    popular = pa.table({"item_id": shop["ids"][:20], "n": np.arange(1, 21) / 2, "users": np.arange(1, 21)})
     q = np.stack(shop["users"]["vector"].to_pylist())
     scores = q.astype(np.float64) @ shop["vectors"].T
-    scores[:, :20] -= 0.4 * np.log(1 + np.arange(1, 21)) / np.log(21)
+    scores[:, :20] += gain * np.log(1 + np.arange(1, 21) / 2) / np.log(11)
+    if gain > 0:
+        scores -= 0.2 / np.sqrt(1 + np.pad(np.arange(1, 21), (0, len(shop["ids"]) - 20)))
     scores[:, [3, 30]] = -9
     expected = {}
     for u in range(USERS):
@@ -105,7 +108,7 @@ def test_the_transform_agrees_with_a_loop(shop, slices):
 
 
 def shelf(shop) -> ShelfOfItems:
-    return ShelfOfItems(shop["matrix"], np.asarray(shop["matrix"].vectors), item_bias(shop["matrix"], [], None, 0))
+    return ShelfOfItems(shop["matrix"], np.asarray(shop["matrix"].vectors), item_bias(shop["matrix"], []))
 
 
 def with_interests(shop) -> tuple[pa.Table, list[np.ndarray], list[np.ndarray]]:
@@ -206,8 +209,12 @@ def test_no_users(shop):
         ({"weights": (("text", 1.0),)}, "ranking.weights: weigh modalities of late fusion"),
         ({"diversity": 1.5}, "ranking.diversity: 1.5"),
         ({"popularity_penalty": -1.0}, "ranking.popularity_penalty: -1.0"),
+        ({"caution": float("nan")}, "ranking.caution: nan"),
+        ({"popularity_penalty": 0.1, "popularity_bonus": 0.1}, "ranking.popularity_bonus: given beside"),
+        ({"popularity_half_life_days": 3.0}, "ranking.popularity_half_life_days: is of popularity_bonus"),
+        ({"popularity_bonus": 1.0, "popularity_half_life_days": 0.0}, "ranking.popularity_half_life_days: 0.0"),
     ],
-    ids=["interests", "fusion", "weights", "diversity", "penalty"],
+    ids=["interests", "fusion", "weights", "diversity", "penalty", "caution", "both", "age alone", "no age"],
 )
 def test_settings_that_are_refused(options, says):
     with pytest.raises(JobError, match=says):

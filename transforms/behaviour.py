@@ -15,6 +15,7 @@ import scipy.sparse.linalg
 
 from transforms.errors import JobError
 from transforms.moments import EMBEDDING
+from transforms.partial_correlation import leading_axes, partial_correlations
 from transforms.refit import common_rows, turn_to
 from transforms.store import FileRecord, Store, read_table, shard_path, table_bytes, write_file
 from transforms.tables import ShardTable, concat_tables, from_vector_column, one_chunk, to_vector_column
@@ -25,6 +26,9 @@ _SMOOTHING = 0.75  # of the context's frequency: Levy, Goldberg and Dagan, TACL 
 _MOST_PAIRS = 50_000_000  # of items that one worker takes for solving: 2 GB
 
 
+METHODS = ("ppmi", "ridge")
+
+
 @dataclass(frozen=True)
 class BehaviourSpec:
     """How co-occurrence makes embeddings.
@@ -33,24 +37,39 @@ class BehaviourSpec:
         dim: length of an embedding.
         recent_items: of each user, the newest liked items that count as together.
         min_users: items that fewer users liked get no embedding.
-        shift: log(shift) is taken off the mutual information; 1: nothing.
+        shift: `ppmi`: log(shift) is taken off the mutual information; 1: nothing.
+        method: `ppmi`: by mutual information, for any number of items; `ridge`: by partial correlation, which
+            recommends better, for up to 20,000 items (see `partial_correlation`).
+        ridge: `ridge`: added to each item's count.
+        power: of the singular values or eigenvalues in an embedding.
+        liked_above: an item is liked by whom its events' weights sum to more than this.
     """
 
     dim: int = 64
     recent_items: int = 100
     min_users: int = 2
     shift: float = 1.0
+    method: str = "ppmi"
+    ridge: float = 200.0
+    power: float = 0.5
+    liked_above: float = 0.0
 
     def __post_init__(self) -> None:
-        for key, least in (("dim", 1), ("recent_items", 2), ("min_users", 1), ("shift", 1)):
+        if self.method not in METHODS:
+            raise JobError(f"behaviour.method: {self.method!r}; allowed: {', '.join(METHODS)}")
+        for key, least in (("dim", 1), ("recent_items", 2), ("min_users", 1), ("shift", 1), ("power", 0)):
             if not least <= (value := getattr(self, key)) < np.inf:
                 raise JobError(f"behaviour.{key}: {value} is too little; give {least} or more")
+        if not 0 < self.ridge < np.inf:
+            raise JobError(f"behaviour.ridge: {self.ridge} is not above 0; give a number such as 200")
+        if not np.isfinite(self.liked_above):
+            raise JobError(f"behaviour.liked_above: {self.liked_above} is not finite; give a weight")
 
 
-def count_pairs(events: pa.Table, recent_items: int) -> pa.Table:
+def count_pairs(events: pa.Table, recent_items: int, liked_above: float = 0.0) -> pa.Table:
     """Counts how many users of a shard liked both items of each pair.
 
-    A user likes an item whose events' weights sum to more than zero; of those, the `recent_items` last acted
+    A user likes an item whose events' weights sum to more than `liked_above`; of those, the `recent_items` last acted
     on count (ties by id).
 
     Args:
@@ -60,7 +79,7 @@ def count_pairs(events: pa.Table, recent_items: int) -> pa.Table:
         a, b, n: pairs in both orders; a = b: how many users like the item.
     """
     liked = events.group_by(["user_id", "item_id"]).aggregate([("weight", "sum"), ("time", "max")])
-    liked = liked.filter(pc.greater(liked["weight_sum"], 0.0))
+    liked = liked.filter(pc.greater(liked["weight_sum"], liked_above))
     liked = liked.sort_by([("user_id", "ascending"), ("time_max", "descending"), ("item_id", "ascending")])
     users = one_chunk(liked["user_id"]).dictionary_encode().indices.to_numpy()
     starts = np.flatnonzero(np.diff(users, prepend=-1))
@@ -101,7 +120,10 @@ def shifted_ppmi(counts: scipy.sparse.csr_array, shift: float) -> scipy.sparse.c
 
 
 def embed_pairs(pairs: pa.Table, spec: BehaviourSpec) -> pa.Table:
-    """Gives each item that enough users liked an embedding: U·√Σ of the truncated SVD of its information.
+    """Gives each item that enough users liked an embedding.
+
+    `ppmi`: U·Σ^power of the truncated SVD of the items' shifted information. `ridge`: the same of the leading
+    eigenvectors of their partial correlations.
 
     Args:
         pairs: a, b, n, as `add_pairs` gives, in any order.
@@ -122,22 +144,27 @@ def embed_pairs(pairs: pa.Table, spec: BehaviourSpec) -> pa.Table:
     often = single.filter(pc.greater_equal(single["n"], spec.min_users))
     ids = one_chunk(often["a"]).take(pc.sort_indices(one_chunk(often["a"])))
     row, column = (pc.index_in(one_chunk(pairs[c]), value_set=ids) for c in ("a", "b"))
-    kept = pc.and_(pc.and_(row.is_valid(), column.is_valid()), pc.not_equal(pairs["a"], pairs["b"]))
-    kept = one_chunk(kept).to_numpy(zero_copy_only=False)
+    known = pc.and_(row.is_valid(), column.is_valid())
+    kept = one_chunk(known).to_numpy(zero_copy_only=False)
     where = [x.fill_null(0).to_numpy()[kept] for x in (row, column)]
     n = len(ids)
     counts = scipy.sparse.csr_array((pairs["n"].to_numpy()[kept].astype(np.float64), where), shape=(n, n))
     vectors = np.zeros((n, spec.dim), np.float32)
-    if counts.nnz:
-        found = _truncated(shifted_ppmi(counts, spec.shift), spec.dim)
+    others = counts - scipy.sparse.diags_array(counts.diagonal(), format="csr")
+    others.eliminate_zeros()
+    if others.nnz:
+        if spec.method == "ridge":
+            found = leading_axes(partial_correlations(counts, spec.ridge), spec.dim, spec.power)
+        else:
+            found = _truncated(shifted_ppmi(others, spec.shift), spec.dim, spec.power)
         vectors[:, : found.shape[1]] = found
     some = vectors.any(1)
     table = pa.table({"item_id": ids, BEHAVIOUR + EMBEDDING: to_vector_column(vectors)})
     return table.filter(pa.array(some))
 
 
-def _truncated(matrix: scipy.sparse.csr_array, dim: int) -> np.ndarray:
-    """U·√Σ of the highest singular values, signs such that each column's largest entry is positive."""
+def _truncated(matrix: scipy.sparse.csr_array, dim: int, power: float) -> np.ndarray:
+    """U·Σ^power of the highest singular values, signs such that each column's largest entry is positive."""
     n = matrix.shape[0]
     if n <= max(2 * dim, 200):
         u, s, _ = np.linalg.svd(matrix.toarray())
@@ -149,7 +176,7 @@ def _truncated(matrix: scipy.sparse.csr_array, dim: int) -> np.ndarray:
     keep = s > 1e-9 * s.max(initial=1e-300)
     u, s = u[:, keep], s[keep]
     signs = np.sign(np.take_along_axis(u, np.abs(u).argmax(0)[None], 0))
-    return u * signs * np.sqrt(s)
+    return u * signs * s**power
 
 
 def face_published(table: pa.Table, spec: BehaviourSpec, published: pa.Table | None) -> pa.Table:
@@ -168,7 +195,8 @@ def face_published(table: pa.Table, spec: BehaviourSpec, published: pa.Table | N
     """
     name = BEHAVIOUR + EMBEDDING
     vectors, _ = from_vector_column(table[name])
-    how = f"behaviour-{spec.dim}-{spec.recent_items}-{spec.min_users}-{spec.shift:g}"
+    own = f"ridge{spec.ridge:g}" if spec.method == "ridge" else f"{spec.shift:g}"
+    how = f"behaviour-{spec.dim}-{spec.recent_items}-{spec.min_users}-{own}-{spec.power:g}-{spec.liked_above:g}"
     axes = hashlib.sha256(np.ascontiguousarray(vectors).tobytes()).hexdigest()[:12]
     if published is not None:
         old, _ = from_vector_column(published[name])
@@ -218,6 +246,7 @@ class EmbedBehaviour(beam.PTransform):
 
     def expand(self, events: beam.PCollection) -> dict[str, beam.PCollection]:
         spec, store, run_id, published = self._spec, self._store, self._run_id, self._published
+        how = spec.recent_items, spec.liked_above
 
         def solve(pairs: pa.Table) -> pa.Table:
             return face_published(embed_pairs(pairs, spec), spec, read_table(store, published) if published else None)
@@ -228,7 +257,7 @@ class EmbedBehaviour(beam.PTransform):
 
         table = (
             events
-            | "Pairs" >> beam.MapTuple(lambda _, t: count_pairs(t, spec.recent_items)).with_output_types(pa.Table)
+            | "Pairs" >> beam.MapTuple(lambda _, t: count_pairs(t, *how)).with_output_types(pa.Table)
             | "AddPairs" >> beam.CombineGlobally(add_pairs).without_defaults()
             | "Solve" >> beam.Map(solve).with_output_types(pa.Table)
         )

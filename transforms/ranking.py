@@ -41,6 +41,10 @@ class RankingSpec:
         slices: parts the items are split into, each searched on its own: more than 1 where one worker cannot
             hold all item vectors.
         device: `auto` (CUDA where torch finds it), `cpu` or `cuda`.
+        popularity_bonus: the penalty's opposite: a prior for what many turn to. Not both.
+        popularity_half_life_days: after how many days an interaction counts half for either; None: they do not age.
+        caution: taken off the score of an item that nobody has turned to, and over √(1 + users) off the others'. The
+            vector of an item that few have touched is a guess, and of full length all the same.
     """
 
     k: int = 100
@@ -51,6 +55,9 @@ class RankingSpec:
     popularity_penalty: float = 0.0
     slices: int = 1
     device: str = "auto"
+    popularity_bonus: float = 0.0
+    popularity_half_life_days: float | None = None
+    caution: float = 0.0
 
     def __post_init__(self) -> None:
         if self.interests not in INTERESTS:
@@ -61,8 +68,26 @@ class RankingSpec:
             raise JobError("ranking.weights: weigh modalities of late fusion; set ranking.fusion: late, or leave out")
         if not 0 <= self.diversity <= 1:
             raise JobError(f"ranking.diversity: {self.diversity}; give a number from 0 to 1")
-        if not 0 <= self.popularity_penalty < np.inf:
-            raise JobError(f"ranking.popularity_penalty: {self.popularity_penalty}; give a number of 0 or more")
+        for key in ("popularity_penalty", "popularity_bonus", "caution"):
+            if not 0 <= (value := getattr(self, key)) < np.inf:
+                raise JobError(f"ranking.{key}: {value}; give a number of 0 or more")
+        if self.popularity_penalty and self.popularity_bonus:
+            raise JobError("ranking.popularity_bonus: given beside popularity_penalty, its opposite; leave one out")
+        age = self.popularity_half_life_days
+        if age is not None and not 0 < age < np.inf:
+            raise JobError(f"ranking.popularity_half_life_days: {age}; give days above 0, or leave it out")
+        if age is not None and not self.popularity_gain:
+            raise JobError("ranking.popularity_half_life_days: is of popularity_bonus and popularity_penalty; give one")
+
+    @property
+    def popularity_gain(self) -> float:
+        """What popularity adds to a score: the bonus, or less than nothing."""
+        return self.popularity_bonus - self.popularity_penalty
+
+    @property
+    def counts_users(self) -> bool:
+        """Whether it matters how many turned to an item."""
+        return bool(self.popularity_gain or self.caution)
 
     @property
     def pool(self) -> int:
@@ -159,19 +184,25 @@ def late_matrix(parts: Mapping[str, np.ndarray], weights: Mapping[str, float]) -
 
 
 def item_bias(
-    items: ItemMatrix, hidden: Sequence[pa.Table], popularity: pa.Table | None, penalty: float
+    items: ItemMatrix,
+    hidden: Sequence[pa.Table],
+    popularity: pa.Table | None = None,
+    gain: float = 0.0,
+    caution: float = 0.0,
 ) -> np.ndarray:
-    """Gives what is added to each item's scores: −inf for hidden ones, −penalty · log(1 + n) / log(1 + max n).
+    """Gives what is added to each item's scores: −inf for hidden ones, else gain · log(1 + n) / log(1 + max n)
+    − caution / √(1 + users).
 
     Args:
         hidden: tables with `item_id`.
-        popularity: `item_id`, `n`: how many users turned to it.
+        popularity: `item_id`, `n`, `users`, as `popularity.add_users` gives: how many turned to it, aged or not.
     """
-    bias = np.zeros(len(items))
-    if popularity is not None and penalty and popularity.num_rows:
-        n = popularity["n"].to_numpy().astype(np.float64)
+    bias = np.full(len(items), -caution)
+    if popularity is not None and popularity.num_rows:
+        n, users = (popularity[name].to_numpy().astype(np.float64) for name in ("n", "users"))
         rows = items.lookup(popularity["item_id"])
-        bias[rows[rows >= 0]] -= penalty * (np.log1p(n) / np.log1p(n.max()))[rows >= 0]
+        known = rows >= 0
+        bias[rows[known]] = (gain * np.log1p(n) / np.log1p(n.max()) - caution / np.sqrt(1 + users))[known]
     for table in hidden:
         rows = items.lookup(table["item_id"])
         bias[rows[rows >= 0]] = -np.inf
@@ -309,7 +340,7 @@ class RecommendItems(beam.PTransform):
         spec: how.
         modalities: of late fusion.
         hidden: PCollection of tables with `item_id`: not to be recommended; None: none.
-        popularity: PCollection of one table, as `CountItems` gives; None: no penalty.
+        popularity: PCollection of one table, as `CountUsers` gives; None: it does not count.
         root, cache_dir: see `transforms.profiles.BuildProfiles`.
     """
 
@@ -373,7 +404,8 @@ class _RankSliceFn(beam.DoFn):
         self, files: Sequence[str | HasPath], hidden: Sequence[pa.Table], popularity: Sequence[pa.Table]
     ) -> Shelf:
         items = per_process(files, self._root, self._cache_dir)
-        bias = item_bias(items, hidden, next(iter(popularity), None), self._spec.popularity_penalty)
+        spec = self._spec
+        bias = item_bias(items, hidden, next(iter(popularity), None), spec.popularity_gain, spec.caution)
         if self._spec.fusion == "early":
             return Shelf(items, np.asarray(items.vectors), bias)
         parts = {m: modality_vectors(files, m, self._root, self._cache_dir) for m in self._modalities}
