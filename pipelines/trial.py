@@ -18,6 +18,7 @@ from transforms.behaviour import BEHAVIOUR, add_pairs, count_pairs, embed_pairs,
 from transforms.errors import JobError
 from transforms.fit_run import fit_run
 from transforms.fit_space import SAMPLE_ROWS, TRAINING_ROWS
+from transforms.forget import check_forget, leave_out
 from transforms.fusion import fuse_table
 from transforms.interactions import check_interactions, clean_interactions
 from transforms.item_matrix import ItemMatrix
@@ -62,13 +63,19 @@ def read_embeddings(store: Store) -> pa.Table:
 
 
 def read_events(job: Job) -> tuple[pa.Table, int]:
-    """Reads the whole log: events as `clean_interactions` gives them, and how many rows could not be used."""
+    """Reads the whole log: events as `clean_interactions` gives them, and how many rows could not be used.
+
+    Those who are forgotten are left out; ids stay as they are, for nothing of this is written.
+    """
     log = check_interactions(job.interactions_spec)
+    gone = pa.array([], pa.string())
+    if path := job.privacy.forget:
+        gone = check_forget(path, log.user_type, "interactions.user", None).load()
     parts, lost = [], 0
     for file in log.files:
         for group in range(len(file.row_groups)):
             for table in read_row_group(file.path, group, log.spec.columns):
-                events, dead = clean_interactions(table, log.spec)
+                events, dead = clean_interactions(leave_out(table, log.spec.user, gone)[0], log.spec)
                 parts.append(events.cast(log.schema))
                 lost += dead.num_rows
     return concat_tables(parts), lost

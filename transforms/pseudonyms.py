@@ -45,7 +45,7 @@ class Pseudonyms:
             )
         encoded = one_chunk(ids.cast(plain_type(ids.type))).dictionary_encode()
         distinct = encoded.dictionary.cast(pa.string()).to_pylist()
-        # A loop: no library hashes a column with a key. It runs over distinct ids, at a microsecond each.
+        # A loop: no library hashes a column with a key. It runs over distinct ids, at two or three microseconds each.
         hashed = [hmac.digest(key, i.encode(), "sha256")[:_BYTES].hex() for i in distinct]
         return pa.array(hashed, pa.string()).take(encoded.indices)
 
