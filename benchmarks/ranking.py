@@ -271,13 +271,17 @@ def tune_own(score: Callable[[Mapping[str, Any]], float], kept: Mapping[str, Any
 # --- one split ---------------------------------------------------------------------------------------------
 
 
-def run_split(method: str, path: Path) -> dict[str, Any]:
-    """Tunes everyone on the training events of a split and measures everyone on what it holds out."""
+def run_split(method: str, path: Path, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Tunes everyone on the training events of a split and measures everyone on what it holds out.
+
+    Args:
+        before: `tuned` of an earlier result, whose settings are taken as they are; None: tune.
+    """
     job = load_job(str(path))
     embeddings, (events, _) = read_embeddings(job.store_at), read_events(job)
     spec = SplitSpec(method, relevant=LIKED)
     train = split_events(events, spec).train
-    inner = [SplitSpec(method, f, relevant=LIKED, seed=1) for f in VALIDATION[method]]
+    inner = [] if before else [SplitSpec(method, f, relevant=LIKED, seed=1) for f in VALIDATION[method]]
     seen = {"liked": LIKED, "all": 0.0}
     folds = {name: [make_case(embeddings, train, s, above) for s in inner] for name, above in seen.items()}
     cases = {name: make_case(embeddings, events, spec, above) for name, above in seen.items()}
@@ -285,7 +289,7 @@ def run_split(method: str, path: Path) -> dict[str, Any]:
     tuned: dict[str, Any] = {}
     for name in GRIDS:
         started = time.monotonic()
-        value, which, settings = tune_rival(name, folds)
+        value, which, settings = _again(before[name]) if before else tune_rival(name, folds)
         rows[name] = measure(serve_baseline(fit_rival(name, cases[which], settings), cases[which]), cases[which])
         tuned[name] = {"validation": value, "seen": which, **settings, "seconds": time.monotonic() - started}
         _say(method, name, rows[name], tuned[name])
@@ -293,7 +297,10 @@ def run_split(method: str, path: Path) -> dict[str, Any]:
     score = tuner(path, content, folds["liked"])
     for name, kept in ((OWN, {}), (f"{OWN}, nothing ages", AGELESS)):
         started = time.monotonic()
-        value, settings = tune_own(score, kept)
+        if before:
+            value, _, settings = _again(before[name])
+        else:
+            value, settings = tune_own(score, kept)
         tuned[name] = {"validation": value, **settings, "seconds": time.monotonic() - started}
         mine = parse_job(with_settings(content, settings), str(path))
         for row, one in variants(mine) if name == OWN else [(name, mine)]:
@@ -301,6 +308,11 @@ def run_split(method: str, path: Path) -> dict[str, Any]:
             _say(method, row, rows[row], tuned.get(row, {}))
     found = compare_rows(rows, [name for name in GRIDS if name not in AGED])
     return {"ratio": found["ratio"], **_ratios(found), "about": cases["liked"].about, "tuned": tuned, **found}
+
+
+def _again(tuned: Mapping[str, Any]) -> tuple[float, str, dict[str, Any]]:
+    rest = {k: v for k, v in tuned.items() if k not in ("validation", "seen", "seconds")}
+    return float(tuned["validation"]), str(tuned.get("seen", "")), rest
 
 
 def _ratios(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -335,14 +347,18 @@ def main() -> None:
     parser.add_argument("--encoder", choices=["minilm", "lite"], default="minilm")
     parser.add_argument("--cache", default=os.path.join(tempfile.gettempdir(), "unisono-ml-100k"))
     parser.add_argument("--workers", type=int, default=1, help="splits at once")
+    parser.add_argument("--tuned", help="an earlier JSON: take its settings instead of tuning")
     parser.add_argument("--out", help="a file for the JSON, too")
     args = parser.parse_args()
+    earlier = json.loads(Path(args.tuned).read_text())["splits"] if args.tuned else {}
+    before = {split: found["tuned"] for split, found in earlier.items()}
     with tempfile.TemporaryDirectory(prefix="unisono-ranking-") as home:
         path = write_job(fetch(Path(args.cache)), Path(home), encoder_of(args.encoder))
         command = [sys.executable, "-m", "pipelines.cli", "embed", "--config", str(path)]
         subprocess.run(command, check=True, stdout=sys.stderr)
         with ProcessPoolExecutor(args.workers) as pool:
-            found = dict(zip(args.splits, pool.map(run_split, args.splits, [path] * len(args.splits)), strict=True))
+            parts = pool.map(run_split, args.splits, [path] * len(args.splits), [before.get(s) for s in args.splits])
+            found = dict(zip(args.splits, parts, strict=True))
     grids = {OWN: OWN_GRID, **GRIDS}
     ratios = {split: found[split]["ratio"] for split in found}
     new = {split: found[split]["ratio_on_new items, among new"] for split in found}

@@ -161,7 +161,11 @@ def serve(job: Job, case: Case, items: Items | None = None) -> Lists:
 
 
 def serve_baseline(score: Scorer, case: Case, exclude_seen: bool = True) -> Lists:
-    """Ranks by a baseline's scores; ties by hash of the item's id."""
+    """Ranks by a baseline's scores.
+
+    Equal scores come in an order drawn anew for each user, by hash: one order for all would be one draw, and what a
+    method that knows nothing of new items finds among them a matter of luck.
+    """
     started = time.monotonic()
     every = rank_by_scores(score, case, case.width, exclude_seen)
     new = rank_by_scores(score, case, case.width, exclude_seen, ~case.new)
@@ -172,7 +176,7 @@ def rank_by_scores(
     score: Scorer, case: Case, width: int, exclude_seen: bool = True, hidden: np.ndarray | None = None
 ) -> Ranked:
     """Gives the first `width` items of each user, less what they have seen and bool [items] `hidden`."""
-    tie = np.argsort(hash_ids(case.embeddings["item_id"]), kind="stable")
+    items, users = hash_ids(case.embeddings["item_id"]), hash_ids(case.who)
     order = np.argsort(case.seen[0], kind="stable")
     seen = case.seen[0][order], case.seen[1][order]
     parts = []
@@ -183,12 +187,12 @@ def rank_by_scores(
             scores[seen[0][first:last] - start, seen[1][first:last]] = -np.inf
         if hidden is not None:
             scores[:, hidden] = -np.inf
-        parts.append(_best(scores, tie, width))
+        mixed = (users[start : start + _USERS_AT_ONCE, None] ^ items) * np.uint64(0x9E3779B97F4A7C15)
+        parts.append(_best(scores, mixed ^ (mixed >> np.uint64(32)), width))
     return Ranked(np.concatenate([p.items for p in parts]), np.concatenate([p.scores for p in parts]))
 
 
 def _best(scores: np.ndarray, tie: np.ndarray, width: int) -> Ranked:
-    shuffled = scores[:, tie]
-    order = np.argsort(-shuffled, axis=1, kind="stable")[:, :width]
-    values = np.take_along_axis(shuffled, order, 1)
-    return Ranked(np.where(values > -np.inf, tie[order], -1), values)
+    order = np.lexsort((tie, -scores))[:, :width]
+    values = np.take_along_axis(scores, order, 1)
+    return Ranked(np.where(values > -np.inf, order, -1), values)
