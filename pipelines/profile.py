@@ -26,11 +26,14 @@ class Log:
     Attributes:
         events: of this run's log.
         known: these, and of an incremental run the newest earlier ones that the published state keeps.
+        counted: what the popularity of items is counted from: `known`, or the same rows before the shuffle, so
+            that shards need not wait between their grouping and their profiles.
         state: (shard, table) of the published state; None: there is none.
     """
 
     events: beam.PCollection
     known: beam.PCollection
+    counted: beam.PCollection
     state: beam.PCollection | None
 
 
@@ -42,14 +45,15 @@ def read_log(root: beam.Pipeline, plan: Plan, out: Outputs) -> Log:
     out.counts.append(read["rows"] | "CountEvents" >> beam.Map(lambda n: ("interactions.rows", n)))
     events = read["events"] | "ShardByUser" >> ShardByUser(plan.user_shards, plan.interactions)
     if not plan.state:
-        return Log(events, events, None)
+        unshuffled = read["events"] | "Unshuffled" >> beam.Map(lambda t: (0, t)).with_output_types(ShardTable)
+        return Log(events, events, unshuffled, None)
     state = root | "PublishedState" >> beam.Create(plan.state) | "ReadState" >> ReadShards(plan.store)
     known = (
         {"events": events, "state": state}
         | "Remember" >> beam.CoGroupByKey()
         | "Remembered" >> beam.MapTuple(_remember).with_output_types(ShardTable)
     )
-    return Log(events, known, state)
+    return Log(events, known, known, state)
 
 
 def _remember(shard: int, both: dict[str, Iterable[pa.Table]]) -> ShardTable:
@@ -72,7 +76,7 @@ def build(root: beam.Pipeline, plan: Plan, log: Log, after: beam.PCollection | N
     if items is None:
         assert plan.base is not None
         items = root | "PublishedItems" >> beam.Create(plan.base.part("items"))
-    popularity = log.known | "EventsPerItem" >> CountItems()
+    popularity = log.counted | "EventsPerItem" >> CountItems()
     keep = bool(plan.job.profiles.incremental)
     built = log.events | "BuildProfiles" >> BuildProfiles(
         beam.pvalue.AsList(items), plan.job.profile_spec, plan.store.root, None, popularity, log.state, keep

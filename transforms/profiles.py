@@ -236,9 +236,8 @@ def profiles_of(sums: UserState, around: Surroundings, spec: ProfileSpec) -> tup
     vectors = scaled.astype(np.float32)
     recent = sums.recent
     weight = recent.weight * decay(np.repeat(sums.newest, recent.counts) - recent.time, spec.half_life_days)
-    views = {
-        m: view_modality(recent, weight, around.modalities[m], vectors, spec.temperature) for m in spec.modalities
-    }
+    temperature = spec.temperature if spec.delta < 1 else None
+    views = {m: view_modality(recent, weight, around.modalities[m], vectors, temperature) for m in spec.modalities}
     if spec.delta < 1:
         refined = refine_profiles(vectors, views, spec.delta)
         vectors = np.where(cold[:, None], vectors, refined)
