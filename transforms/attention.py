@@ -86,7 +86,7 @@ def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
 
     @numba.njit(nogil=True)
     def lacking(v):  # type: ignore[no-untyped-def]
-        for d in range(len(v)):
+        for d in range(len(v)):  # noqa: SIM110, numba knows no generators within `all`
             if v[d] != 0:
                 return False
         return True

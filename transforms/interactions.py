@@ -282,8 +282,8 @@ class _CleanFn(beam.DoFn):
 class ShardByUser(beam.PTransform):
     """Groups events into shards by a stable hash of their user; every shard comes out, empty ones too.
 
-    Takes the `events` of `ReadInteractions`, gives `(shard, pa.Table)`. Rows of a shard lie as they arrived,
-    which differs from run to run: what follows must not depend on it.
+    Takes the `events` of `ReadInteractions` (a table at least), gives `(shard, pa.Table)`. Rows of a shard lie as
+    they arrived, which differs from run to run: what follows must not depend on it.
     """
 
     def __init__(self, shards: int, interactions: Interactions) -> None:
@@ -292,21 +292,35 @@ class ShardByUser(beam.PTransform):
         self._empty = interactions.schema.empty_table()
 
     def expand(self, events: beam.PCollection) -> beam.PCollection:
-        shards, empty = self._shards, self._empty
-        pieces = events | "Split" >> beam.FlatMap(
-            lambda t: split_by_shard(t, shard_of(t["user_id"], shards))
-        ).with_output_types(ShardTable)
-        every = (
-            events.pipeline
-            | "EveryShard" >> beam.Create(range(shards))
-            | "Empty" >> beam.Map(lambda s: (s, empty)).with_output_types(ShardTable)
-        )
         return (
-            (pieces, every)
-            | "Flatten" >> beam.Flatten()
+            events
+            | "Split" >> beam.ParDo(_SplitFn(self._shards, self._empty)).with_output_types(ShardTable)
             | "Group" >> beam.GroupByKey()
             | "Merge" >> beam.MapTuple(_merge_shard).with_output_types(ShardTable)
         )
+
+
+class _SplitFn(beam.DoFn):
+    """Splits tables by shard; of the first of a bundle also the shards that none of its rows is in.
+
+    So every shard comes out, for there is a table at least, and a bundle that fails is done again whole. Flattening
+    events with a list of shards would do the same, and send every event through one more stage.
+    """
+
+    def __init__(self, shards: int, empty: pa.Table) -> None:
+        self._shards, self._empty, self._first = shards, empty, True
+
+    def start_bundle(self) -> None:
+        self._first = True
+
+    def process(self, table: pa.Table) -> Iterable[ShardTable]:
+        missing = set(range(self._shards)) if self._first else set()
+        self._first = False
+        for shard, piece in split_by_shard(table, shard_of(table["user_id"], self._shards)):
+            missing.discard(shard)
+            yield shard, piece
+        for shard in sorted(missing):
+            yield shard, self._empty
 
 
 def _merge_shard(shard: int, tables: Iterable[pa.Table]) -> ShardTable:

@@ -23,10 +23,12 @@ from transforms.interests import find_interests, interest_type
 from transforms.item_matrix import HasPath, ItemMatrix, first_schema, modality_vectors, per_process
 from transforms.progress import NAMESPACE, advance
 from transforms.tables import ShardTable, to_vector_column
+from transforms.threads import InOrder, at_end_of_bundle
 from transforms.user_state import (
     HALF_LIFE,
     SPACE,
     UserState,
+    add_rows,
     check_state,
     decay,
     merge_states,
@@ -152,10 +154,7 @@ def popular_direction(counts: pa.Table, items: ItemMatrix) -> np.ndarray | None:
     n = np.zeros(len(items))
     n[rows[known]] = counts["n"].to_numpy()[known]
     picked = np.flatnonzero(n)
-    total = np.zeros(items.dim)
-    for start in range(0, len(picked), 65_536):  # of a memory map, never all at once
-        part = picked[start : start + 65_536]
-        total += n[part] @ np.asarray(items.vectors)[part].astype(np.float64)
+    total = add_rows(items.vectors, picked, n[picked], np.array([0, len(picked)]))[0]
     norm = float(np.linalg.norm(total))
     return (total / norm).astype(np.float32) if norm > _MIN_RELATIVE_NORM * n.sum() else None
 
@@ -265,9 +264,7 @@ def _interests(
     sums: UserState, weight: np.ndarray, cold: np.ndarray, items: ItemMatrix, spec: ProfileSpec
 ) -> pa.Array:
     """The interests of warm users; empty lists for the others."""
-    warm = np.repeat(~cold, sums.recent.counts)
-    if spec.interests == 0:
-        warm[:] = False
+    warm = np.repeat(~cold & (spec.interests > 0), sums.recent.counts)
     history = sums.recent.keep(warm)
     return find_interests(history, weight[warm], items, max(spec.interests, 1), spec.interest_split)
 
@@ -330,6 +327,9 @@ class _BuildProfilesFn(beam.DoFn):
         self._said: dict[bytes, bytes] = {}  # the metadata of the items' files
         self._space: dict[bytes, bytes] = {}
 
+    def start_bundle(self) -> None:
+        self._ahead: InOrder[tuple[int, Built]] = InOrder()
+
     def process(
         self,
         element: tuple[int, tuple[pa.Table, pa.Table | None]],
@@ -342,7 +342,18 @@ class _BuildProfilesFn(beam.DoFn):
         assert self._around is not None
         if state is not None:
             check_state(state, self._said, self._around.items.dim, self._spec.half_life_days)
-        built = build_profiles(events, self._around, self._spec, state)
+        for done in self._ahead.put(self._build, shard, events, state):
+            yield from self._give(*done)
+
+    def finish_bundle(self) -> Iterable[object]:
+        yield from at_end_of_bundle(output for done in self._ahead.rest() for output in self._give(*done))
+
+    def _build(self, shard: int, events: pa.Table, state: pa.Table | None) -> tuple[int, Built]:
+        assert self._around is not None
+        return shard, build_profiles(events, self._around, self._spec, state)
+
+    def _give(self, shard: int, built: Built) -> Iterable[object]:
+        assert self._around is not None
         for name, n in built.counts.items():
             Metrics.counter(NAMESPACE, name).inc(n)
             yield beam.pvalue.TaggedOutput("counts", (name, n))
@@ -352,7 +363,7 @@ class _BuildProfilesFn(beam.DoFn):
             yield beam.pvalue.TaggedOutput("state", (shard, table.replace_schema_metadata(marks)))
         if built.dead.num_rows:
             yield beam.pvalue.TaggedOutput("dead", built.dead)
-        advance("profiles", done=events.num_rows, dead=built.dead.num_rows)
+        advance("profiles", done=built.counts["events.rows"], dead=built.dead.num_rows)
         yield shard, built.users.replace_schema_metadata(self._space)
 
     def _open(self, items: Sequence[str | HasPath], popularity: pa.Table | None) -> None:

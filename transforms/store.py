@@ -17,6 +17,7 @@ from transforms import files
 from transforms.errors import JobError
 from transforms.progress import advance
 from transforms.tables import ShardTable, pack_vectors, unpack_vectors
+from transforms.threads import InOrder, at_end_of_bundle
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _FORMAT = 1  # of the manifest
@@ -242,12 +243,23 @@ class _WriteShardFn(beam.DoFn):
         self._store, self._run_id, self._part, self._shards = store, run_id, part, shards
         self._metadata = metadata
 
+    def start_bundle(self) -> None:
+        self._ahead: InOrder[FileRecord] = InOrder()
+
     def process(self, element: ShardTable) -> Iterable[FileRecord]:
-        shard, table = element
+        for record in self._ahead.put(self._write, *element):
+            yield self._written(record)
+
+    def finish_bundle(self) -> Iterable[object]:
+        yield from at_end_of_bundle(self._written(record) for record in self._ahead.rest())
+
+    def _write(self, shard: int, table: pa.Table) -> FileRecord:
         path = shard_path(self._run_id, self._part, shard, self._shards)
-        data = table_bytes(table, self._metadata)
-        yield write_file(self._store, self._part, path, data, shard, table.num_rows)
-        advance(f"write-{self._part}", done=table.num_rows)
+        return write_file(self._store, self._part, path, table_bytes(table, self._metadata), shard, table.num_rows)
+
+    def _written(self, record: FileRecord) -> FileRecord:
+        advance(f"write-{self._part}", done=record.rows)
+        return record
 
 
 def read_json(store: Store, path: str) -> Any:
