@@ -17,6 +17,7 @@ from transforms.errors import JobError, Reason
 from transforms.parquet import ParquetFile, ReadRowGroups, list_parquet, plain_type, require_column
 from transforms.progress import advance
 from transforms.tables import ShardTable, concat_tables, is_id_type, shard_of, split_by_shard
+from transforms.threads import InOrder, at_end_of_bundle
 
 STAGE = "interactions"
 TIME_TYPE = pa.timestamp("us", tz="UTC")
@@ -308,19 +309,24 @@ class _SplitFn(beam.DoFn):
     """
 
     def __init__(self, shards: int, empty: pa.Table) -> None:
-        self._shards, self._empty, self._first = shards, empty, True
+        self._shards, self._empty = shards, empty
 
     def start_bundle(self) -> None:
         self._first = True
+        self._ahead: InOrder[list[ShardTable]] = InOrder()
 
     def process(self, table: pa.Table) -> Iterable[ShardTable]:
-        missing = set(range(self._shards)) if self._first else set()
+        for pieces in self._ahead.put(self._split, table, self._first):
+            yield from pieces
         self._first = False
-        for shard, piece in split_by_shard(table, shard_of(table["user_id"], self._shards)):
-            missing.discard(shard)
-            yield shard, piece
-        for shard in sorted(missing):
-            yield shard, self._empty
+
+    def finish_bundle(self) -> Iterable[object]:
+        yield from at_end_of_bundle(piece for pieces in self._ahead.rest() for piece in pieces)
+
+    def _split(self, table: pa.Table, every: bool) -> list[ShardTable]:
+        pieces = list(split_by_shard(table, shard_of(table["user_id"], self._shards)))
+        missing = set(range(self._shards)) - {shard for shard, _ in pieces} if every else set()
+        return [*pieces, *((shard, self._empty) for shard in sorted(missing))]
 
 
 def _merge_shard(shard: int, tables: Iterable[pa.Table]) -> ShardTable:
