@@ -248,11 +248,14 @@ def compare(root: Path, dim: int, interests: bool) -> dict[str, float]:
         SystemExit: other users, events, times or nulls; or a vector, affinity or interest is off by over 1e-5.
     """
     names = ["user_id", "vector", "text_affinity", "events", "last_event"] + (["interests"] if interests else [])
+    cold = 0  # those who have events of unknown items only: a profile by the popular items, which the script has not
     # By parts: both hold half a gigabyte of vectors. Ours are sharded by hash, so theirs are matched by id.
     theirs = pq.read_table(root / "script", columns=names).combine_chunks()
     seen, worst, alike = 0, {"vector": 0.0, "text_affinity": 0.0}, []
     for path in sorted((root / "store/runs/r/users").glob("*.parquet")):
-        ours = pq.read_table(path, columns=names).combine_chunks()
+        ours = pq.read_table(path, columns=[*names, "cold"])
+        cold += pc.sum(ours["cold"]).as_py() or 0
+        ours = ours.filter(pc.invert(ours["cold"])).combine_chunks()
         mine = theirs.take(pc.index_in(ours["user_id"], theirs["user_id"].combine_chunks()))
         seen += len(ours)
         for name in ("user_id", "events", "last_event"):
@@ -268,6 +271,7 @@ def compare(root: Path, dim: int, interests: bool) -> dict[str, float]:
             alike.append(_interests_alike(ours["interests"], mine["interests"], dim))
     if seen != len(theirs) or max(worst.values()) > 1e-5:
         raise SystemExit(f"{seen} users and {len(theirs)}; largest differences {worst}")
+    worst["cold_users_of_unisono_alone"] = cold
     if interests:
         worst["users_of_equal_interests"] = round(float(np.concatenate(alike).mean()), 6)
     return worst

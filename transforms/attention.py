@@ -17,16 +17,22 @@ class ModalityView:
     """What a user's recent, liked items look like in one modality.
 
     Attributes:
-        vectors: float32 [u, dim], the direction of Σ w·v; zeros where the user has no item with the modality.
+        sums: float64 [u, dim], Σ w·v; zeros where the user has no item with the modality.
         affinity: float64 [u]: ‖Σ w·v‖ / Σ w, 1 where the items are all alike in this modality and near 0 where
             they are unlike; NaN without an item. Mardia and Jupp, "Directional Statistics", 2000: the mean
             resultant length.
         attended: float64 [u, dim]: Σ a·v with a ∝ w · exp(z·v / temperature), Σ a = 1; zeros without an item.
     """
 
-    vectors: np.ndarray
+    sums: np.ndarray
     affinity: np.ndarray
     attended: np.ndarray
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """The direction of each sum, float32 [u, dim]; zeros where there is none."""
+        length = np.sqrt(np.einsum("ud,ud->u", self.sums, self.sums))
+        return (self.sums / np.where(length > 0, length, 1.0)[:, None]).astype(np.float32)
 
 
 def view_modality(
@@ -56,9 +62,8 @@ def view_modality(
     in_threads(first, EVENTS_A_THREAD, look)
     length = np.sqrt(np.einsum("ud,ud->u", sums, sums))
     some = weights > 0
-    vectors = np.divide(sums, length[:, None], out=np.zeros_like(sums), where=length[:, None] > 0)
     affinity = np.divide(length, weights, out=np.full(users, np.nan), where=some)
-    return ModalityView(vectors.astype(np.float32), np.minimum(affinity, 1.0), attended)
+    return ModalityView(sums, np.minimum(affinity, 1.0), attended)
 
 
 def refine_profiles(profiles: np.ndarray, views: Mapping[str, ModalityView], delta: float) -> np.ndarray:

@@ -223,16 +223,18 @@ def profiles_of(sums: UserState, around: Surroundings, spec: ProfileSpec) -> tup
     personal = norm > _MIN_RELATIVE_NORM * sums.magnitudes
     cancelled = ~personal & (sums.magnitudes > 0)
     cold = ~personal | (sums.events < spec.min_events)
-    scaled = np.divide(sums.vectors, norm[:, None], out=np.zeros_like(sums.vectors), where=personal[:, None])
+    # Float64 divided into float32 at once; the cold, who are few, are put in afterwards.
+    vectors = np.empty(sums.vectors.shape, np.float32)
+    np.divide(sums.vectors, np.where(personal, norm, 1.0)[:, None], out=vectors, casting="same_kind")
     if around.prior is None:
         keep = ~cold
     else:
         keep = np.ones(len(cold), bool)
         mean = np.divide(norm, sums.magnitudes, out=np.zeros(len(norm)), where=personal)
-        mixed = scaled[cold] * (sums.events * mean)[cold, None] + spec.min_events * around.prior.astype(np.float64)
+        own = np.where(personal[cold, None], sums.vectors[cold] / np.where(personal, norm, 1.0)[cold, None], 0.0)
+        mixed = own * (sums.events * mean)[cold, None] + spec.min_events * around.prior.astype(np.float64)
         length = np.sqrt(np.einsum("ud,ud->u", mixed, mixed))[:, None]
-        scaled[cold] = np.divide(mixed, length, out=np.tile(around.prior, (len(mixed), 1)) * 1.0, where=length > 1e-6)
-    vectors = scaled.astype(np.float32)
+        vectors[cold] = np.divide(mixed, length, out=np.tile(around.prior, (len(mixed), 1)) * 1.0, where=length > 1e-6)
     recent = sums.recent
     weight = recent.weight * decay(np.repeat(sums.newest, recent.counts) - recent.time, spec.half_life_days)
     temperature = spec.temperature if spec.delta < 1 else None
@@ -253,20 +255,24 @@ def profiles_of(sums: UserState, around: Surroundings, spec: ProfileSpec) -> tup
     ]
     items = around.items
     schema = profile_schema(sums.user_ids.type, items.dim, items.id_type, spec.modalities, spec.modality_vectors)
-    return pa.table(columns, schema=schema).filter(pa.array(keep)), cancelled
+    table = pa.table(columns, schema=schema)
+    return table if keep.all() else table.filter(pa.array(keep)), cancelled
 
 
 def _modality_vectors(view: ModalityView) -> pa.Array:
-    return to_vector_column(view.vectors, np.any(view.vectors, axis=1))
+    vectors = view.vectors
+    return to_vector_column(vectors, np.any(vectors, axis=1))
 
 
 def _interests(
     sums: UserState, weight: np.ndarray, cold: np.ndarray, items: ItemMatrix, spec: ProfileSpec
 ) -> pa.Array:
     """The interests of warm users; empty lists for the others."""
-    warm = np.repeat(~cold & (spec.interests > 0), sums.recent.counts)
-    history = sums.recent.keep(warm)
-    return find_interests(history, weight[warm], items, max(spec.interests, 1), spec.interest_split)
+    if spec.interests == 0:
+        none = pa.array([], interest_type(items.dim, items.id_type).value_type)
+        return pa.ListArray.from_arrays(pa.array(np.zeros(len(cold) + 1, np.int32)), none)
+    warm = np.repeat(~cold, sums.recent.counts)
+    return find_interests(sums.recent.keep(warm), weight[warm], items, spec.interests, spec.interest_split)
 
 
 # --- Beam --------------------------------------------------------------------------------------------------

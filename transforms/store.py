@@ -146,7 +146,8 @@ def shard_path(run_id: str, part: str, shard: int, shards: int) -> str:
 def table_bytes(table: pa.Table, metadata: Mapping[str, str] | None = None) -> memoryview:
     """Lays a table out as one Parquet file in one row group.
 
-    Vectors are left uncompressed (they do not compress) and without dictionaries; the rest is zstd.
+    Vectors are left uncompressed (they do not compress), without dictionaries and without statistics; the rest is
+    zstd.
     """
     table = pack_vectors(table)
     own = {f"unisono.{k}": v for k, v in (metadata or {}).items()}
@@ -160,6 +161,7 @@ def table_bytes(table: pa.Table, metadata: Mapping[str, str] | None = None) -> m
         row_group_size=max(table.num_rows, 1),
         compression={p: "NONE" if p in vectors else "ZSTD" for p in leaves},
         use_dictionary=[p for p in leaves if p not in vectors],
+        write_statistics=[p for p in leaves if p not in vectors],
     )
     return memoryview(sink.getvalue())
 
