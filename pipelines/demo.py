@@ -27,13 +27,13 @@ _QUERIES = ("small teal kettle", "vintage guitar", "dark mountain backpack")
 
 
 def run_demo(out: str, items: int) -> None:
-    """Makes the shop under `out`, runs embed and profile on it, prints what came out."""
+    """Makes the shop under `out`, runs embed, profile and recommend on it, prints what came out."""
     console = plain_console()
     base = Path(out)
     console.print(f"synthetic shop of {items:,} items in {base / 'shop'}", highlight=False)
     shop = generate_shop(base / "shop", items=items)
     job = write_job(base, shop)
-    manifest = run_job(str(job), None, [], items=True, users=True)
+    manifest = run_job(str(job), None, [], items=True, users=True, recommend=True)
     assert manifest is not None  # a local run waits for its end
     store = Store(str(base / "store"))
     print_recovery(console, store, manifest, shop)
@@ -63,6 +63,7 @@ def write_job(base: Path, shop: ShopPaths) -> Path:
             "weights": {"view": 1, "cart": 3, "purchase": 5, "dislike": -3},
         },
         "profiles": {"half_life_days": 30},
+        "ranking": {"k": 50},
         "limits": {"max_dead_letter_fraction": 0.2 if shop.counts["items"] < 500 else 0.02},
     }
     path.write_text("# synthetic data, made by `unisono demo`\n" + yaml.safe_dump(body, sort_keys=False))
