@@ -194,6 +194,7 @@ class RankingConfig(_Section):
     filter: str | None = None
     diversity: Annotated[float, Field(ge=0, le=1)] = 0.0
     popularity_penalty: Annotated[float, Field(ge=0)] = 0.0
+    popularity_boost: Annotated[float, Field(ge=0)] = 0.0
     slices: Positive = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -368,7 +369,8 @@ class Job(_Section):
         at = self.ranking or RankingConfig()
         weights = tuple(sorted(at.weights.items()))
         return RankingSpec(
-            at.k, at.interests, at.fusion, weights, at.diversity, at.popularity_penalty, at.slices, at.device
+            at.k, at.interests, at.fusion, weights, at.diversity, at.popularity_penalty, at.slices, at.device,
+            at.popularity_boost,
         )
 
     @model_validator(mode="after")

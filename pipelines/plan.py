@@ -193,7 +193,7 @@ def _check_log(job: Job) -> Interactions:
 
 
 def _needs_log(job: Job) -> bool:
-    return bool(job.ranking and (job.ranking.exclude_seen or job.ranking.popularity_penalty))
+    return bool(job.ranking and (job.ranking.exclude_seen or job.ranking_spec.popularity_cost))
 
 
 def _check_ranking(job: Job) -> tuple[str, ...]:

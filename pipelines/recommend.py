@@ -42,9 +42,9 @@ def build(
         users = root | "UsersToServe" >> beam.Create(plan.base.part("users"))
     shards = users | "ReadUsers" >> ReadShards(plan.store)
     pairs = None
-    if events is not None and (at.exclude_seen or at.popularity_penalty):
+    if events is not None and (at.exclude_seen or spec.popularity_cost):
         pairs = events | "SeenPairs" >> beam.MapTuple(lambda s, t: (s, distinct_pairs(t))).with_output_types(ShardTable)
-    popularity = pairs | "Popularity" >> CountItems() if pairs is not None and at.popularity_penalty else None
+    popularity = pairs | "Popularity" >> CountItems() if pairs is not None and spec.popularity_cost else None
     seen = pairs if at.exclude_seen else None
     ranked = (
         _with_seen(shards, seen)

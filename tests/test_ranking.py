@@ -206,8 +206,10 @@ def test_no_users(shop):
         ({"weights": (("text", 1.0),)}, "ranking.weights: weigh modalities of late fusion"),
         ({"diversity": 1.5}, "ranking.diversity: 1.5"),
         ({"popularity_penalty": -1.0}, "ranking.popularity_penalty: -1.0"),
+        ({"popularity_boost": -1.0}, "ranking.popularity_boost: -1.0"),
+        ({"popularity_boost": 1.0, "popularity_penalty": 1.0}, "ranking.popularity_boost: works against"),
     ],
-    ids=["interests", "fusion", "weights", "diversity", "penalty"],
+    ids=["interests", "fusion", "weights", "diversity", "penalty", "boost", "both"],
 )
 def test_settings_that_are_refused(options, says):
     with pytest.raises(JobError, match=says):

@@ -38,6 +38,7 @@ class RankingSpec:
         diversity: 0 (none) to 1: how much likeness to items higher in the list counts against an item.
         popularity_penalty: taken off the score of the most popular item, and of the others in proportion to
             the logarithm of 1 + their interactions.
+        popularity_boost: added instead, by the same measure: what everybody turns to is likelier for each, too.
         slices: parts the items are split into, each searched on its own: more than 1 where one worker cannot
             hold all item vectors.
         device: `auto` (CUDA where torch finds it), `cpu` or `cuda`.
@@ -51,6 +52,7 @@ class RankingSpec:
     popularity_penalty: float = 0.0
     slices: int = 1
     device: str = "auto"
+    popularity_boost: float = 0.0
 
     def __post_init__(self) -> None:
         if self.interests not in INTERESTS:
@@ -61,8 +63,16 @@ class RankingSpec:
             raise JobError("ranking.weights: weigh modalities of late fusion; set ranking.fusion: late, or leave out")
         if not 0 <= self.diversity <= 1:
             raise JobError(f"ranking.diversity: {self.diversity}; give a number from 0 to 1")
-        if not 0 <= self.popularity_penalty < np.inf:
-            raise JobError(f"ranking.popularity_penalty: {self.popularity_penalty}; give a number of 0 or more")
+        for key in ("popularity_penalty", "popularity_boost"):
+            if not 0 <= (value := getattr(self, key)) < np.inf:
+                raise JobError(f"ranking.{key}: {value}; give a number of 0 or more")
+        if self.popularity_penalty and self.popularity_boost:
+            raise JobError("ranking.popularity_boost: works against ranking.popularity_penalty; leave one of them out")
+
+    @property
+    def popularity_cost(self) -> float:
+        """What is taken off the score of the most popular item; negative where popularity counts for an item."""
+        return self.popularity_penalty - self.popularity_boost
 
     @property
     def pool(self) -> int:
@@ -161,7 +171,8 @@ def late_matrix(parts: Mapping[str, np.ndarray], weights: Mapping[str, float]) -
 def item_bias(
     items: ItemMatrix, hidden: Sequence[pa.Table], popularity: pa.Table | None, penalty: float
 ) -> np.ndarray:
-    """Gives what is added to each item's scores: −inf for hidden ones, −penalty · log(1 + n) / log(1 + max n).
+    """Gives what is added to each item's scores: −inf for hidden ones, −penalty · log(1 + n) / log(1 + max n) (a
+    boost where the penalty is negative).
 
     Args:
         hidden: tables with `item_id`.
@@ -373,7 +384,7 @@ class _RankSliceFn(beam.DoFn):
         self, files: Sequence[str | HasPath], hidden: Sequence[pa.Table], popularity: Sequence[pa.Table]
     ) -> Shelf:
         items = per_process(files, self._root, self._cache_dir)
-        bias = item_bias(items, hidden, next(iter(popularity), None), self._spec.popularity_penalty)
+        bias = item_bias(items, hidden, next(iter(popularity), None), self._spec.popularity_cost)
         if self._spec.fusion == "early":
             return Shelf(items, np.asarray(items.vectors), bias)
         parts = {m: modality_vectors(files, m, self._root, self._cache_dir) for m in self._modalities}
