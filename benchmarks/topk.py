@@ -6,17 +6,22 @@
 
 The bare loop holds nothing but `torch.matmul` and `torch.topk` (or NumPy's `matmul` and `argpartition`) over
 blocks and the merge of their results; the better of the block sizes tried counts. It runs over `--bare-users`
-of the users, since its time is linear in them.
+of the users, since its time is linear in them. Prints one JSON object, the ratio first.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import resource
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from transforms.topk import top_items
 
 
@@ -57,7 +62,7 @@ def bare_torch(queries: np.ndarray, items: np.ndarray, k: int, rows: int, column
 
 
 def main() -> None:
-    """Prints both rates, their ratio, and how many of the first places agree."""
+    """Prints one JSON object: the ratio, both rates, and for how many users the same items come out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", type=int, default=100_000)
     parser.add_argument("--items", type=int, default=100_000)
@@ -71,9 +76,6 @@ def main() -> None:
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     items /= np.linalg.norm(items, axis=1, keepdims=True)
     n = min(args.bare_users, args.users)
-    print(f"{args.users:,} users × {args.items:,} items × {args.dim}, top {args.k}, {args.device}, "
-          f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")  # fmt: skip
-
     top_items(queries[:64], items[:5000], args.k, device=args.device)  # compiles
     bare: dict[str, float] = {}
     reference = None
@@ -93,16 +95,25 @@ def main() -> None:
             )
             bare[f"{kind} {rows} × {columns}"] = n / (time.perf_counter() - started)
             reference = found
-            print(f"  bare {kind:5} blocks of {rows} × {columns}: {bare[f'{kind} {rows} × {columns}']:,.0f} users/s")
     started = time.perf_counter()
     mine, _ = top_items(queries, items, args.k, device=args.device)
     rate = args.users / (time.perf_counter() - started)
     best = max(bare.values())
     assert reference is not None
     same = float((np.sort(mine[:n], 1) == np.sort(reference, 1)).all(1).mean())
-    flops = rate * args.items * args.dim * 2
-    print(f"  unisono: {rate:,.0f} users/s ({flops / 1e9:,.0f} GFLOP/s), {rate / best:.2f} of the best bare rate")
-    print(f"  same {args.k} items as the bare loop for {same:.2%} of {n:,} users (it ranks by float32 scores)")
+    result = {
+        "ratio": round(rate / best, 3),
+        "unisono_users_per_s": round(rate, 1),
+        "bare_users_per_s": {name: round(r, 1) for name, r in bare.items()},
+        "unisono_gflop_per_s": round(rate * args.items * args.dim * 2 / 1e9, 1),
+        # The bare loop ranks by float32 scores, whose last digits may swap the items about the k-th place.
+        "users_with_the_same_items": round(same, 5),
+        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
+        **{name: getattr(args, name) for name in ("users", "items", "dim", "k", "bare_users", "device")},
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+    }
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

@@ -27,22 +27,23 @@ _QUERIES = ("small teal kettle", "vintage guitar", "dark mountain backpack")
 
 
 def run_demo(out: str, items: int) -> None:
-    """Makes the shop under `out`, runs embed and profile on it, prints what came out."""
+    """Makes the shop under `out`, runs embed, profile and recommend on it, prints what came out."""
     console = plain_console()
     base = Path(out)
     console.print(f"synthetic shop of {items:,} items in {base / 'shop'}", highlight=False)
     shop = generate_shop(base / "shop", items=items)
-    job = write_job(base, shop)
-    manifest = run_job(str(job), None, [], items=True, users=True)
+    job = write_job(base, shop, behaviour=True)
+    manifest = run_job(str(job), None, [], items=True, users=True, recommend=True)
     assert manifest is not None  # a local run waits for its end
     store = Store(str(base / "store"))
     print_recovery(console, store, manifest, shop)
     print_searches(console, store, shop)
-    console.print(f"\njob file {job}\ntry: unisono search --store {store.root} --text 'red lamp'", highlight=False)
+    console.print(f"\njob file {job}\ntry: unisono search --store {store.root} --text 'red lamp'"
+        f"\nor: unisono recommend --config {job}", highlight=False)
 
 
-def write_job(base: Path, shop: ShopPaths) -> Path:
-    """Writes the demo's job file: what a user would write for such a shop."""
+def write_job(base: Path, shop: ShopPaths, behaviour: bool = False) -> Path:
+    """Writes the demo's job file: what a user would write for such a shop; `behaviour` as a modality is a choice."""
     path = base / "job.yaml"
     body = {
         "store": "store",
@@ -63,8 +64,11 @@ def write_job(base: Path, shop: ShopPaths) -> Path:
             "weights": {"view": 1, "cart": 3, "purchase": 5, "dislike": -3},
         },
         "profiles": {"half_life_days": 30},
+        "ranking": {"k": 50, "popularity_bonus": 0.6},
         "limits": {"max_dead_letter_fraction": 0.2 if shop.counts["items"] < 500 else 0.02},
     }
+    if behaviour:
+        body["behaviour"] = {}
     path.write_text("# synthetic data, made by `unisono demo`\n" + yaml.safe_dump(body, sort_keys=False))
     return path
 
@@ -96,6 +100,39 @@ def heldout_retrieval(embeddings: pa.Table, dim: int = 64) -> dict[str, tuple[fl
         out[f"{a} → {b}"] = (quality.retrieval(ya, yb, (10,))["recall@10"], chance)
         out[f"{b} → {a}"] = (quality.retrieval(yb, ya, (10,))["recall@10"], chance)
     return out
+
+
+def served_recall(served: pa.Table, shop: ShopPaths, k: int) -> tuple[pa.Array, np.ndarray]:
+    """Gives users and of each the part of the held-out items that is among the first k recommended, float64 [users]."""
+    heldout = pq.read_table(shop.heldout)
+    user = pc.index_in(heldout["user_id"], served["user_id"].combine_chunks()).drop_null().to_numpy()
+    per_user = np.bincount(user, minlength=len(served))
+    lists = served["item_ids"].combine_chunks()
+    place = np.arange(len(lists.flatten())) - np.repeat(lists.offsets.to_numpy()[:-1], pc.list_value_length(lists))
+    first = pa.array(place < k)
+    shown = pa.table({
+        "user_id": served["user_id"].combine_chunks().take(pc.list_parent_indices(lists)).filter(first),
+        "item_id": lists.flatten().filter(first),
+    })  # fmt: skip
+    hits = shown.join(heldout, ["user_id", "item_id"], join_type="inner")["user_id"]
+    found = np.bincount(pc.index_in(hits, served["user_id"].combine_chunks()).to_numpy(), minlength=len(served))
+    some = per_user > 0
+    return served["user_id"].combine_chunks().filter(pa.array(some)), found[some] / per_user[some]
+
+
+def popular_items(users: pa.Table, shop: ShopPaths, k: int) -> pa.Table:
+    """Recommends each user the items of the most events that the user has none with: user_id, item_ids."""
+    log, ids = pq.read_table(shop.interactions), pq.read_table(shop.catalog, columns=["item_id"])["item_id"]
+    log = log.filter(pc.is_in(log["item_id"], ids.combine_chunks()))
+    item = pc.index_in(log["item_id"], ids.combine_chunks()).to_numpy()
+    user = pc.index_in(log["user_id"], users["user_id"].combine_chunks()).to_numpy()
+    n = np.tile(np.bincount(item, minlength=len(ids)).astype(np.float64), (len(users), 1))
+    n[user, item] = -1
+    best = np.argsort(-n, axis=1, kind="stable")[:, :k]
+    lists = pa.ListArray.from_arrays(
+        pa.array(np.arange(len(users) + 1, dtype=np.int32) * k), ids.combine_chunks().take(pa.array(best.reshape(-1)))
+    )
+    return pa.table({"user_id": users["user_id"], "item_ids": lists})
 
 
 def profile_recall(users: pa.Table, items: pa.Table, shop: ShopPaths, k: int) -> dict[str, float]:
@@ -169,6 +206,10 @@ def print_recovery(console: Console, store: Store, manifest: Manifest, shop: Sho
         found, chance = quality.same_label_neighbours(vectors, codes, 10), quality.chance_same_label(codes)
         row(f"10 nearest items of the same {label}", found, chance)
     row("10 items nearest a profile, of a planted taste", *taste_share(users, items, shop))
+    served = _read_part(store, manifest, "recommendations")
+    by_all = served_recall(popular_items(served, shop, 20), shop, 20)[1].mean()
+    found = served_recall(served, shop, 20)[1].mean()
+    row("later purchases in 20 recommended", found, 20 / len(items), f"{found / by_all:.1f} × popularity, {by_all:.3f}")
     recall = profile_recall(users, items, shop, 50)
     note = f"{recall['profiles'] / recall['chance']:.1f} × chance; popularity {recall['popularity']:.3f}"
     row("later purchases in a profile's top 50", recall["profiles"], recall["chance"], note)

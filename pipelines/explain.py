@@ -35,7 +35,7 @@ class Explanation:
     """A score and what it is made of.
 
     Attributes:
-        score: of user and item, before any popularity penalty.
+        score: of user and item, before any popularity penalty or bonus.
         query: what of the user was compared: `profile`, `interest 2 (item-7)`, `all interests`, `modalities`.
         modalities: (modality, part); the parts add up to the score.
         events: (item_id, time, weight, part) of the user's events, the largest first.

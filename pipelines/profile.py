@@ -28,12 +28,15 @@ class Log:
     Attributes:
         events: of this run's log.
         known: these, and of an incremental run the newest earlier ones that the published state keeps.
+        counted: what the popularity of items is counted from: `known`, or the same rows before the shuffle, so
+            that shards need not wait between their grouping and their profiles.
         state: (shard, table) of the published state; None: there is none.
         users_of_dead: (shard, table) of those who have events that became dead letters.
     """
 
     events: beam.PCollection
     known: beam.PCollection
+    counted: beam.PCollection
     state: beam.PCollection | None
     users_of_dead: beam.PCollection
 
@@ -50,7 +53,8 @@ def read_log(root: beam.Pipeline, plan: Plan, out: Outputs) -> Log:
     out.counts.append(read["rows"] | "CountEvents" >> beam.Map(lambda n: ("interactions.rows", n)))
     events = read["events"] | "ShardByUser" >> ShardByUser(plan.user_shards, plan.interactions)
     if not plan.state:
-        return Log(events, events, None, users_of_dead)
+        unshuffled = read["events"] | "Unshuffled" >> beam.Map(lambda t: (0, t)).with_output_types(ShardTable)
+        return Log(events, events, unshuffled, None, users_of_dead)
     state = root | "PublishedState" >> beam.Create(plan.state) | "ReadState" >> ReadShards(plan.store)
     state = forget_users(state, plan, out, "ForgetInState")
     known = (
@@ -58,7 +62,7 @@ def read_log(root: beam.Pipeline, plan: Plan, out: Outputs) -> Log:
         | "Remember" >> beam.CoGroupByKey()
         | "Remembered" >> beam.MapTuple(_remember).with_output_types(ShardTable)
     )
-    return Log(events, known, state, users_of_dead)
+    return Log(events, known, known, state, users_of_dead)
 
 
 def forget_users(shards: beam.PCollection, plan: Plan, out: Outputs, name: str) -> beam.PCollection:
@@ -91,7 +95,7 @@ def build(root: beam.Pipeline, plan: Plan, log: Log, after: beam.PCollection | N
         assert plan.base is not None
         items = root | "PublishedItems" >> beam.Create(plan.base.part("items"))
     noise, keep = plan.people.noise, bool(plan.job.profiles.incremental)
-    popularity = None if noise else log.known | "EventsPerItem" >> CountItems()
+    popularity = None if noise else log.counted | "EventsPerItem" >> CountItems()
     built = log.events | "BuildProfiles" >> BuildProfiles(
         beam.pvalue.AsList(items), plan.job.profile_spec, plan.store.root, None, popularity, log.state, keep,
         log.users_of_dead, noise,

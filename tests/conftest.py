@@ -1,6 +1,15 @@
 """Shared by the tests: a small synthetic shop, and the whole job run on it once."""
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+import os
+
+# Before NumPy and torch are loaded: with `pytest -n 2` each process would take every processor for its BLAS threads,
+# which then wait on each other.
+_THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, str(_THREADS))
 
 from pathlib import Path
 from typing import NamedTuple

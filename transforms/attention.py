@@ -8,7 +8,8 @@ from functools import cache
 
 import numpy as np
 
-from transforms.history import History
+from transforms.history import EVENTS_A_THREAD, History
+from transforms.threads import in_threads
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,20 +17,26 @@ class ModalityView:
     """What a user's recent, liked items look like in one modality.
 
     Attributes:
-        vectors: float32 [u, dim], the direction of Σ w·v; zeros where the user has no item with the modality.
+        sums: float64 [u, dim], Σ w·v; zeros where the user has no item with the modality.
         affinity: float64 [u]: ‖Σ w·v‖ / Σ w, 1 where the items are all alike in this modality and near 0 where
             they are unlike; NaN without an item. Mardia and Jupp, "Directional Statistics", 2000: the mean
             resultant length.
         attended: float64 [u, dim]: Σ a·v with a ∝ w · exp(z·v / temperature), Σ a = 1; zeros without an item.
     """
 
-    vectors: np.ndarray
+    sums: np.ndarray
     affinity: np.ndarray
     attended: np.ndarray
 
+    @property
+    def vectors(self) -> np.ndarray:
+        """The direction of each sum, float32 [u, dim]; zeros where there is none."""
+        length = np.sqrt(np.einsum("ud,ud->u", self.sums, self.sums))
+        return (self.sums / np.where(length > 0, length, 1.0)[:, None]).astype(np.float32)
+
 
 def view_modality(
-    history: History, weight: np.ndarray, matrix: np.ndarray, profiles: np.ndarray, temperature: float
+    history: History, weight: np.ndarray, matrix: np.ndarray, profiles: np.ndarray, temperature: float | None
 ) -> ModalityView:
     """Sums and attends over each user's recent events of items that have one modality.
 
@@ -38,19 +45,25 @@ def view_modality(
         weight: float64 [e], after decay; events that do not weigh more than 0 take no part.
         matrix: float32 [items, dim]: unit rows, zeros where an item lacks the modality.
         profiles: float32 [u, dim]: z, who attends.
-        temperature: above 0; the smaller, the more the nearest items count.
+        temperature: above 0; the smaller, the more the nearest items count. None: nobody asks what is attended to.
 
     Guarantees: sums are float64, in the order of the history: no order of rows shows.
     """
     users, dim = profiles.shape
-    sums, attended = np.zeros((users, dim)), np.zeros((users, dim))
-    weights = np.zeros(users)
-    _attend_kernel()(matrix, history.rows, weight, history.first, profiles, temperature, sums, weights, attended)
+    sums, weights = np.zeros((users, dim)), np.zeros(users)
+    attended = np.zeros((users, dim)) if temperature is not None else np.broadcast_to(0.0, (users, dim))
+    add, attend, first = *_kernels(), history.first
+
+    def look(a: int, b: int) -> None:
+        add(matrix, history.rows, weight, first[a : b + 1], sums[a:b], weights[a:b])
+        if temperature is not None:
+            attend(matrix, history.rows, weight, first[a : b + 1], profiles[a:b], temperature, attended[a:b])
+
+    in_threads(first, EVENTS_A_THREAD, look)
     length = np.sqrt(np.einsum("ud,ud->u", sums, sums))
     some = weights > 0
-    vectors = np.divide(sums, length[:, None], out=np.zeros_like(sums), where=length[:, None] > 0)
     affinity = np.divide(length, weights, out=np.full(users, np.nan), where=some)
-    return ModalityView(vectors.astype(np.float32), np.minimum(affinity, 1.0), attended)
+    return ModalityView(sums, np.minimum(affinity, 1.0), attended)
 
 
 def refine_profiles(profiles: np.ndarray, views: Mapping[str, ModalityView], delta: float) -> np.ndarray:
@@ -72,33 +85,47 @@ def refine_profiles(profiles: np.ndarray, views: Mapping[str, ModalityView], del
 
 
 @cache
-def _attend_kernel() -> Callable[..., None]:
-    """Compiles the two passes over a user's events."""
+def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
+    """Compiles the two passes over a user's events: what they add up to, and what is attended to."""
     import numba  # imported here, for `import transforms.attention` must stay light
 
     @numba.njit(nogil=True)
-    def attend(matrix, rows, weight, first, profiles, temperature, sums, weights, attended):  # type: ignore[no-untyped-def]
+    def lacking(v):  # type: ignore[no-untyped-def]
+        for d in range(len(v)):  # noqa: SIM110, numba knows no generators within `all`
+            if v[d] != 0:
+                return False
+        return True
+
+    @numba.njit(nogil=True)
+    def add(matrix, rows, weight, first, sums, weights):  # type: ignore[no-untyped-def]
+        for u in range(len(first) - 1):
+            total = sums[u]
+            for e in range(first[u], first[u + 1]):
+                w, v = weight[e], matrix[rows[e]]
+                if w <= 0 or lacking(v):
+                    continue
+                weights[u] += w
+                for d in range(len(v)):
+                    total[d] += w * v[d]
+
+    @numba.njit(nogil=True)
+    def attend(matrix, rows, weight, first, profiles, temperature, attended):  # type: ignore[no-untyped-def]
         dim = matrix.shape[1]
         for u in range(len(first) - 1):
             total = 0.0
             for e in range(first[u], first[u + 1]):
                 w, v = weight[e], matrix[rows[e]]
-                if w <= 0:
+                if w <= 0 or lacking(v):
                     continue
-                size, score = 0.0, 0.0
+                score = 0.0
                 for d in range(dim):
-                    size += np.float64(v[d]) * np.float64(v[d])
                     score += np.float64(v[d]) * np.float64(profiles[u, d])
-                if size == 0.0:
-                    continue
                 a = w * np.exp((score - 1.0) / temperature)  # a cosine is at most 1: nothing overflows
-                weights[u] += w
                 total += a
                 for d in range(dim):
-                    sums[u, d] += w * v[d]
                     attended[u, d] += a * v[d]
             if total > 0:
                 for d in range(dim):
                     attended[u, d] /= total
 
-    return attend
+    return add, attend

@@ -15,6 +15,7 @@ from transforms.tables import one_chunk
 
 STAGE = "profiles"
 DAY_US = 86_400_000_000
+EVENTS_A_THREAD = 4096  # what a loop over events spends on them is worth a thread
 _MINUTE_US = 60_000_000
 
 

@@ -19,6 +19,7 @@ from transforms.parquet import ParquetFile, ReadRowGroups, list_parquet, plain_t
 from transforms.progress import advance
 from transforms.pseudonyms import Pseudonyms
 from transforms.tables import ShardTable, concat_tables, is_id_type, one_chunk, shard_of, split_by_shard, with_column
+from transforms.threads import InOrder, at_end_of_bundle
 
 STAGE = "interactions"
 TIME_TYPE = pa.timestamp("us", tz="UTC")
@@ -322,8 +323,8 @@ def _users_without(table: pa.Table, events: pa.Table, at: Interactions) -> pa.Ta
 class ShardByUser(beam.PTransform):
     """Groups events into shards by a stable hash of their user; every shard comes out, empty ones too.
 
-    Takes the `events` of `ReadInteractions`, gives `(shard, pa.Table)`. Rows of a shard lie as they arrived,
-    which differs from run to run: what follows must not depend on it.
+    Takes the `events` of `ReadInteractions` (a table at least), gives `(shard, pa.Table)`. Rows of a shard lie as
+    they arrived, which differs from run to run: what follows must not depend on it.
     """
 
     def __init__(self, shards: int, interactions: Interactions) -> None:
@@ -332,18 +333,9 @@ class ShardByUser(beam.PTransform):
         self._empty = interactions.schema.empty_table()
 
     def expand(self, events: beam.PCollection) -> beam.PCollection:
-        shards, empty = self._shards, self._empty
-        pieces = events | "Split" >> beam.FlatMap(
-            lambda t: split_by_shard(t, shard_of(t["user_id"], shards))
-        ).with_output_types(ShardTable)
-        every = (
-            events.pipeline
-            | "EveryShard" >> beam.Create(range(shards))
-            | "Empty" >> beam.Map(lambda s: (s, empty)).with_output_types(ShardTable)
-        )
         return (
-            (pieces, every)
-            | "Flatten" >> beam.Flatten()
+            events
+            | "Split" >> beam.ParDo(_SplitFn(self._shards, self._empty)).with_output_types(ShardTable)
             | "Group" >> beam.GroupByKey()
             | "Merge" >> beam.MapTuple(_merge_shard).with_output_types(ShardTable)
         )
@@ -370,6 +362,34 @@ class GroupUsersOfDead(beam.PTransform):
 
 def _distinct_users(shard: int, tables: Iterable[pa.Table]) -> ShardTable:
     return shard, concat_tables(list(tables)).group_by("user_id").aggregate([])
+
+
+class _SplitFn(beam.DoFn):
+    """Splits tables by shard; of the first of a bundle also the shards that none of its rows is in.
+
+    So every shard comes out, for there is a table at least, and a bundle that fails is done again whole. Flattening
+    events with a list of shards would do the same, and send every event through one more stage.
+    """
+
+    def __init__(self, shards: int, empty: pa.Table) -> None:
+        self._shards, self._empty = shards, empty
+
+    def start_bundle(self) -> None:
+        self._first = True
+        self._ahead: InOrder[list[ShardTable]] = InOrder()
+
+    def process(self, table: pa.Table) -> Iterable[ShardTable]:
+        for pieces in self._ahead.put(self._split, table, self._first):
+            yield from pieces
+        self._first = False
+
+    def finish_bundle(self) -> Iterable[object]:
+        yield from at_end_of_bundle(piece for pieces in self._ahead.rest() for piece in pieces)
+
+    def _split(self, table: pa.Table, every: bool) -> list[ShardTable]:
+        pieces = list(split_by_shard(table, shard_of(table["user_id"], self._shards)))
+        missing = set(range(self._shards)) - {shard for shard, _ in pieces} if every else set()
+        return [*pieces, *((shard, self._empty) for shard in sorted(missing))]
 
 
 def _merge_shard(shard: int, tables: Iterable[pa.Table]) -> ShardTable:

@@ -24,10 +24,12 @@ from transforms.item_matrix import HasPath, ItemMatrix, first_schema, modality_v
 from transforms.noise import Draw, NoiseSpec, noised_profiles, secure_normal, withhold
 from transforms.progress import NAMESPACE, advance
 from transforms.tables import ShardTable, one_chunk, to_vector_column
+from transforms.threads import InOrder, at_end_of_bundle
 from transforms.user_state import (
     HALF_LIFE,
     SPACE,
     UserState,
+    add_rows,
     check_state,
     decay,
     merge_states,
@@ -153,10 +155,7 @@ def popular_direction(counts: pa.Table, items: ItemMatrix) -> np.ndarray | None:
     n = np.zeros(len(items))
     n[rows[known]] = counts["n"].to_numpy()[known]
     picked = np.flatnonzero(n)
-    total = np.zeros(items.dim)
-    for start in range(0, len(picked), 65_536):  # of a memory map, never all at once
-        part = picked[start : start + 65_536]
-        total += n[part] @ np.asarray(items.vectors)[part].astype(np.float64)
+    total = add_rows(items.vectors, picked, n[picked], np.array([0, len(picked)]))[0]
     norm = float(np.linalg.norm(total))
     return (total / norm).astype(np.float32) if norm > _MIN_RELATIVE_NORM * n.sum() else None
 
@@ -238,21 +237,22 @@ def profiles_of(sums: UserState, around: Surroundings, spec: ProfileSpec) -> tup
     personal = norm > _MIN_RELATIVE_NORM * sums.magnitudes
     cancelled = ~personal & (sums.magnitudes > 0)
     cold = ~personal | (sums.events < spec.min_events)
-    scaled = np.divide(sums.vectors, norm[:, None], out=np.zeros_like(sums.vectors), where=personal[:, None])
+    # Float64 divided into float32 at once; the cold, who are few, are put in afterwards.
+    vectors = np.empty(sums.vectors.shape, np.float32)
+    np.divide(sums.vectors, np.where(personal, norm, 1.0)[:, None], out=vectors, casting="same_kind")
     if around.prior is None:
         keep = ~cold
     else:
         keep = np.ones(len(cold), bool)
         mean = np.divide(norm, sums.magnitudes, out=np.zeros(len(norm)), where=personal)
-        mixed = scaled[cold] * (sums.events * mean)[cold, None] + spec.min_events * around.prior.astype(np.float64)
+        own = np.where(personal[cold, None], sums.vectors[cold] / np.where(personal, norm, 1.0)[cold, None], 0.0)
+        mixed = own * (sums.events * mean)[cold, None] + spec.min_events * around.prior.astype(np.float64)
         length = np.sqrt(np.einsum("ud,ud->u", mixed, mixed))[:, None]
-        scaled[cold] = np.divide(mixed, length, out=np.tile(around.prior, (len(mixed), 1)) * 1.0, where=length > 1e-6)
-    vectors = scaled.astype(np.float32)
+        vectors[cold] = np.divide(mixed, length, out=np.tile(around.prior, (len(mixed), 1)) * 1.0, where=length > 1e-6)
     recent = sums.recent
     weight = recent.weight * decay(np.repeat(sums.newest, recent.counts) - recent.time, spec.half_life_days)
-    views = {
-        m: view_modality(recent, weight, around.modalities[m], vectors, spec.temperature) for m in spec.modalities
-    }
+    temperature = spec.temperature if spec.delta < 1 else None
+    views = {m: view_modality(recent, weight, around.modalities[m], vectors, temperature) for m in spec.modalities}
     if spec.delta < 1:
         refined = refine_profiles(vectors, views, spec.delta)
         vectors = np.where(cold[:, None], vectors, refined)
@@ -269,22 +269,24 @@ def profiles_of(sums: UserState, around: Surroundings, spec: ProfileSpec) -> tup
     ]
     items = around.items
     schema = profile_schema(sums.user_ids.type, items.dim, items.id_type, spec.modalities, spec.modality_vectors)
-    return pa.table(columns, schema=schema).filter(pa.array(keep)), cancelled
+    table = pa.table(columns, schema=schema)
+    return table if keep.all() else table.filter(pa.array(keep)), cancelled
 
 
 def _modality_vectors(view: ModalityView) -> pa.Array:
-    return to_vector_column(view.vectors, np.any(view.vectors, axis=1))
+    vectors = view.vectors
+    return to_vector_column(vectors, np.any(vectors, axis=1))
 
 
 def _interests(
     sums: UserState, weight: np.ndarray, cold: np.ndarray, items: ItemMatrix, spec: ProfileSpec
 ) -> pa.Array:
     """The interests of warm users; empty lists for the others."""
-    warm = np.repeat(~cold, sums.recent.counts)
     if spec.interests == 0:
-        warm[:] = False
-    history = sums.recent.keep(warm)
-    return find_interests(history, weight[warm], items, max(spec.interests, 1), spec.interest_split)
+        none = pa.array([], interest_type(items.dim, items.id_type).value_type)
+        return pa.ListArray.from_arrays(pa.array(np.zeros(len(cold) + 1, np.int32)), none)
+    warm = np.repeat(~cold, sums.recent.counts)
+    return find_interests(sums.recent.keep(warm), weight[warm], items, spec.interests, spec.interest_split)
 
 
 def publish_noised(built: Built, noise: NoiseSpec, draw: Draw = secure_normal) -> Built:
@@ -364,6 +366,9 @@ class _BuildProfilesFn(beam.DoFn):
         self._said: dict[bytes, bytes] = {}  # the metadata of the items' files
         self._space: dict[bytes, bytes] = {}
 
+    def start_bundle(self) -> None:
+        self._ahead: InOrder[tuple[int, Built]] = InOrder()
+
     def process(
         self,
         element: tuple[int, tuple[pa.Table, pa.Table | None]],
@@ -377,9 +382,21 @@ class _BuildProfilesFn(beam.DoFn):
         assert self._around is not None
         if state is not None:
             check_state(state, self._said, self._around.items.dim, self._spec.half_life_days)
-        built = build_profiles(events, self._around, self._spec, state, users_of_dead.get(shard))
-        if self._noise:
-            built = publish_noised(built, self._noise)
+        for done in self._ahead.put(self._build, shard, events, state, users_of_dead.get(shard)):
+            yield from self._give(*done)
+
+    def finish_bundle(self) -> Iterable[object]:
+        yield from at_end_of_bundle(output for done in self._ahead.rest() for output in self._give(*done))
+
+    def _build(
+        self, shard: int, events: pa.Table, state: pa.Table | None, users_of_dead: pa.Table | None
+    ) -> tuple[int, Built]:
+        assert self._around is not None
+        built = build_profiles(events, self._around, self._spec, state, users_of_dead)
+        return shard, publish_noised(built, self._noise) if self._noise else built
+
+    def _give(self, shard: int, built: Built) -> Iterable[object]:
+        assert self._around is not None
         for name, n in built.counts.items():
             Metrics.counter(NAMESPACE, name).inc(n)
             yield beam.pvalue.TaggedOutput("counts", (name, n))
@@ -389,7 +406,7 @@ class _BuildProfilesFn(beam.DoFn):
             yield beam.pvalue.TaggedOutput("state", (shard, table.replace_schema_metadata(marks)))
         if built.dead.num_rows:
             yield beam.pvalue.TaggedOutput("dead", built.dead)
-        advance("profiles", done=events.num_rows, dead=built.dead.num_rows)
+        advance("profiles", done=built.counts["events.rows"], dead=built.dead.num_rows)
         yield shard, built.users.replace_schema_metadata(self._space)
 
     def _open(self, items: Sequence[str | HasPath], popularity: pa.Table | None) -> None:

@@ -17,6 +17,7 @@ from transforms import files
 from transforms.errors import JobError
 from transforms.progress import advance
 from transforms.tables import ShardTable, pack_vectors, unpack_vectors
+from transforms.threads import InOrder, at_end_of_bundle
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _FORMAT = 1  # of the manifest
@@ -152,7 +153,8 @@ def shard_path(run_id: str, part: str, shard: int, shards: int) -> str:
 def table_bytes(table: pa.Table, metadata: Mapping[str, str] | None = None) -> memoryview:
     """Lays a table out as one Parquet file in one row group.
 
-    Vectors are left uncompressed (they do not compress) and without dictionaries; the rest is zstd.
+    Vectors are left uncompressed (they do not compress), without dictionaries and without statistics; the rest is
+    zstd.
     """
     table = pack_vectors(table)
     own = {f"unisono.{k}": v for k, v in (metadata or {}).items()}
@@ -166,6 +168,7 @@ def table_bytes(table: pa.Table, metadata: Mapping[str, str] | None = None) -> m
         row_group_size=max(table.num_rows, 1),
         compression={p: "NONE" if p in vectors else "ZSTD" for p in leaves},
         use_dictionary=[p for p in leaves if p not in vectors],
+        write_statistics=[p for p in leaves if p not in vectors],
     )
     return memoryview(sink.getvalue())
 
@@ -249,12 +252,23 @@ class _WriteShardFn(beam.DoFn):
         self._store, self._run_id, self._part, self._shards = store, run_id, part, shards
         self._metadata = metadata
 
+    def start_bundle(self) -> None:
+        self._ahead: InOrder[FileRecord] = InOrder()
+
     def process(self, element: ShardTable) -> Iterable[FileRecord]:
-        shard, table = element
+        for record in self._ahead.put(self._write, *element):
+            yield self._written(record)
+
+    def finish_bundle(self) -> Iterable[object]:
+        yield from at_end_of_bundle(self._written(record) for record in self._ahead.rest())
+
+    def _write(self, shard: int, table: pa.Table) -> FileRecord:
         path = shard_path(self._run_id, self._part, shard, self._shards)
-        data = table_bytes(table, self._metadata)
-        yield write_file(self._store, self._part, path, data, shard, table.num_rows)
-        advance(f"write-{self._part}", done=table.num_rows)
+        return write_file(self._store, self._part, path, table_bytes(table, self._metadata), shard, table.num_rows)
+
+    def _written(self, record: FileRecord) -> FileRecord:
+        advance(f"write-{self._part}", done=record.rows)
+        return record
 
 
 def read_json(store: Store, path: str) -> Any:

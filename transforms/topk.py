@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
+
+from transforms.threads import in_threads
 
 _USER_ROWS = 1024  # rows of a product: the block of scores (16 MiB) stays near the processor
 _ITEM_ROWS = 4096
 _CUDA_USER_ROWS = 4096
 _CUDA_ITEM_ROWS = 65_536
-_MOST_THREADS = 16
 _USERS_A_THREAD = 64
 _MIN_ROOM = 256  # candidates held for a user, at least
 
@@ -100,22 +98,7 @@ def _rank(
         of_users = kept[a:b], counts[a:b], rows[a:b], scores[a:b]
         kernels.rank(block.queries, block.first[a : b + 1], matrix, bias, ranks, *of_users)
 
-    _in_threads(len(block), rank)
-
-
-def _in_threads(users: int, work: Callable[[int, int], None]) -> None:
-    """Runs `work(start, stop)` over ranges of users, as many at once as there are processors.
-
-    The products before and after it use them all, too. The compiled loops hold no lock, and no user's result
-    depends on another's.
-    """
-    threads = min(os.cpu_count() or 1, _MOST_THREADS, max(1, users // _USERS_A_THREAD))
-    if threads == 1:
-        return work(0, users)
-    ends = np.linspace(0, users, threads + 1).astype(int).tolist()
-    with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(work, a, b) for a, b in pairwise(ends)]:
-            done.result()
+    in_threads(np.arange(len(block) + 1), _USERS_A_THREAD, rank)
 
 
 def _user_rows(device: str) -> int:
@@ -183,8 +166,9 @@ def _choose_cpu(block: _Block, items: np.ndarray, bias: np.ndarray, k: int, devi
 
     def scan(view: np.ndarray, start: int) -> None:
         here = bias[start : start + view.shape[1]]
-        _in_threads(
-            len(block),
+        in_threads(
+            np.arange(len(block) + 1),
+            _USERS_A_THREAD,
             lambda a, b: kernels.scan(
                 view, block.first[a : b + 1], here, start, block.seen, seen_at[a:b], block.seen_ends[a : b + 1],
                 block.slack[a:b], k, bounds[a:b], kept[a:b], scores[a:b], counts[a:b], crowded[a:b],

@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from transforms.errors import JobError
-from transforms.history import DAY_US, History, merge_histories, rank_users
+from transforms.history import DAY_US, EVENTS_A_THREAD, History, merge_histories, rank_users
 from transforms.interactions import TIME_TYPE
 from transforms.item_matrix import ItemMatrix
 from transforms.refit import COMPARABLE, NOT_COMPARABLE
 from transforms.tables import from_vector_column, one_chunk, to_vector_column
+from transforms.threads import in_threads
 
 SPACE = b"unisono.space_id"  # in the metadata of items/, users/ and state/
 HALF_LIFE = b"unisono.half_life_days"
@@ -69,17 +70,25 @@ def sum_history(history: History, items: ItemMatrix, half_life_days: float | Non
     newest = np.zeros(len(counts), np.int64)
     newest[some] = history.time[first[1:][some] - 1]
     weight = history.weight * decay(np.repeat(newest, counts) - history.time, half_life_days)
-    vectors = np.zeros((len(counts), items.dim))
-    _add_rows_kernel()(np.asarray(items.vectors), history.rows, weight, first[:-1], first[1:], vectors)
     return UserState(
         user_ids=history.user_ids,
-        vectors=vectors,
+        vectors=add_rows(items.vectors, history.rows, weight, first),
         weights=_segment_sums(weight, first),
         magnitudes=_segment_sums(np.abs(weight), first),
         events=counts,
         newest=newest,
         recent=history.newest(recent),
     )
+
+
+def add_rows(matrix: np.ndarray, rows: np.ndarray, weight: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Adds up rows, Σ weight[e] · matrix[rows[e]] over the events `first[u]` to `first[u + 1]`: float64 [u, dim]."""
+    out = np.zeros((len(first) - 1, matrix.shape[1]))
+    kernel, matrix = _add_rows_kernel(), np.asarray(matrix)
+    in_threads(
+        first, EVENTS_A_THREAD, lambda a, b: kernel(matrix, rows, weight, first[a:b], first[a + 1 : b + 1], out[a:b])
+    )
+    return out
 
 
 def _segment_sums(values: np.ndarray, first: np.ndarray) -> np.ndarray:

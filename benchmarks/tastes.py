@@ -1,0 +1,83 @@
+"""Recommendations on the demo's planted tastes: recall of later events, against popularity and a single profile.
+
+    python benchmarks/tastes.py [--items 2000] [--users 400] [--k 20]
+
+Runs the demo's own job (the graph of `unisono demo`), then `profile` and `recommend` with one setting changed. Prints
+one JSON object: recall@k over all users, and over those planted with two tastes. All data is synthetic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from pipelines import nightly
+from pipelines.config import load_job
+from pipelines.demo import popular_items, served_recall, write_job
+from pipelines.demo_data import ShopPaths, generate_shop
+from pipelines.launch import beam_options, launch
+from pipelines.plan import plan_run
+from transforms.store import read_table
+
+SETTINGS: dict[str, dict[str, dict[str, object]]] = {
+    "multi-interest": {},
+    "single profile": {"ranking": {"interests": "profile"}},
+    "interests by weight": {"ranking": {"interests": "weighted"}},
+    "multi-interest, no bonus": {"ranking": {"popularity_bonus": 0}},
+    "single profile, no bonus": {"ranking": {"popularity_bonus": 0, "interests": "profile"}},
+}
+
+
+def serve(base: Path, shop: ShopPaths, name: str, items: bool, changes: dict[str, dict[str, object]]) -> pa.Table:
+    """Runs the demo's job with a setting changed; gives the published recommendations."""
+    body = yaml.safe_load(write_job(base, shop, behaviour=True).read_text())
+    for section, keys in changes.items():
+        body[section] = {**body.get(section, {}), **keys}
+    (base / "changed.yaml").write_text(yaml.safe_dump(body))
+    plan = plan_run(load_job(str(base / "changed.yaml")), name, items=items, users=items, recommend=True)
+    launch(lambda root: nightly.build(root, plan), beam_options([]), {})
+    return pa.concat_tables([read_table(plan.store, r) for r in plan.store.published().part("recommendations")])
+
+
+def main() -> None:
+    """Prints the JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("items", 2000), ("users", 400), ("k", 20)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="unisono-tastes-") as folder:
+        base = Path(folder)
+        shop = generate_shop(base / "shop", items=args.items, users=args.users)
+        truth = pq.read_table(shop.truth_users)
+        two = truth.filter(pc.equal(pc.list_value_length(truth["tastes"]), 2))["user_id"].combine_chunks()
+
+        def measure(served: pa.Table) -> dict[str, float]:
+            users, recall = served_recall(served.combine_chunks(), shop, args.k)
+            of_two = pc.is_in(users, two).to_numpy(zero_copy_only=False)
+            return {"all": round(float(recall.mean()), 4), "two tastes": round(float(recall[of_two].mean()), 4)}
+
+        found = {}
+        for number, (name, changes) in enumerate(SETTINGS.items()):
+            served = serve(base, shop, f"r{number}", number == 0, changes)
+            found[name] = measure(served)
+        found["popularity"] = measure(popular_items(served, shop, args.k))
+    ratios = {
+        "over popularity": round(found["multi-interest"]["all"] / found["popularity"]["all"], 2),
+        "multi over single, two tastes": round(
+            found["multi-interest"]["two tastes"] / found["single profile"]["two tastes"], 3
+        ),
+    }
+    print(json.dumps({"ratio": ratios, f"recall@{args.k}": found, **vars(args)}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
