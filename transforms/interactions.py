@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import apache_beam as beam
@@ -18,7 +18,17 @@ from transforms.forget import Forget, leave_out
 from transforms.parquet import ParquetFile, ReadRowGroups, list_parquet, plain_type, require_column
 from transforms.progress import advance
 from transforms.pseudonyms import Pseudonyms
-from transforms.tables import ShardTable, concat_tables, is_id_type, one_chunk, shard_of, split_by_shard, with_column
+from transforms.tables import (
+    ShardTable,
+    concat_tables,
+    from_ipc,
+    is_id_type,
+    one_chunk,
+    shard_of,
+    split_by_shard,
+    to_ipc,
+    with_column,
+)
 from transforms.threads import InOrder, at_end_of_bundle
 
 STAGE = "interactions"
@@ -335,9 +345,9 @@ class ShardByUser(beam.PTransform):
     def expand(self, events: beam.PCollection) -> beam.PCollection:
         return (
             events
-            | "Split" >> beam.ParDo(_SplitFn(self._shards, self._empty)).with_output_types(ShardTable)
+            | "Split" >> beam.ParDo(_SplitFn(self._shards, self._empty))
             | "Group" >> beam.GroupByKey()
-            | "Merge" >> beam.MapTuple(_merge_shard).with_output_types(ShardTable)
+            | "Merge" >> beam.ParDo(_MergeFn())
         )
 
 
@@ -364,8 +374,11 @@ def _distinct_users(shard: int, tables: Iterable[pa.Table]) -> ShardTable:
     return shard, concat_tables(list(tables)).group_by("user_id").aggregate([])
 
 
+@with_output_types(tuple[int, bytes])
 class _SplitFn(beam.DoFn):
     """Splits tables by shard; of the first of a bundle also the shards that none of its rows is in.
+
+    The pieces are packed here, and unpacked in `_MergeFn`, on threads: a coder would do it on the worker's one.
 
     So every shard comes out, for there is a table at least, and a bundle that fails is done again whole. Flattening
     events with a list of shards would do the same, and send every event through one more stage.
@@ -376,9 +389,9 @@ class _SplitFn(beam.DoFn):
 
     def start_bundle(self) -> None:
         self._first = True
-        self._ahead: InOrder[list[ShardTable]] = InOrder()
+        self._ahead: InOrder[list[tuple[int, bytes]]] = InOrder()
 
-    def process(self, table: pa.Table) -> Iterable[ShardTable]:
+    def process(self, table: pa.Table) -> Iterable[tuple[int, bytes]]:
         for pieces in self._ahead.put(self._split, table, self._first):
             yield from pieces
         self._first = False
@@ -386,11 +399,27 @@ class _SplitFn(beam.DoFn):
     def finish_bundle(self) -> Iterable[object]:
         yield from at_end_of_bundle(piece for pieces in self._ahead.rest() for piece in pieces)
 
-    def _split(self, table: pa.Table, every: bool) -> list[ShardTable]:
-        pieces = list(split_by_shard(table, shard_of(table["user_id"], self._shards)))
-        missing = set(range(self._shards)) - {shard for shard, _ in pieces} if every else set()
-        return [*pieces, *((shard, self._empty) for shard in sorted(missing))]
+    def _split(self, table: pa.Table, every: bool) -> list[tuple[int, bytes]]:
+        pieces = split_by_shard(table, shard_of(table["user_id"], self._shards))
+        packed = [(shard, to_ipc(piece)) for shard, piece in pieces]
+        missing = set(range(self._shards)) - {shard for shard, _ in packed} if every else set()
+        return [*packed, *((shard, to_ipc(self._empty)) for shard in sorted(missing))]
 
 
-def _merge_shard(shard: int, tables: Iterable[pa.Table]) -> ShardTable:
-    return shard, concat_tables(list(tables))
+@with_output_types(ShardTable)
+class _MergeFn(beam.DoFn):
+    """Unpacks and joins the pieces of a shard."""
+
+    def start_bundle(self) -> None:
+        self._ahead: InOrder[ShardTable] = InOrder()
+
+    def process(self, element: tuple[int, Iterable[bytes]]) -> Iterable[ShardTable]:
+        shard, pieces = element
+        yield from self._ahead.put(_merge_shard, shard, list(pieces))
+
+    def finish_bundle(self) -> Iterable[object]:
+        yield from at_end_of_bundle(self._ahead.rest())
+
+
+def _merge_shard(shard: int, pieces: Sequence[bytes]) -> ShardTable:
+    return shard, concat_tables([from_ipc(piece) for piece in pieces])
