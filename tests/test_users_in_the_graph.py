@@ -183,6 +183,25 @@ def test_sums_fold_over_a_refit_that_faces_the_published_space(shop, behaviour):
     assert np.einsum("ud,ud->u", a, b).min() > 0.98
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)], ids=["in order", "out of order"])
+def test_nights_folded_by_the_graph_equal_one_pass(shop, order):
+    shop.run("items", parts={"users": False})
+    cuts, alone = (0, 1700, 2600, 4000), {"parts": {"items": False}}
+    for place, night in enumerate(order):
+        fold = {"profiles": {"incremental": True if place else "restart"}}
+        store = shop.run(f"night-{place}", ITEMS, slice(cuts[night], cuts[night + 1]), **fold, **alone)
+    folded = part(store, "users")
+    whole = part(shop.run("whole", profiles={"incremental": "restart"}, **alone), "users")
+    assert folded.num_rows == whole.num_rows == USERS
+    for name in ("user_id", "events", "last_event", "cold"):
+        assert folded[name].equals(whole[name])
+    a, b = (from_vector_column(t["vector"])[0] for t in (folded, whole))
+    np.testing.assert_allclose(a, b, atol=1e-6)
+    np.testing.assert_allclose(folded["text_affinity"].to_numpy(), whole["text_affinity"].to_numpy(), atol=1e-6)
+    fields = [t["interests"].combine_chunks().flatten() for t in (folded, whole)]
+    assert fields[0].field("item_id").equals(fields[1].field("item_id"))
+
+
 def test_sums_outlive_a_night_that_makes_items_alone(shop):
     shop.run("one", 143, slice(0, HALF), **FOLD)
     store = shop.run("two", ITEMS, slice(0, 1), parts={"users": False}, **FOLD)
