@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipelines.config_privacy import PrivacyConfig, beside_noise
+from pipelines.config_section import Positive, Section
+from pipelines.config_users import BehaviourConfig, InteractionsConfig, ProfilesConfig, RankingConfig
 from transforms import files
 from transforms.alignment import SpaceSpec
 from transforms.behaviour import BEHAVIOUR, BehaviourSpec
@@ -30,18 +32,13 @@ from transforms.ranking import RankingSpec
 from transforms.store import Store
 
 _FAMILIES = tuple(f"{name}/" for name in FAMILIES)
-Positive = Annotated[int, Field(gt=0)]
 Modality = Literal["text", "image", "audio", "joint", "behaviour"]
 SpaceMethod = Literal[
     "auto", "none", "whiten", "procrustes", "ridge", "cca", "gcca", "anchors", "contrastive", "attention", "autoencoder"
 ]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class CatalogConfig(_Section):
+class CatalogConfig(Section):
     """Where the catalogue lies and which columns hold what."""
 
     path: str
@@ -51,7 +48,7 @@ class CatalogConfig(_Section):
     image: str | None = None
     audio: str | None = None
     media_root: str | None = None
-    allow: list[str] = []
+    allow: list[str] = Field(default_factory=list)
 
     @field_validator("text")
     @classmethod
@@ -72,14 +69,14 @@ class CatalogConfig(_Section):
         return self
 
 
-class EncoderConfig(_Section):
+class EncoderConfig(Section):
     """One encoder. Further keys are the family's own."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     model: str
 
 
-class EncodersConfig(_Section):
+class EncodersConfig(Section):
     """The encoder of each modality: `lite` where nothing is said, none where it is `none`.
 
     `joint` encodes an item's text, image and audio in one input (its `parts`; all that the catalogue has).
@@ -98,7 +95,7 @@ class EncodersConfig(_Section):
         return {"model": value} if isinstance(value, str) else value
 
 
-class SpaceConfig(_Section):
+class SpaceConfig(Section):
     """How the joint space is fitted. `dim`: by default 128, or as many axes as there can be."""
 
     method: SpaceMethod = "auto"
@@ -116,11 +113,11 @@ class SpaceConfig(_Section):
     inertia: Annotated[float, Field(ge=0, lt=1)] = 0.5
 
 
-class FusionConfig(_Section):
+class FusionConfig(Section):
     """How aligned modalities become one vector."""
 
     method: Literal["mean", "weighted", "concat", "attention", "gated"] = "mean"
-    weights: Literal["learned"] | dict[Modality, Annotated[float, Field(gt=0)]] = {}
+    weights: Literal["learned"] | dict[Modality, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     impute: bool = False
 
     @model_validator(mode="after")
@@ -130,88 +127,7 @@ class FusionConfig(_Section):
         return self
 
 
-class InteractionsConfig(_Section):
-    """Where the interaction log lies and what its columns and events mean."""
-
-    path: str
-    user: str
-    item: str
-    time: str
-    time_unit: Literal["s", "ms", "us"] | None = None
-    event: str | None = None
-    weights: dict[str, float] | None = None
-
-    @field_validator("weights", mode="before")
-    @classmethod
-    def _events_are_words(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        for event in value:
-            if isinstance(event, bool):
-                raise ValueError(f"YAML reads {event} as true or false; put the event type in quotes")
-        return {str(event): weight for event, weight in value.items()}
-
-    @model_validator(mode="after")
-    def _events_have_weights(self) -> InteractionsConfig:
-        if (self.event is None) != (self.weights is None):
-            raise ValueError("give both `event` and `weights`, or neither (then every event weighs 1)")
-        return self
-
-
-class BehaviourConfig(_Section):
-    """How co-occurrence in the log becomes a modality of the items."""
-
-    dim: Positive = 64
-    recent_items: Annotated[int, Field(ge=2)] = 100
-    min_users: Positive = 2
-    shift: Annotated[float, Field(ge=1)] = 1.0
-    method: Literal["ppmi", "ridge"] = "ppmi"
-    ridge: Annotated[float, Field(gt=0)] = 200.0
-    power: Annotated[float, Field(ge=0)] = 0.5
-    liked_above: float = 0.0
-
-
-class ProfilesConfig(_Section):
-    """How a user's history becomes one vector.
-
-    `incremental`: the log holds new events only, which are added to the published run's sums; `restart`: it holds
-    all, and new sums begin with it.
-    """
-
-    half_life_days: Annotated[float, Field(gt=0)] | None = 30.0
-    min_events: Positive = 1
-    interests: Annotated[int, Field(ge=0, le=100)] = 3
-    recent_events: Positive = 100
-    delta: Annotated[float, Field(ge=0, le=1)] = 1.0
-    session_minutes: Annotated[float, Field(gt=0)] | None = None
-    max_events_per_day: Positive | None = 5000
-    robots: Literal["cap", "drop"] = "cap"
-    incremental: bool | Literal["restart"] = False
-
-
-class RankingConfig(_Section):
-    """How users are matched with items. `filter`: a column of the catalogue, true where an item may be shown.
-
-    `exclude_seen` knows the items of the log that `interactions.path` names. Of the earlier logs of incremental
-    profiles it knows each user's `profiles.recent_events` newest events; older ones may be recommended again.
-    """
-
-    k: Positive = 100
-    interests: Literal["profile", "maximum", "weighted"] = "maximum"
-    fusion: Literal["early", "late"] = "early"
-    weights: dict[str, Annotated[float, Field(ge=0)]] = {}
-    exclude_seen: bool = True
-    filter: str | None = None
-    diversity: Annotated[float, Field(ge=0, le=1)] = 0.0
-    popularity_penalty: Annotated[float, Field(ge=0)] = 0.0
-    popularity_bonus: Annotated[float, Field(ge=0)] = 0.0
-    popularity_half_life_days: Annotated[float, Field(gt=0)] | None = None
-    caution: Annotated[float, Field(ge=0)] = 0.0
-    slices: Positive = 1
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-
-class LimitsConfig(_Section):
+class LimitsConfig(Section):
     """What a single input may cost, and how many may fail before the publish is refused."""
 
     max_dead_letter_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
@@ -220,7 +136,7 @@ class LimitsConfig(_Section):
     max_audio_seconds: Annotated[float, Field(gt=0)] = MediaLimits.max_audio_seconds
 
 
-class OutputConfig(_Section):
+class OutputConfig(Section):
     """How vectors are stored: `dtype` and `dim` (axes kept; default: all) are those of items/."""
 
     embedding_dtype: Literal["float16", "float32"] = "float32"
@@ -228,7 +144,7 @@ class OutputConfig(_Section):
     dim: Positive | None = None
 
 
-class Job(_Section):
+class Job(Section):
     """A whole job file. Relative paths in it are relative to the file itself."""
 
     store: str

@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from pipelines.config_section import Section
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PseudonymsConfig(_Section):
+class PseudonymsConfig(Section):
     """`key_env`: the environment variable with the key; the key itself is written nowhere."""
 
     key_env: str
@@ -25,7 +23,7 @@ class PseudonymsConfig(_Section):
         return self
 
 
-class NoiseConfig(_Section):
+class NoiseConfig(Section):
     """Gaussian noise on published profiles: (ε, δ) of each release, and the norm that vectors are clipped to."""
 
     epsilon: Annotated[float, Field(gt=0, lt=500)]
@@ -33,7 +31,7 @@ class NoiseConfig(_Section):
     clip: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
-class PrivacyConfig(_Section):
+class PrivacyConfig(Section):
     """What is done for the people in the log. `forget`: Parquet with a column user_id, of raw ids."""
 
     pseudonyms: PseudonymsConfig | None = None

@@ -126,39 +126,11 @@ def popular_items(users: pa.Table, shop: ShopPaths, k: int) -> pa.Table:
     log = log.filter(pc.is_in(log["item_id"], ids.combine_chunks()))
     item = pc.index_in(log["item_id"], ids.combine_chunks()).to_numpy()
     user = pc.index_in(log["user_id"], users["user_id"].combine_chunks()).to_numpy()
-    n = np.tile(np.bincount(item, minlength=len(ids)).astype(np.float64), (len(users), 1))
-    n[user, item] = -1
-    best = np.argsort(-n, axis=1, kind="stable")[:, :k]
-    lists = pa.ListArray.from_arrays(
-        pa.array(np.arange(len(users) + 1, dtype=np.int32) * k), ids.combine_chunks().take(pa.array(best.reshape(-1)))
-    )
+    events = np.bincount(item, minlength=len(ids)).astype(np.float32)
+    best, _ = quality.top_k(np.ones((len(users), 1), np.float32), events[:, None], k, exclude=(user, item))
+    offsets = pa.array(np.arange(len(users) + 1, dtype=np.int32) * best.shape[1])
+    lists = pa.ListArray.from_arrays(offsets, ids.combine_chunks().take(pa.array(best.reshape(-1))))
     return pa.table({"user_id": users["user_id"], "item_ids": lists})
-
-
-def profile_recall(users: pa.Table, items: pa.Table, shop: ShopPaths, k: int) -> dict[str, float]:
-    """Recall@k of the held-out interactions: by profile, by popularity, at random; items already seen left out."""
-    log, heldout = pq.read_table(shop.interactions), pq.read_table(shop.heldout)
-    heldout = heldout.filter(pc.is_in(heldout["user_id"], users["user_id"].combine_chunks()))
-    heldout = heldout.filter(pc.is_in(heldout["item_id"], items["item_id"].combine_chunks()))
-
-    def places(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-        u = pc.index_in(table["user_id"], users["user_id"].combine_chunks())
-        i = pc.index_in(table["item_id"], items["item_id"].combine_chunks())
-        known = pc.and_(pc.is_valid(u), pc.is_valid(i))
-        return u.filter(known).to_numpy().astype(np.int64), i.filter(known).to_numpy().astype(np.int64)
-
-    seen_user, seen_item = places(log)
-    user, item = places(heldout)
-    vectors, profiles = (from_vector_column(t["vector"])[0] for t in (items, users))
-    popularity = np.bincount(seen_item, minlength=len(items)).astype(np.float32)
-    by_profile, _ = quality.top_k(profiles, vectors, k, exclude=(seen_user, seen_item))
-    ones = np.ones((len(users), 1), np.float32)
-    by_popularity, _ = quality.top_k(ones, popularity[:, None], k, exclude=(seen_user, seen_item))
-    return {
-        "profiles": quality.recall_at_k(by_profile, user, item, k),
-        "popularity": quality.recall_at_k(by_popularity, user, item, k),
-        "chance": k / len(items),
-    }
 
 
 def taste_share(users: pa.Table, items: pa.Table, shop: ShopPaths, k: int = 10) -> tuple[float, float]:
@@ -210,9 +182,6 @@ def print_recovery(console: Console, store: Store, manifest: Manifest, shop: Sho
     by_all = served_recall(popular_items(served, shop, 20), shop, 20)[1].mean()
     found = served_recall(served, shop, 20)[1].mean()
     row("later purchases in 20 recommended", found, 20 / len(items), f"{found / by_all:.1f} × popularity, {by_all:.3f}")
-    recall = profile_recall(users, items, shop, 50)
-    note = f"{recall['profiles'] / recall['chance']:.1f} × chance; popularity {recall['popularity']:.3f}"
-    row("later purchases in a profile's top 50", recall["profiles"], recall["chance"], note)
     console.print(table)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.config import Job, RankingConfig
+from pipelines.config import Job
+from pipelines.config_users import RankingConfig
 from pipelines.ranking_case import Case, Lists, make_case, serve, serve_baseline
 from pipelines.trial import Items, build_items, read_embeddings, read_events, without
 from transforms.baselines import BASELINES, Baseline, fit_baseline, has_implicit

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.config import Job, RankingConfig
+from pipelines.config import Job
+from pipelines.config_users import RankingConfig
 from pipelines.plan import DEFAULT_DIM
 from transforms.alignment import max_dim, needs_sample
 from transforms.behaviour import BEHAVIOUR, add_pairs, count_pairs, embed_pairs, join_behaviour
