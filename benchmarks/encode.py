@@ -200,6 +200,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--image-batch", type=int, default=32)
     made.add_argument("--decode", default="reduced", help="reduced or exact")
     made.add_argument("--texts", type=int, default=20_000)
+    made.add_argument("--batch-tokens", type=int, default=0, help="of texts; 0: the encoder's own choice")
     made.add_argument("--clips", type=int, default=64)
     made.add_argument("--audio-batch", type=int, default=16)
     made.add_argument("--shards", type=int, default=2)

@@ -51,7 +51,8 @@ def pipeline(folder: Path, args: argparse.Namespace) -> Measured:
         (i, pa.table({"item_id": np.arange(a, b), "text": texts[a:b]}))
         for i, (a, b) in enumerate(itertools.pairwise(cuts))
     ]
-    return encode_stage(EncoderSpec("text", checkpoint(), (("device", "cpu"),)), None, shards, texts[:64])
+    tokens = (("batch_tokens", args.batch_tokens),) if args.batch_tokens else ()
+    return encode_stage(EncoderSpec("text", checkpoint(), (*tokens, ("device", "cpu"))), None, shards, texts[:64])
 
 
 def sentence_transformers(folder: Path, args: argparse.Namespace) -> Measured:

@@ -33,8 +33,8 @@ from transforms.errors import JobError
 from transforms.text import clean_text
 
 OPTIONS = ("batch_tokens", "prompt", "query_prompt", "revision")
-# Tokens of one forward batch. A processor is fastest while a batch's activations stay in its caches: two cores run
-# MiniLM 1.15 times as fast at 512 to 1,024 as at 4,096. A GPU wants enough to fill it.
+# Tokens of one forward batch. A processor is fastest while a batch's activations stay in its caches: with MiniLM two
+# cores take 1.3 times as long in batches of 4,096 (docs/performance.md). A GPU wants enough to fill it.
 CPU_TOKENS, CUDA_TOKENS = 1024, 32_768
 # Of one `encode`, at least. Texts come sorted by letters, which tell their tokens to a factor of two only; sorted
 # again by true tokens, this many at once leave next to no padding.
