@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: demo test check install clean
+.PHONY: demo test types check install clean
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -28,9 +28,16 @@ demo: $(VENV)/.base
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(JOBS)
 
-check: $(VENV)/.test
+# mypy does not read the mapping of folders to `unisono.…` in setup.py: it sees the same tree through links.
+TYPES := build/types/unisono
+types:
+	mkdir -p $(TYPES)
+	for f in transforms pipelines runners; do ln -sfn $(CURDIR)/$$f $(TYPES)/$$f; done
+	for f in __init__.py py.typed; do ln -sfn $(CURDIR)/unisono/$$f $(TYPES)/$$f; done
+
+check: $(VENV)/.test types
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	MYPYPATH=build/types $(BIN)/mypy -p unisono
 
 clean:
 	rm -rf out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

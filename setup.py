@@ -21,12 +21,19 @@ TEST = [
     "types-PyYAML",
 ]
 
+# The folders stay at the top of the repository; they are imported as `unisono.<folder>`, since PyPI has other
+# packages named `transforms`, `pipelines` and `runners`.
+FOLDERS = ["transforms", "pipelines", "runners"]
+PACKAGES = ["unisono", *(f"unisono.{p}" for f in FOLDERS for p in (f, *(f"{f}.{q}" for q in find_packages(f))))]
+
 setup(
     name="unisono",
     version="0.1.0",
     description="Multimodal item vectors and user profiles for recommenders, on Apache Beam",
     python_requires=">=3.11",
-    packages=find_packages(include=["transforms*", "pipelines*", "runners*"]),
+    packages=PACKAGES,
+    package_dir={"unisono": "unisono", **{f"unisono.{f}": f for f in FOLDERS}},
+    package_data={"unisono": ["py.typed"]},
     install_requires=[
         "apache-beam>=2.77,<2.78",
         "pyarrow>=18",
@@ -49,5 +56,5 @@ setup(
     extras_require={
         "models": MODELS, "omni": OMNI, "gcp": GCP, "ranking": RANKING, "test": OMNI + GCP + RANKING + TEST,
     },
-    entry_points={"console_scripts": ["unisono=pipelines.cli:main"]},
+    entry_points={"console_scripts": ["unisono=unisono.pipelines.cli:main"]},
 )

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 LIMIT_S, LIMIT_BYTES = 90.0, 2 * 10**9
-SHELL = "import sys; from pipelines.cli import main; sys.argv = ['unisono', *sys.argv[1:]]; main()"
+SHELL = "import sys; from unisono.pipelines.cli import main; sys.argv = ['unisono', *sys.argv[1:]]; main()"
 
 
 def watch(process: psutil.Popen, stop: threading.Event) -> int:

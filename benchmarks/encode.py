@@ -75,7 +75,7 @@ def run_pipeline(build: Callable[[Any], object], counts: dict[str, Any] | None =
     """Runs a Beam graph on the local runner; gives clock and processor seconds, and Beam's metrics in `counts`."""
     import apache_beam as beam
 
-    from runners import local
+    from unisono.runners import local
 
     clock = Clock()
     pipeline = beam.Pipeline(options=local.options([]))
@@ -113,9 +113,9 @@ def encode_stage(spec: Any, source: Any, shards: list[tuple[int, Any]], warm_up:
     """Measures the project's encode stage over shards, all of it: fetch, hash, decode, batch, encode, assemble."""
     import apache_beam as beam
 
-    from transforms.encode import EncodeModality
-    from transforms.encoders.registry import get_encoder
-    from transforms.progress import BOARD
+    from unisono.transforms.base.progress import BOARD
+    from unisono.transforms.encode.stage import EncodeModality
+    from unisono.transforms.encoders.registry import get_encoder
 
     started = time.perf_counter()
     encoder = get_encoder(spec)  # the process's one: the stage finds it loaded

@@ -79,8 +79,8 @@ def pipeline(folder: Path, args: argparse.Namespace) -> Measured:
     """The project's stage, from file names to an embedding column."""
     import pyarrow as pa
 
-    from transforms.encoders.base import EncoderSpec
-    from transforms.media import MediaSource
+    from unisono.transforms.encoders.base import EncoderSpec
+    from unisono.transforms.media.fetch import MediaSource
 
     paths = _paths(folder)
     options = (("batch_windows", args.audio_batch), ("device", "cpu"))
@@ -177,7 +177,7 @@ def features(folder: Path, args: argparse.Namespace) -> Measured:
     started = time.perf_counter()
     import torch
 
-    from transforms.encoders.clap_features import MelFeatures, read_recipe
+    from unisono.transforms.encoders.clap.features import MelFeatures, read_recipe
 
     made = MelFeatures(read_recipe("benchmark", folder / "clap"), "cpu")
     waves = torch.from_numpy(np.stack([_read(p) for p in _paths(folder)[: args.audio_batch]]))

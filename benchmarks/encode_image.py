@@ -57,8 +57,8 @@ def pipeline(folder: Path, args: argparse.Namespace) -> Measured:
     """The project's stage, from file names to an embedding column."""
     import pyarrow as pa
 
-    from transforms.encoders.base import EncoderSpec
-    from transforms.media import MediaSource
+    from unisono.transforms.encoders.base import EncoderSpec
+    from unisono.transforms.media.fetch import MediaSource
 
     paths = _paths(folder)
     options = {"weights": str(folder / "clip"), "batch_size": args.image_batch, "decode": args.decode, "device": "cpu"}

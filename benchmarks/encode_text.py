@@ -43,7 +43,7 @@ def pipeline(folder: Path, args: argparse.Namespace) -> Measured:
     """The project's stage, from texts to an embedding column."""
     import pyarrow as pa
 
-    from transforms.encoders.base import EncoderSpec
+    from unisono.transforms.encoders.base import EncoderSpec
 
     texts = _texts(folder)
     cuts = np.linspace(0, len(texts), args.shards + 1).astype(int)

@@ -81,10 +81,10 @@ def stage_rate(encoder: Any, modality: str, raw: list[str], folder: Path | None)
     """Inputs per second of the encode stage, in shards of 4,096, after a warm-up; checks that none failed."""
     import pyarrow as pa
 
-    from transforms.encode import encode_table
-    from transforms.media import MediaSource
-    from transforms.microbatch import MicroBatcher
-    from transforms.prefetch import prefetch_pool
+    from unisono.transforms.encode.microbatch import MicroBatcher
+    from unisono.transforms.encode.prefetch import prefetch_pool
+    from unisono.transforms.encode.stage import encode_table
+    from unisono.transforms.media.fetch import MediaSource
 
     source, batcher = MediaSource(str(folder)) if folder else None, MicroBatcher(encoder)
     with prefetch_pool() as pool:
@@ -111,8 +111,8 @@ def image(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     import open_clip
     import torch
 
-    from transforms.encoders.base import EncoderSpec
-    from transforms.encoders.registry import get_encoder
+    from unisono.transforms.encoders.base import EncoderSpec
+    from unisono.transforms.encoders.registry import get_encoder
 
     encode_image.prepare(folder, argparse.Namespace(images=min(args.items, args.files), architecture=name))
     model = open_clip.create_model(f"local-dir:{folder / 'clip'}").eval().to(args.device)
@@ -133,8 +133,8 @@ def text(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    from transforms.encoders.base import EncoderSpec
-    from transforms.encoders.registry import get_encoder
+    from unisono.transforms.encoders.base import EncoderSpec
+    from unisono.transforms.encoders.registry import get_encoder
 
     encode_text.prepare(folder, argparse.Namespace(texts=args.items))
     texts = json.loads((folder / "texts.json").read_text())
@@ -160,8 +160,8 @@ def audio(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     import torch
     import transformers as hf
 
-    from transforms.encoders.base import EncoderSpec
-    from transforms.encoders.registry import get_encoder
+    from unisono.transforms.encoders.base import EncoderSpec
+    from unisono.transforms.encoders.registry import get_encoder
 
     encode_audio.prepare(folder, argparse.Namespace(clips=min(args.items, args.files)))
     made: Any = hf.ClapModel

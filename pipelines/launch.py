@@ -13,24 +13,24 @@ from apache_beam.options.pipeline_options import PipelineOptions, WorkerOptions
 from apache_beam.runners.runner import PipelineResult
 from rich.console import Console
 
-from pipelines import nightly
-from pipelines.config import Job, load_job
-from pipelines.plan import plan_run
-from pipelines.progress_view import ProgressView
-from pipelines.summary import print_summary
-from runners import select
-from transforms.errors import JobError, UsageError
-from transforms.files import is_remote
-from transforms.store import Manifest
+from unisono.pipelines.graph import nightly
+from unisono.pipelines.job.config import Job, load_job
+from unisono.pipelines.job.plan import plan_run
+from unisono.pipelines.progress_view import ProgressView
+from unisono.pipelines.summary import print_summary
+from unisono.runners import select
+from unisono.transforms.base.errors import JobError, UsageError
+from unisono.transforms.base.files import is_remote
+from unisono.transforms.store.runs import Manifest
 
 # A JobError raised on a worker comes back as text inside a RuntimeError: Beam carries tracebacks, not exceptions.
-_REMOTE_JOB_ERROR = re.compile(r"transforms\.errors\.JobError: (.+?)(?: \[while running|\\n|\n|$)")
+_REMOTE_JOB_ERROR = re.compile(r"unisono\.transforms\.base\.errors\.JobError: (.+?)(?: \[while running|\\n|\n|$)")
 
 
 def _is_no_job_error(record: logging.LogRecord) -> bool:
     """Keeps Beam from logging the traceback of an error that we say in one line."""
     raised = record.exc_info[1] if record.exc_info else None
-    return not (isinstance(raised, JobError) or "transforms.errors.JobError" in record.getMessage())
+    return not (isinstance(raised, JobError) or "unisono.transforms.base.errors.JobError" in record.getMessage())
 
 
 def run_job(

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from transforms.progress import BOARD, StageCount
+from unisono.transforms.base.progress import BOARD, StageCount
 
 LOG_SECONDS = 10.0
 _LIVE_SECONDS = 0.25

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from pipelines.search import Hit
-from transforms.store import Manifest, Store, read_json
+from unisono.transforms.store.runs import Manifest, Store, read_json
 
 _SHOWN = 12  # of the reasons for dead letters
 
@@ -81,14 +77,3 @@ def _add_space(table: Table, store: Store, manifest: Manifest) -> None:
     table.add_row("joint space", f"{space['dim']} axes, {space['method']}", note)
     for modality, why in space["info"].get("left_out", {}).items():
         table.add_row("", f"without {modality}", why)
-
-
-def print_hits(console: Console, hits: Sequence[Hit], title: str | None = None) -> None:
-    """Prints search results as a table."""
-    table = Table(
-        "rank", "score", "id", "title", "modalities", title=title, title_justify="left", box=None, padding=(0, 2)
-    )
-    for h in hits:
-        # As Text: a title may look like markup, "Screw [M4]".
-        table.add_row(str(h.rank), f"{h.score:.3f}", Text(str(h.item_id)), Text(h.title or ""), " ".join(h.modalities))
-    console.print(table)

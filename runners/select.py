@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
-from runners import dataflow, local
+from unisono.runners import dataflow, local
 
 
 def options(argv: Sequence[str]) -> PipelineOptions:

@@ -18,11 +18,11 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from pipelines.demo import write_job
-from pipelines.demo_data import ShopPaths, generate_shop
-from pipelines.launch import run_job
 from tests.checkpoints import save_omni
-from transforms.store import Manifest, Store, read_table
+from unisono.pipelines.demo.demo import write_job
+from unisono.pipelines.demo.shop import ShopPaths, generate_shop
+from unisono.pipelines.launch import run_job
+from unisono.transforms.store.runs import Manifest, Store, read_table
 
 
 class Run(NamedTuple):

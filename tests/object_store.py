@@ -16,13 +16,13 @@ def object_store(bucket: str) -> Iterator[None]:
     from apache_beam.internal.gcp import auth
     from gcp_storage_emulator.server import create_server
 
-    import transforms.media
+    import unisono.transforms.media.fetch
 
     with pytest.MonkeyPatch.context() as patch:
         # Without credentials Beam asks the metadata server for them for 23 seconds; None makes it anonymous.
         patch.setattr(auth._Credentials, "_credentials_init", True)
         patch.setattr(auth._Credentials, "_credentials", None)
-        patch.setattr(transforms.media, "_gcs_client", None)
+        patch.setattr(unisono.transforms.media.fetch, "_gcs_client", None)
         server = create_server("127.0.0.1", 0, in_memory=True, default_bucket=bucket)
         server.start()
         host, port = server._api._httpd.socket.getsockname()

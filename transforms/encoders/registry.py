@@ -6,8 +6,8 @@ import importlib
 import threading
 from typing import NamedTuple, cast
 
-from transforms.encoders.base import Encoder, EncoderSpec
-from transforms.errors import JobError
+from unisono.transforms.base.errors import JobError
+from unisono.transforms.encoders.base import Encoder, EncoderSpec
 
 
 class EncoderInfo(NamedTuple):
@@ -26,11 +26,11 @@ class _Family(NamedTuple):
 # A model `lite` or `<family>/…` names its family; any other is a transformers checkpoint: of text, or CLAP's of audio.
 # Each module has `load(spec) -> Encoder` and `describe(spec) -> EncoderInfo`.
 FAMILIES = {
-    "lite": _Family("transforms.encoders.lite", ("text", "image", "audio"), takes_queries=False),
-    "clap": _Family("transforms.encoders.clap", ("audio", "text")),
-    "open_clip": _Family("transforms.encoders.open_clip", ("text", "image")),
-    "st": _Family("transforms.encoders.sentence_transformers", ("text", "image", "audio", "joint")),
-    "transformers": _Family("transforms.encoders.transformers_text", ("text",)),
+    "lite": _Family("unisono.transforms.encoders.lite.lite", ("text", "image", "audio"), takes_queries=False),
+    "clap": _Family("unisono.transforms.encoders.clap.towers", ("audio", "text")),
+    "open_clip": _Family("unisono.transforms.encoders.clip.towers", ("text", "image")),
+    "st": _Family("unisono.transforms.encoders.sentence.st", ("text", "image", "audio", "joint")),
+    "transformers": _Family("unisono.transforms.encoders.sentence.transformers_text", ("text",)),
 }
 
 _loaded: dict[EncoderSpec, Encoder] = {}

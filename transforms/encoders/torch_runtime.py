@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from transforms.encoders.base import EncoderSpec
-from transforms.errors import JobError
+from unisono.transforms.base.errors import JobError
+from unisono.transforms.encoders.base import EncoderSpec
 
 # Options of every torch family; of these only `dtype` goes into an encoder_id (`TorchSettings.facts`).
 OPTIONS = ("compile", "device", "dtype", "threads")

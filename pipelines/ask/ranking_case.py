@@ -1,0 +1,198 @@
+"""A split log with everything methods are measured on, and the lists of a job or a baseline on it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import scipy.sparse
+
+from unisono.pipelines.ask.trial import Items, build_items, build_users, rank_users_items
+from unisono.pipelines.job.config import Job
+from unisono.transforms.base.columns import in_sample
+from unisono.transforms.base.errors import JobError
+from unisono.transforms.base.tables import hash_ids, one_chunk, same_id_kind
+from unisono.transforms.measure.baselines import Scorer
+from unisono.transforms.measure.rank_metrics import Ranked
+from unisono.transforms.measure.splits import SplitSpec, split_events
+
+MOST_USERS = 10_000
+_MOST_SCORES = 50_000_000  # of users × items that are ranked whole, for the area under the curve
+_LEAST_WIDTH = 100
+_USERS_AT_ONCE = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A split log, ready to be measured on.
+
+    Attributes:
+        embeddings: `item_id`, `<m>_embedding`; an item's row is its place.
+        train: events that may be seen.
+        who: the users measured: with something held out, and something seen.
+        relevant: user (place in `who`) and item (place), int64 each: what is to be found.
+        seen: user and item of every pair of `train`, of the users measured.
+        log: float64 [all users of train, items]: 1 where somebody liked an item.
+        rows: int64 [who]: of each user measured, the row in `log`.
+        turned: int64 [items]: how many users of `train` turned to each item.
+        events: int64 [who]: of each user measured, how many events are in `train`.
+        about: what to say of it, in JSON types.
+    """
+
+    embeddings: pa.Table
+    train: pa.Table
+    who: pa.Array
+    relevant: tuple[np.ndarray, np.ndarray]
+    seen: tuple[np.ndarray, np.ndarray]
+    log: scipy.sparse.csr_array
+    rows: np.ndarray
+    turned: np.ndarray
+    events: np.ndarray
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def items(self) -> int:
+        """How many there are."""
+        return int(self.embeddings.num_rows)
+
+    @property
+    def width(self) -> int:
+        """Places of a list: all items, where that is not too much."""
+        whole = self.items * max(len(self.who), 1) <= _MOST_SCORES
+        return self.items if whole else min(self.items, _LEAST_WIDTH)
+
+    @property
+    def new(self) -> np.ndarray:
+        """The items nobody had touched: bool [items]."""
+        return self.turned == 0
+
+
+def make_case(embeddings: pa.Table, events: pa.Table, split: SplitSpec, liked_above: float = 0.0) -> Case:
+    """Splits a log, and lays out what every method is measured on.
+
+    Args:
+        embeddings: of all items, by id.
+        events: as `clean_interactions` gives them.
+        split: how.
+        liked_above: in `log` an item is liked when its events' weights sum to more.
+
+    Raises:
+        JobError: ids of another kind than the catalogue's, or nobody is left to measure.
+    """
+    ids = one_chunk(embeddings["item_id"])
+    if not same_id_kind(events["item_id"].type, ids.type):
+        raise JobError(f"interactions.item: ids are {events['item_id'].type}, those of the items {ids.type}")
+    parts = split_events(events, split)
+    people = parts.train["user_id"].unique()
+    held = parts.held.filter(pc.is_in(parts.held["item_id"].cast(ids.type), value_set=ids))
+    known = held.filter(pc.is_in(held["user_id"], value_set=one_chunk(people)))
+    who = one_chunk(known["user_id"]).unique()
+    if len(who) > MOST_USERS:
+        who = who.filter(pa.array(in_sample(who, MOST_USERS / len(who))))
+    if not len(who):
+        raise JobError(f"--split: {split.method} leaves nobody with events on both sides; take another fraction")
+    mine = known.filter(pc.is_in(known["user_id"], value_set=who))
+    total = parts.train.group_by(["user_id", "item_id"]).aggregate([("weight", "sum"), ([], "count_all")])
+    user, item = _places(total, people, ids)
+    inside = item >= 0
+    shape = (len(people), len(ids))
+    liked = inside & (total["weight_sum"].to_numpy() > liked_above)
+    log = scipy.sparse.csr_array((np.ones(int(liked.sum())), (user[liked], item[liked])), shape=shape)
+    rows = pc.index_in(who, value_set=one_chunk(people)).to_numpy().astype(np.int64)
+    row_of = np.full(len(people), -1, np.int64)
+    row_of[rows] = np.arange(len(who))
+    asked = inside & (row_of[user] >= 0)
+    about = {
+        "split": split.method,
+        "fraction": None if split.method == "leave-last-out" else split.fraction,
+        "cut": None if parts.cut is None else parts.cut.as_py().isoformat(),
+        "train_events": parts.train.num_rows,
+        "held_out_pairs": mine.num_rows,
+        "users": len(who),
+        "users_without_history": len(held["user_id"].unique()) - len(known["user_id"].unique()),
+        "items": len(ids),
+        "new_items": int(len(ids) - len(np.unique(item[inside]))),
+    }
+    return Case(
+        embeddings, parts.train, who, _places(mine, pa.chunked_array([who]), ids), (row_of[user[asked]], item[asked]),
+        log, rows, np.bincount(item[inside], minlength=len(ids)),
+        np.bincount(user, total["count_all"].to_numpy(), minlength=len(people))[rows].astype(np.int64), about,
+    )  # fmt: skip
+
+
+def _places(pairs: pa.Table, users: pa.ChunkedArray, items: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Finds users and items of pairs: int64 each, −1 where unknown."""
+    user = pc.index_in(one_chunk(pairs["user_id"]), value_set=one_chunk(users))
+    item = pc.index_in(one_chunk(pairs["item_id"].cast(items.type)), value_set=items)
+    return tuple(x.fill_null(-1).to_numpy().astype(np.int64) for x in (user, item))
+
+
+# --- lists -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Lists:
+    """A method's lists: of all items, and of the new ones alone."""
+
+    every: Ranked
+    new: Ranked
+    seconds: float = 0.0
+
+
+def serve(job: Job, case: Case, items: Items | None = None) -> Lists:
+    """Runs a job on a case: behaviour, space and profiles are made of its training events.
+
+    Args:
+        items: of the same job's catalogue settings, where they have been made before.
+    """
+    started = time.monotonic()
+    items = build_items(job, case.embeddings, case.train) if items is None else items
+    users = build_users(job, items, case.train, case.who)
+
+    def rank(hidden: pa.Table | None) -> Ranked:
+        return rank_users_items(job, items, users, case.train, case.who, case.width, hidden)
+
+    old = case.embeddings.select(["item_id"]).filter(pa.array(~case.new))
+    return Lists(rank(None), rank(old), time.monotonic() - started)
+
+
+def serve_baseline(score: Scorer, case: Case, exclude_seen: bool = True) -> Lists:
+    """Ranks by a baseline's scores.
+
+    Equal scores come in an order drawn anew for each user, by hash: one order for all would be one draw, and what a
+    method that knows nothing of new items finds among them a matter of luck.
+    """
+    started = time.monotonic()
+    every = rank_by_scores(score, case, case.width, exclude_seen)
+    new = rank_by_scores(score, case, case.width, exclude_seen, ~case.new)
+    return Lists(every, new, time.monotonic() - started)
+
+
+def rank_by_scores(
+    score: Scorer, case: Case, width: int, exclude_seen: bool = True, hidden: np.ndarray | None = None
+) -> Ranked:
+    """Gives the first `width` items of each user, less what they have seen and bool [items] `hidden`."""
+    items, users = hash_ids(case.embeddings["item_id"]), hash_ids(case.who)
+    order = np.argsort(case.seen[0], kind="stable")
+    seen = case.seen[0][order], case.seen[1][order]
+    parts = []
+    for start in range(0, len(case.who), _USERS_AT_ONCE):
+        scores = np.array(score(case.rows[start : start + _USERS_AT_ONCE]), np.float64)
+        if exclude_seen:
+            first, last = np.searchsorted(seen[0], [start, start + len(scores)])
+            scores[seen[0][first:last] - start, seen[1][first:last]] = -np.inf
+        if hidden is not None:
+            scores[:, hidden] = -np.inf
+        mixed = (users[start : start + _USERS_AT_ONCE, None] ^ items) * np.uint64(0x9E3779B97F4A7C15)
+        parts.append(_best(scores, mixed ^ (mixed >> np.uint64(32)), width))
+    return Ranked(np.concatenate([p.items for p in parts]), np.concatenate([p.scores for p in parts]))
+
+
+def _best(scores: np.ndarray, tie: np.ndarray, width: int) -> Ranked:
+    order = np.lexsort((tie, -scores))[:, :width]
+    values = np.take_along_axis(scores, order, 1)
+    return Ranked(np.where(values > -np.inf, order, -1), values)

@@ -1,0 +1,202 @@
+"""A job in memory, on a part of the log: from embeddings and events to lists, by the pipelines' own steps."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from unisono.pipelines.job.config import Job
+from unisono.pipelines.job.config_users import RankingConfig
+from unisono.pipelines.job.plan import DEFAULT_DIM
+from unisono.transforms.base.columns import EMBEDDING, embeddings_of, in_sample
+from unisono.transforms.base.errors import JobError
+from unisono.transforms.base.tables import concat_tables, one_chunk, sort_by_id
+from unisono.transforms.behaviour.behaviour import BEHAVIOUR, add_pairs, count_pairs, embed_pairs, join_behaviour
+from unisono.transforms.measure.rank_metrics import Ranked
+from unisono.transforms.privacy.forget import check_forget, leave_out
+from unisono.transforms.rank.ranking import Shelf, distinct_pairs, diversify, item_bias, late_matrix, rank_items
+from unisono.transforms.read.interactions import check_interactions, clean_interactions
+from unisono.transforms.space.fit.methods import max_dim, needs_sample
+from unisono.transforms.space.fit.moments import Moments
+from unisono.transforms.space.fit.run import fit_run
+from unisono.transforms.space.fit.step import SAMPLE_ROWS, TRAINING_ROWS
+from unisono.transforms.space.fuse import fuse_table
+from unisono.transforms.store.item_matrix import ItemMatrix
+from unisono.transforms.store.parquet import read_row_group
+from unisono.transforms.store.runs import Store, read_table, table_bytes
+from unisono.transforms.store.small_vectors import scale_metadata
+from unisono.transforms.users.popularity import add_users, count_items, count_users
+from unisono.transforms.users.profiles import Surroundings, build_profiles, popular_direction
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """Item vectors of a job.
+
+    Attributes:
+        matrix: the fused vectors.
+        modalities: by name float32 [items, dim], zero rows where missing.
+        place: int64 [items]: of each row of the matrix, the item's place in the embeddings.
+    """
+
+    matrix: ItemMatrix
+    modalities: dict[str, np.ndarray]
+    place: np.ndarray
+
+
+def read_embeddings(store: Store) -> pa.Table:
+    """Reads `item_id` and the embeddings of all items of the published run, by id.
+
+    Raises:
+        JobError: there are none.
+    """
+    records = store.published().part("embeddings")
+    if not records:
+        raise JobError(f"evaluate: the published run in {store.root} has no embeddings/; run `unisono embed` first")
+    tables = [read_table(store, r) for r in records]
+    kept = [t.select(["item_id", *(c for c in t.column_names if c.endswith(EMBEDDING))]) for t in tables]
+    return sort_by_id(concat_tables(kept))
+
+
+def read_events(job: Job) -> tuple[pa.Table, int]:
+    """Reads the whole log: events as `clean_interactions` gives them, and how many rows could not be used.
+
+    Those who are forgotten are left out; ids stay as they are, for nothing of this is written.
+    """
+    log = check_interactions(job.interactions_spec)
+    gone = pa.array([], pa.string())
+    if path := job.privacy.forget:
+        gone = check_forget(path, log.user_type, "interactions.user", None).load()
+    parts, lost = [], 0
+    for file in log.files:
+        for group in range(len(file.row_groups)):
+            for table in read_row_group(file.path, group, log.spec.columns):
+                events, dead = clean_interactions(leave_out(table, log.spec.user, gone)[0], log.spec)
+                parts.append(events.cast(log.schema))
+                lost += dead.num_rows
+    return concat_tables(parts), lost
+
+
+def without(job: Job, dropped: Collection[str]) -> Job:
+    """Copies a job that does without some modalities, and without the settings that name them."""
+
+    def keep(weights: object) -> object:
+        return {m: w for m, w in weights.items() if m not in dropped} if isinstance(weights, dict) else weights
+
+    space, fusion, ranking = job.space, job.fusion, job.ranking
+    if space.hub in dropped:
+        space = space.model_copy(update={"hub": None})
+    fusion = fusion.model_copy(update={"weights": keep(fusion.weights)})
+    if ranking is not None:
+        ranking = ranking.model_copy(update={"weights": keep(ranking.weights)})
+    encoders = job.encoders.model_copy(update={m: None for m in dropped if m != BEHAVIOUR})
+    behaviour = None if BEHAVIOUR in dropped else job.behaviour
+    parts = {"space": space, "fusion": fusion, "ranking": ranking, "encoders": encoders, "behaviour": behaviour}
+    return job.model_copy(update=parts)
+
+
+def build_items(job: Job, embeddings: pa.Table, train: pa.Table) -> Items:
+    """Makes a job's item vectors: behaviour from the events, space, fusion.
+
+    Args:
+        embeddings: `item_id`, `<m>_embedding` of all modalities, by id; those that the job does not have are left
+            alone.
+        train: events.
+    """
+    table = embeddings.select(["item_id", *(m + EMBEDDING for m in job.modalities)])
+    if (spec := job.behaviour_spec) is not None:
+        pairs = add_pairs([count_pairs(train, spec.recent_items, spec.liked_above)])
+        table = join_behaviour(table, embed_pairs(pairs, spec))
+    wanted = TRAINING_ROWS if needs_sample(job.space.method) else SAMPLE_ROWS
+    sample = table.filter(pa.array(in_sample(table["item_id"], min(1.0, wanted / max(table.num_rows, 1)))))
+    counted = table.filter(pa.array(in_sample(table["item_id"], job.space.sample)))
+    dims = {m: x.shape[1] for m, (x, _) in embeddings_of(table.slice(0, 1)).items()}
+    dim = min(job.space.dim or DEFAULT_DIM, max_dim(job.space.method, dims, job.space.hub))
+    space, _ = fit_run(Moments.zero().add(embeddings_of(counted)), sample, job.fit_settings(dim, {}))
+    fused, _ = fuse_table(table, space, dtype=job.output.dtype)
+    # The matrix is made of files; what it maps into memory stays when they are gone.
+    with tempfile.TemporaryDirectory(prefix="unisono-trial-") as home:
+        path = os.path.join(home, "items.parquet")
+        with open(path, "wb") as f:
+            f.write(table_bytes(fused, scale_metadata(job.output.dtype, space.scale)))
+        matrix = ItemMatrix.open([path], cache_dir=home)
+        modalities = {
+            m: np.asarray(ItemMatrix.open([path], cache_dir=home, vector_column=f"{m}_vector").vectors)
+            for m in job.space_modalities
+            if f"{m}_vector" in fused.column_names
+        }
+    ids = matrix.ids(np.arange(len(matrix)))
+    place = pc.index_in(ids.cast(table["item_id"].type), value_set=one_chunk(table["item_id"]))
+    return Items(matrix, modalities, place.to_numpy().astype(np.int64))
+
+
+def build_users(job: Job, items: Items, train: pa.Table, who: pa.Array) -> pa.Table:
+    """Makes the profiles of users, with what everybody likes as the prior of the cold ones.
+
+    Args:
+        who: the users wanted; the prior is of all of `train`.
+    """
+    spec = replace(job.profile_spec, modalities=tuple(items.modalities))
+    prior = popular_direction(count_items(train), items.matrix)
+    theirs = train.filter(pc.is_in(train["user_id"], value_set=who))
+    return build_profiles(theirs, Surroundings(items.matrix, items.modalities, prior), spec).users
+
+
+def rank_users_items(
+    job: Job,
+    items: Items,
+    users: pa.Table,
+    train: pa.Table,
+    who: pa.Array,
+    width: int,
+    hidden: pa.Table | None = None,
+) -> Ranked:
+    """Ranks items for users as `unisono recommend` does. `ranking.filter` is not looked at.
+
+    Args:
+        items, users: of this job.
+        who: a row each; a user without a profile has an empty list.
+        width: places.
+        hidden: `item_id`, not to be recommended.
+
+    Returns:
+        Lists of places in the embeddings.
+    """
+    at = job.ranking or RankingConfig()
+    spec = replace(job.ranking_spec, k=width, slices=1)
+    popularity = None
+    if spec.counts_users:
+        age = spec.popularity_half_life_days
+        popularity = add_users([count_users(train, age)], age)
+    bias = item_bias(items.matrix, [] if hidden is None else [hidden], popularity, spec.popularity_gain, spec.caution)
+    if spec.fusion == "early":
+        shelf = Shelf(items.matrix, np.asarray(items.matrix.vectors), bias)
+    else:
+        weights = dict(spec.weights)
+        late = {m: v for m, v in items.modalities.items() if weights.get(m, 1.0) > 0}
+        shelf = Shelf(items.matrix, late_matrix(late, weights), bias, tuple(late))
+    seen = distinct_pairs(train.filter(pc.is_in(train["user_id"], value_set=who))) if at.exclude_seen else None
+    ranked = rank_items(users, seen, shelf, spec)
+    if spec.diversity:
+        ranked = diversify(ranked, items.matrix, spec.k, spec.diversity)
+    return _as_places(ranked, items, who, width)
+
+
+def _as_places(ranked: pa.Table, items: Items, who: pa.Array, width: int) -> Ranked:
+    user = pc.index_in(one_chunk(ranked["user_id"]), value_set=who).to_numpy().astype(np.int64)
+    counts = pc.list_value_length(ranked["item_ids"]).to_numpy().astype(np.int64)
+    ends = np.cumsum(counts)
+    row = np.repeat(user, counts)
+    column = np.arange(len(row)) - np.repeat(ends - counts, counts)
+    found = np.full((len(who), width), -1, np.int64)
+    scores = np.full((len(who), width), -np.inf, np.float32)
+    rows = items.matrix.lookup(one_chunk(ranked["item_ids"]).flatten())
+    found[row, column] = items.place[rows]
+    scores[row, column] = one_chunk(ranked["scores"]).flatten().to_numpy()
+    return Ranked(found, scores)

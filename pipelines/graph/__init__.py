@@ -1,0 +1,1 @@
+"""The Beam graph of a run, part by part."""

@@ -1,0 +1,1 @@
+"""The job file and the plan that is made of it."""

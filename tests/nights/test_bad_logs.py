@@ -1,0 +1,122 @@
+"""A log with everything wrong that a log can have: each fault a dead letter with its reason, or one line."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.nights.test_users_in_the_graph import Shop, part
+from tests.transforms.read.test_interactions import SPEC, log
+from unisono.pipelines.job.config import load_job
+from unisono.pipelines.job.plan import plan_run
+from unisono.transforms.base.errors import JobError
+from unisono.transforms.read.interactions import clean_interactions
+
+WHEN = 1_770_000_000  # seconds
+SETTINGS = {
+    "event": "event", "weights": {"view": 1, "dislike": -1}, "user": "user", "item": "item", "time": "time",
+    "time_unit": "s",
+}  # fmt: skip
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    return Shop(tmp_path)
+
+
+def rows(user: list, item: list, when: list, event: list) -> pa.Table:
+    kinds = [("user", pa.string()), ("item", pa.string()), ("time", pa.int64()), ("event", pa.string())]
+    return pa.table([user, item, when, event], schema=pa.schema(kinds))
+
+
+def test_every_fault_of_a_log_is_named(shop):
+    good = shop.log.append_column("event", pa.array(["view"] * shop.log.num_rows))
+    soon = int(time.time()) + 30 * 86_400
+    bad = rows(
+        ["u01", "ghost", "u02", "u03", "u04", "u05", None, "u06", "ghost"],
+        ["i001", "i002", "i003", "i004", "i005", "i006", "i007", None, "i001"],
+        [soon, WHEN * 1000, WHEN * 1_000_000, WHEN * 10**9, 1_770_000, None, WHEN, WHEN, WHEN],
+        ["view", "view", "view", "view", "view", "view", "view", "view", "share"],
+    )
+    undecided = rows(["wavering"] * 2, ["i001"] * 2, [WHEN] * 2, ["view", "dislike"])
+    n = 200_000  # a million in test_user_profiles.py
+    rng = np.random.default_rng(0)
+    item = pa.array([f"i{i:03d}" for i in range(140)]).take(pa.array(rng.integers(0, 140, n)))
+    when = WHEN - WHEN % 86_400 + rng.integers(0, 2 * 86_400, n)
+    robot = pa.table([pa.array(["robot"] * n), item, when, pa.array(["view"] * n)], schema=bad.schema)
+    shop.log = pa.concat_tables([good, bad, undecided, robot])
+    path = {"path": "log-r.parquet"}
+    profiles, ranking = {"incremental": True, "max_events_per_day": 1000}, {"k": 5, "device": "cpu"}
+    store = shop.run("r", interactions=SETTINGS | path, behaviour={"dim": 12}, profiles=profiles, ranking=ranking,
+                     limits={"max_dead_letter_fraction": 0.01}, parts={"recommend": True})  # fmt: skip
+    letters = part(store, "dead_letters").to_pylist()
+    assert Counter((d["stage"], d["reason"]) for d in letters) == {
+        ("interactions", "time_in_future"): 1,
+        ("interactions", "time_out_of_range"): 4,
+        ("interactions", "null_time"): 1,
+        ("interactions", "null_user"): 1,
+        ("interactions", "null_item"): 1,
+        ("interactions", "unknown_event"): 1,
+        ("profiles", "weights_cancel"): 1,
+        ("profiles", "too_many_events"): 1,
+    }
+    detail = {d["reason"]: d["detail"] for d in letters}
+    assert detail["time_in_future"].startswith(f"user=u01 time={soon}")
+    assert detail["unknown_event"].endswith("event=share")
+    assert detail["weights_cancel"] == "user=wavering"
+    assert detail["too_many_events"].endswith(f"1000 allowed, {n - 2000} left out")
+    counts = json.loads(Path(store.run_path("r", "metrics.json")).read_text())
+    assert counts["users.without_usable_event"] == counts["users.without_profile"] == 1  # ghost
+    assert counts["users.seen"] == 63
+    users = {u["user_id"]: u for u in part(store, "users").to_pylist()}
+    assert "ghost" not in users
+    assert users["wavering"]["cold"]
+    assert users["robot"]["events"] == 2000
+    state = {s["user_id"]: s for s in part(store, "state").to_pylist()}
+    assert len(state["robot"]["recent"]) == 100
+
+
+def test_a_log_in_another_unit_is_not_published(shop):
+    column = pa.array(shop.log["time"].to_numpy() * 1000)
+    shop.log = shop.log.set_column(2, "time", column)
+    with pytest.raises(JobError, match=r"publish refused: 4000 dead letters .*interactions.-.time_out_of_range") as e:
+        shop.run("r")
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize("taken_for", ["s", "ms", "us", "ns"])
+def test_typed_times_show_a_mistaken_unit(shop, unit, taken_for):
+    """As of pandas' `to_datetime(column, unit=…)` of a wrong unit: the column's type is right, its years are not."""
+    raw = [WHEN * {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]] * 3
+    events, dead = clean_interactions(log(ts=pa.array(raw, pa.timestamp(taken_for, "UTC"))), SPEC)
+    if unit == taken_for:
+        assert events.num_rows == 3
+    else:
+        assert dead["reason"].to_pylist() == ["time_out_of_range"] * 3
+
+
+def test_ids_of_another_type_are_refused_before_work(shop):
+    numbers = shop.log.set_column(1, "item", pa.array(range(shop.log.num_rows)))
+    strings, shop.log = shop.log, numbers
+    with pytest.raises(JobError, match=r"interactions.item: column 'item' holds int64, the catalogue's ids are string"):
+        shop.run("r")
+    shop.log = strings
+    shop.run("one", events=slice(0, 2000), profiles={"incremental": True})
+    shop.log = strings.set_column(0, "user", pa.array(range(strings.num_rows)))
+    with pytest.raises(JobError, match=r"interactions.user: column 'user' holds int64, the published state/ string"):
+        shop.run("two", events=slice(2000, 4000), profiles={"incremental": True})
+    pq.write_table(shop.log, shop.root / "log-one.parquet")
+    body = load_job(str(shop.root / "job.yaml")).model_copy(update={"ranking": None})
+    assert body.interactions is not None
+    job = body.model_dump(mode="json") | {"ranking": {"k": 3}, "profiles": {}}
+    (shop.root / "job.yaml").write_text(json.dumps(job))
+    with pytest.raises(JobError, match=r"interactions.user: column 'user' holds int64, the published users/ string"):
+        plan_run(load_job(str(shop.root / "job.yaml")), "three", items=False, users=False, recommend=True)

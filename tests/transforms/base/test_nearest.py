@@ -1,0 +1,155 @@
+"""Metrics against scikit-learn and plain independent computations."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import ndcg_score
+from sklearn.neighbors import NearestNeighbors
+
+from unisono.transforms.base import nearest as quality
+
+
+@pytest.fixture(params=[None, 700], ids=["one-block", "many-blocks"], autouse=True)
+def _blocks(request, monkeypatch):
+    if request.param:
+        monkeypatch.setattr(quality, "_BLOCK_VALUES", request.param)
+
+
+def _pairs(n, dim, noise, seed=0):
+    rng = np.random.default_rng(seed)
+    targets = rng.standard_normal((n, dim)).astype(np.float32)
+    return (targets + noise * rng.standard_normal((n, dim))).astype(np.float32) * 3, targets
+
+
+def test_retrieval_agrees_with_nearest_neighbours():
+    queries, targets = _pairs(150, 12, 1.5)
+    order = NearestNeighbors(n_neighbors=150, metric="cosine", algorithm="brute").fit(targets)
+    _, found = order.kneighbors(queries)
+    ranks = 1 + np.argmax(found == np.arange(150)[:, None], axis=1)
+    got = quality.retrieval(queries, targets, ks=(1, 5, 20))
+    assert got["recall@1"] == (found[:, 0] == np.arange(150)).mean()
+    assert got["recall@5"] == (ranks <= 5).mean()
+    assert got["recall@20"] == (ranks <= 20).mean()
+    assert got["median_rank"] == np.median(ranks)
+    assert got["mrr"] == pytest.approx(np.mean(1 / ranks), rel=1e-12)
+    assert got["n"] == 150
+    assert 0.05 < got["recall@1"] < 0.95  # the data are neither trivial nor hopeless
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        (np.ones((5, 3)), [3, 3, 3, 3, 3]),
+        (np.zeros((4, 2)), [2.5, 2.5, 2.5, 2.5]),
+        (np.array([[1.0, 0], [2, 0], [0, 1]]), [1.5, 1.5, 1]),
+    ],
+    ids=["all-equal", "all-zero", "two-tie"],
+)
+def test_ties_take_the_mid_rank(targets, expected):
+    assert quality.paired_ranks(targets, targets).tolist() == expected
+
+
+def test_chance_is_what_random_vectors_reach():
+    queries, _ = _pairs(600, 8, 0, seed=1)
+    targets, _ = _pairs(600, 8, 0, seed=2)
+    labels = np.random.default_rng(3).choice(["a", "b", "c"], 600, p=[0.6, 0.3, 0.1])
+    chance = quality.chance_recall(600, 60)
+    assert chance == 0.1
+    assert quality.retrieval(queries, targets, (60,))["recall@60"] == pytest.approx(chance, abs=0.05)
+    chance = quality.chance_same_label(labels)
+    assert chance == pytest.approx(0.46, abs=0.04)
+    assert quality.same_label_neighbours(targets, labels, 10) == pytest.approx(chance, abs=0.03)
+    assert quality.chance_recall(5, 10) == 1
+
+
+def test_same_label_neighbours_agrees_with_scikit_learn():
+    rng = np.random.default_rng(4)
+    labels = rng.integers(0, 6, 200)
+    vectors = np.eye(6)[labels] + 0.6 * rng.standard_normal((200, 6))
+    graph = NearestNeighbors(n_neighbors=7, metric="cosine", algorithm="brute").fit(vectors)
+    near = graph.kneighbors(return_distance=False)  # without the point itself
+    expected = np.mean(labels[near] == labels[:, None])
+    assert quality.same_label_neighbours(vectors, labels, 7) == pytest.approx(expected, abs=1e-12)
+    assert 0.3 < expected < 0.95
+
+
+def _plain_top_k(scores, k):
+    return np.array([sorted(range(len(row)), key=lambda i: (-row[i], i))[:k] for row in scores])
+
+
+@pytest.mark.parametrize("k", [1, 4, 29, 30, 50])
+def test_top_k_breaks_ties_by_lower_index(k):
+    rng = np.random.default_rng(k)
+    queries = rng.integers(-1, 2, (40, 3)).astype(np.float32)  # small integers: many exact ties
+    items = rng.integers(-1, 2, (30, 3)).astype(np.float32)
+    indices, scores = quality.top_k(queries, items, k)
+    plain = queries @ items.T
+    assert np.array_equal(indices, _plain_top_k(plain, min(k, 30)))
+    assert np.array_equal(scores, np.take_along_axis(plain, indices, 1))
+    assert (indices.dtype, scores.dtype) == (np.int64, np.float32)
+
+
+def test_top_k_excludes_pairs():
+    rng = np.random.default_rng(5)
+    queries, items = rng.standard_normal((50, 6)), rng.standard_normal((25, 6))
+    banned = rng.random((50, 25)) < 0.5
+    banned[7] = True
+    banned[8] = np.arange(25) >= 2
+    rows, columns = np.nonzero(banned)
+    shuffled = rng.permutation(len(rows))
+    indices, scores = quality.top_k(queries, items, 5, exclude=(rows[shuffled], columns[shuffled]))
+    plain = np.where(banned, -np.inf, queries @ items.T)
+    full = np.setdiff1d(np.arange(50), [7, 8])
+    assert np.array_equal(indices[full], _plain_top_k(plain[full], 5))
+    assert (indices[7] == -1).all()
+    assert np.isneginf(scores[7]).all()
+    assert sorted(indices[8, :2]) == [0, 1]
+    assert (indices[8, 2:] == -1).all()
+
+
+def test_ranking_metrics_agree_with_scikit_learn_and_plain_loops():
+    rng = np.random.default_rng(6)
+    users, items, k = 60, 40, 8
+    relevant = rng.random((users, items)) < rng.uniform(0.02, 0.4, (users, 1))
+    relevant[3] = False  # nobody asks about this user
+    scores = rng.random((users, items)) + 0.4 * relevant
+    ranked = np.argsort(-scores, axis=1)
+    row, column = np.nonzero(relevant)
+    row, column = np.append(row, row[:9]), np.append(column, column[:9])  # repeats count once
+    asked = np.flatnonzero(relevant.any(1))
+
+    expected = ndcg_score(relevant[asked].astype(float), scores[asked], k=k)
+    assert quality.ndcg_at_k(ranked, row, column, k) == pytest.approx(expected, abs=1e-12)
+    assert quality.ndcg_at_k(ranked[:, :k], row, column, k) == pytest.approx(expected, abs=1e-12)
+    wanted = [set(np.flatnonzero(relevant[u])) for u in asked]
+    found = [set(ranked[u, :k]) & w for u, w in zip(asked, wanted, strict=True)]
+    recalls = [len(f) / len(w) for f, w in zip(found, wanted, strict=True)]
+    assert quality.recall_at_k(ranked, row, column, k) == pytest.approx(np.mean(recalls), abs=1e-12)
+    assert quality.hit_rate_at_k(ranked, row, column, k) == pytest.approx(np.mean([bool(f) for f in found]))
+
+
+def test_no_padding_counts_as_a_hit():
+    ranked = np.array([[-1, -1], [2, -1]])
+    pairs = np.array([0, 1]), np.array([0, 2])
+    assert quality.recall_at_k(ranked, *pairs, 2) == 0.5
+    assert quality.hit_rate_at_k(ranked, *pairs, 2) == 0.5
+    # −1 of user 1 must not be read as the last item of user 0
+    assert quality.hit_rate_at_k(np.array([[9], [-1]]), np.array([0, 1]), np.array([9, 3]), 1) == 0.5
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: quality.retrieval(np.ones((2, 3)), np.ones((3, 3))),
+        lambda: quality.retrieval(np.ones((0, 3)), np.ones((0, 3))),
+        lambda: quality.top_k(np.ones((2, 3)), np.ones((0, 3)), 1),
+        lambda: quality.top_k(np.ones((2, 3)), np.ones((2, 3)), 0),
+        lambda: quality.top_k(np.ones((2, 3)), np.full((2, 3), np.nan), 1),
+        lambda: quality.same_label_neighbours(np.ones((1, 3)), np.zeros(1), 1),
+        lambda: quality.recall_at_k(np.zeros((2, 2), int), np.array([], int), np.array([], int), 1),
+        lambda: quality.recall_at_k(np.zeros((2, 2), int), np.array([2]), np.array([0]), 1),
+    ],
+    ids=["shapes", "empty", "no-items", "k-0", "nan", "one-row", "no-pairs", "foreign-user"],
+)
+def test_refuses_what_has_no_answer(call):
+    with pytest.raises(ValueError, match=r"need|no items|pairs must"):
+        call()

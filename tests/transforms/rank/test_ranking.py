@@ -1,0 +1,221 @@
+"""Recommendations: compared with loops over users and items in float64."""
+
+from __future__ import annotations
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.testing.util import assert_that
+
+from unisono.transforms.base.errors import JobError
+from unisono.transforms.base.tables import pack_vectors, to_vector_column
+from unisono.transforms.rank.ranking import (
+    RankingSpec,
+    RecommendItems,
+    distinct_pairs,
+    diversify,
+    item_bias,
+    late_matrix,
+    queries_of,
+    rank_items,
+)
+from unisono.transforms.rank.ranking import Shelf as ShelfOfItems
+from unisono.transforms.store.item_matrix import ItemMatrix
+
+DIM, ITEMS, USERS = 8, 60, 12
+
+
+def unit(rng: np.random.Generator, n: int) -> np.ndarray:
+    vectors = rng.standard_normal((n, DIM)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """Items in four files, with a text vector that a fifth of them lacks; users; what they have seen."""
+    folder, rng = tmp_path_factory.mktemp("shop"), np.random.default_rng(1)
+    vectors, text, image = (unit(rng, ITEMS) for _ in range(3))
+    has_text, ids, files = rng.random(ITEMS) < 0.8, [f"item-{i}" for i in range(ITEMS)], []
+    for part in range(4):
+        rows = slice(part * 15, part * 15 + 15)
+        table = pa.table({
+            "item_id": ids[rows],
+            "vector": to_vector_column(vectors[rows]),
+            "text_vector": to_vector_column(text[rows], has_text[rows]),
+            "image_vector": to_vector_column(image[rows]),
+        })
+        files.append(str(folder / f"part-{part}.parquet"))
+        pq.write_table(pack_vectors(table), files[-1])
+    users = pa.table({"user_id": [f"u{i}" for i in range(USERS)], "vector": to_vector_column(unit(rng, USERS))})
+    seen = pa.table({
+        "user_id": [f"u{u}" for u in rng.integers(0, USERS + 2, 80)],
+        "item_id": [f"item-{i}" for i in rng.integers(0, ITEMS + 5, 80)],
+    })
+    matrix = ItemMatrix.open(files, cache_dir=str(folder / "cache"))
+    return {
+        "files": files, "cache": str(folder / "cache"), "users": users, "seen": seen, "vectors": vectors, "ids": ids,
+        "text": np.where(has_text[:, None], text, 0), "image": image, "matrix": matrix,
+    }  # fmt: skip
+
+
+def best_of(scores: np.ndarray, ids: list[str], gone: set[str], k: int) -> list[str]:
+    order = np.argsort(-scores, kind="stable")
+    return [ids[i] for i in order if ids[i] not in gone][:k]
+
+
+def seen_of(shop, user: str) -> set[str]:
+    return {s["item_id"] for s in shop["seen"].to_pylist() if s["user_id"] == user}
+
+
+@pytest.mark.parametrize(("slices", "gain"), [(1, -0.4), (3, -0.4), (3, 0.3)])
+def test_the_transform_agrees_with_a_loop(shop, slices, gain):
+    settings = {"popularity_penalty": 0.4} if gain < 0 else {"popularity_bonus": gain, "caution": 0.2}
+    spec = RankingSpec(k=10, slices=slices, device="cpu", **settings)
+    hidden = pa.table({"item_id": ["item-3", "item-30", "gone"]})
+    popular = pa.table({"item_id": shop["ids"][:20], "n": np.arange(1, 21) / 2, "users": np.arange(1, 21)})
+    q = np.stack(shop["users"]["vector"].to_pylist())
+    scores = q.astype(np.float64) @ shop["vectors"].T
+    scores[:, :20] += gain * np.log(1 + np.arange(1, 21) / 2) / np.log(11)
+    if gain > 0:
+        scores -= 0.2 / np.sqrt(1 + np.pad(np.arange(1, 21), (0, len(shop["ids"]) - 20)))
+    scores[:, [3, 30]] = -9
+    expected = {}
+    for u in range(USERS):
+        gone = seen_of(shop, f"u{u}") | {"item-3", "item-30"}
+        expected[f"u{u}"] = best_of(scores[u], shop["ids"], gone, 10)
+
+    def check(found):
+        (shard, table), = found
+        assert shard == 5
+        assert dict(zip(table["user_id"].to_pylist(), table["item_ids"].to_pylist(), strict=True)) == expected
+        for user, items, values in zip(*(table[c].to_pylist() for c in table.column_names), strict=True):
+            own = scores[int(user[1:])]
+            np.testing.assert_allclose(values, [own[int(i[5:])] for i in items], atol=1e-6)
+
+    with beam.Pipeline(FnApiRunner()) as p:
+        pairs = p | beam.Create([(5, (shop["users"], distinct_pairs(shop["seen"])))])
+        recommend = RecommendItems(
+            beam.pvalue.AsList(p | "F" >> beam.Create(shop["files"])),
+            spec,
+            hidden=p | "H" >> beam.Create([hidden]),
+            popularity=p | "P" >> beam.Create([popular]),
+            cache_dir=shop["cache"],
+        )
+        assert_that(pairs | recommend, check)
+
+
+def shelf(shop) -> ShelfOfItems:
+    return ShelfOfItems(shop["matrix"], np.asarray(shop["matrix"].vectors), item_bias(shop["matrix"], []))
+
+
+def with_interests(shop) -> tuple[pa.Table, list[np.ndarray], list[np.ndarray]]:
+    rng = np.random.default_rng(7)
+    vectors = [unit(rng, n) for n in rng.integers(0, 4, USERS)]
+    weights = [rng.random(len(v)).astype(np.float32) for v in vectors]
+    rows = [
+        [{"vector": v.tolist(), "weight": float(w), "item_id": "x"} for v, w in zip(vs, ws, strict=True)]
+        for vs, ws in zip(vectors, weights, strict=True)
+    ]
+    kind = pa.list_(pa.struct([
+        ("vector", pa.list_(pa.float32(), DIM)), ("weight", pa.float32()), ("item_id", pa.string()),
+    ]))
+    return shop["users"].append_column("interests", pa.array(rows, kind)), vectors, weights
+
+
+@pytest.mark.parametrize("how", ["profile", "maximum", "weighted"])
+def test_several_interests(shop, how):
+    users, vectors, weights = with_interests(shop)
+    found = rank_items(users, None, shelf(shop), RankingSpec(k=7, interests=how, device="cpu"))
+    own = np.stack(users["vector"].to_pylist())
+    for u in range(USERS):
+        if how == "profile" or not len(vectors[u]):
+            scores = shop["vectors"] @ own[u]
+        elif how == "maximum":
+            half_way = vectors[u] + own[u]
+            scores = (shop["vectors"] @ half_way.T / np.linalg.norm(half_way, axis=1)).max(1)
+        else:
+            scores = (shop["vectors"] @ vectors[u].T) @ weights[u]
+        assert found["item_ids"][u].as_py() == best_of(scores, shop["ids"], set(), 7)
+
+
+def test_late_fusion_averages_over_the_modalities_an_item_has(shop):
+    rng = np.random.default_rng(9)
+    text, image = unit(rng, USERS), unit(rng, USERS)
+    has = np.arange(USERS) != 4  # a user without a text vector
+    users = shop["users"].append_column("text_vector", to_vector_column(text, has))
+    users = users.append_column("image_vector", to_vector_column(image))
+    spec = RankingSpec(k=9, fusion="late", interests="profile", weights=(("text", 2.0),), device="cpu")
+    parts = {
+        m: np.asarray(ItemMatrix.open(shop["files"], cache_dir=shop["cache"], vector_column=f"{m}_vector").vectors)
+        for m in ("image", "text")
+    }
+    np.testing.assert_array_equal(parts["text"], shop["text"])
+    of = ShelfOfItems(shop["matrix"], late_matrix(parts, {"text": 2.0}), shelf(shop).bias, ("image", "text"))
+    found = rank_items(users, None, of, spec)
+    lacks = ~shop["text"].any(1)
+    for u in range(USERS):
+        by_text = shop["text"] @ text[u] * 2 if has[u] else 0
+        scores = (by_text + shop["image"] @ image[u]) / np.where(lacks, 1, 3)
+        assert found["item_ids"][u].as_py() == best_of(scores, shop["ids"], set(), 9)
+
+
+@pytest.mark.parametrize("diversity", [0.3, 0.9])
+def test_diversity_agrees_with_a_greedy_loop(shop, diversity):
+    spec = RankingSpec(k=6, diversity=diversity, device="cpu")
+    seen = shop["seen"].filter(pa.compute.equal(shop["seen"]["user_id"], "u1"))
+    pool = rank_items(shop["users"], seen, shelf(shop), spec)
+    found = diversify(pool, shop["matrix"], 6, diversity)
+    for u in range(USERS):
+        left, score = pool["item_ids"][u].as_py(), dict(
+            zip(pool["item_ids"][u].as_py(), pool["scores"][u].as_py(), strict=True)
+        )
+        assert len(left) == 24
+        chosen: list[str] = []
+        while len(chosen) < 6:
+            def value(i: str, chosen=tuple(chosen), score=score) -> float:
+                v = shop["vectors"]
+                near = max((float(v[int(i[5:])] @ v[int(c[5:])]) for c in chosen), default=0.0)
+                return (1 - diversity) * score[i] - diversity * near
+            best = max(left, key=value)
+            chosen.append(best)
+            left.remove(best)
+        assert found["item_ids"][u].as_py() == chosen
+        assert found["scores"][u].as_py() == [score[c] for c in chosen]
+
+
+def test_a_user_who_has_seen_everything_gets_an_empty_list(shop):
+    everything = pa.table({"user_id": ["u2"] * ITEMS, "item_id": shop["ids"]})
+    for spec in (RankingSpec(k=5, device="cpu"), RankingSpec(k=5, diversity=0.5, device="cpu")):
+        found = rank_items(shop["users"], everything, shelf(shop), spec)
+        if spec.diversity:
+            found = diversify(found, shop["matrix"], 5, 0.5)
+        assert [len(i) for i in found["item_ids"].to_pylist()] == [0 if u == 2 else 5 for u in range(USERS)]
+
+
+def test_no_users(shop):
+    none = shop["users"].slice(0, 0)
+    assert rank_items(none, None, shelf(shop), RankingSpec(device="cpu")).num_rows == 0
+    assert queries_of(none, RankingSpec())[0].shape == (0, DIM)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"interests": "all"}, "ranking.interests: 'all'; allowed"),
+        ({"fusion": "middle"}, "ranking.fusion: 'middle'; allowed"),
+        ({"weights": (("text", 1.0),)}, "ranking.weights: weigh modalities of late fusion"),
+        ({"diversity": 1.5}, "ranking.diversity: 1.5"),
+        ({"popularity_penalty": -1.0}, "ranking.popularity_penalty: -1.0"),
+        ({"caution": float("nan")}, "ranking.caution: nan"),
+        ({"popularity_penalty": 0.1, "popularity_bonus": 0.1}, "ranking.popularity_bonus: given beside"),
+        ({"popularity_half_life_days": 3.0}, "ranking.popularity_half_life_days: is of popularity_bonus"),
+        ({"popularity_bonus": 1.0, "popularity_half_life_days": 0.0}, "ranking.popularity_half_life_days: 0.0"),
+    ],
+    ids=["interests", "fusion", "weights", "diversity", "penalty", "caution", "both", "age alone", "no age"],
+)
+def test_settings_that_are_refused(options, says):
+    with pytest.raises(JobError, match=says):
+        RankingSpec(**options)

@@ -1,0 +1,1 @@
+"""Behaviour as a modality: embeddings of items from who interacted with them."""

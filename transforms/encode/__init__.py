@@ -1,0 +1,1 @@
+"""The encode stage: prefetch, micro-batches, reuse of earlier runs' embeddings."""

@@ -1,0 +1,1 @@
+"""Checkpoints on disk and in buckets: found, fetched, checked."""

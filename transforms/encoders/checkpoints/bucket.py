@@ -1,0 +1,142 @@
+"""Checkpoints that lie in a bucket, fetched once per machine, checked, and reused.
+
+    UNISONO_CACHE (default ~/.cache/unisono)/weights/<state>/files/…      the checkpoint
+                                                     …/fetched.json       sizes and SHA-256 of its files
+                                            <state>.lock
+
+`<state>` hashes the objects' names, sizes and CRC-32C: a checkpoint that is replaced in its bucket gets a new
+directory, and processes that still read the old one are not disturbed.
+"""
+
+from __future__ import annotations
+
+import base64
+import fnmatch
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from unisono.transforms.base.errors import JobError
+from unisono.transforms.encoders.checkpoints.formats import FETCHED, PICKLED, first_line
+
+_LOCK_S = 3600.0  # to wait for another process that fetches the same checkpoint
+_DEADLINE_S = 600.0  # of all attempts at one object together
+
+_checked: set[str] = set()  # states whose files this process has already held against their hashes
+
+
+def cache_root() -> Path:
+    """The directory of fetched checkpoints on this machine."""
+    return Path(os.environ.get("UNISONO_CACHE", "~/.cache/unisono")).expanduser() / "weights"
+
+
+def fetch_directory(key: str, uri: str) -> Path:
+    """Gives a local copy of a gs:// directory: the cached one where it is whole, else a fresh one.
+
+    Configuration, tokenizer and safetensors files are fetched; weights in any other format stay where they are.
+
+    Args:
+        key: the job-file key that a message names.
+        uri: gs://bucket/prefix, with or without a closing slash.
+
+    Raises:
+        JobError: it cannot be listed or read, holds no safetensors, or arrives damaged.
+    """
+    import filelock
+
+    blobs = _list(key, uri)
+    facts = sorted((name, blob.size, blob.crc32c) for name, blob in blobs.items())
+    state = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+    place = cache_root() / state
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(place.with_suffix(".lock"), timeout=_LOCK_S):
+            if not _is_whole(place, state):
+                _fetch(key, blobs, place)
+                _checked.add(state)
+    except filelock.Timeout as error:
+        held = f"{place.name}.lock in {place.parent}"
+        raise JobError(f"{key}: another process has held {held} for {_LOCK_S:.0f} s; end that process") from error
+    return place / "files"
+
+
+def _list(key: str, uri: str) -> dict[str, Any]:
+    """Lists the objects to fetch, by their path below the directory."""
+    bucket, _, prefix = uri.removeprefix("gs://").partition("/")
+    prefix = prefix.rstrip("/") + "/" if prefix.rstrip("/") else ""
+    try:
+        from unisono.transforms.media.fetch import gcs_client
+
+        found = {b.name[len(prefix) :]: b for b in gcs_client().list_blobs(bucket, prefix=prefix, timeout=60.0)}
+    except Exception as error:  # of many kinds: no such bucket, no permission, no credentials, no network
+        raise JobError(f"{key}: {uri} cannot be listed ({type(error).__name__}: {first_line(error)})") from error
+    if not found:
+        raise JobError(f"{key}: nothing lies under {uri}; check bucket and prefix")
+    wanted = {n: b for n, b in found.items() if _matches(n, FETCHED) and ".." not in n.split("/")}
+    if not any(n.endswith(".safetensors") for n in wanted):
+        pickled = sorted(n for n in found if _matches(n, PICKLED))
+        what = f"holds {pickled[0]} but no safetensors" if pickled else "holds no safetensors"
+        raise JobError(
+            f"{key}: {uri} {what}; weights are never unpickled: save them as safetensors where you trust them, "
+            "and copy these there"
+        )
+    return wanted
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatch(name.rsplit("/", 1)[-1], pattern) for pattern in patterns)
+
+
+def _is_whole(place: Path, state: str) -> bool:
+    """Holds the cached files against what was fetched: sizes always, contents once per process."""
+    try:
+        records = json.loads((place / "fetched.json").read_text())
+        whole = all((place / "files" / name).stat().st_size == r["size"] for name, r in records.items())
+        if whole and state not in _checked:
+            whole = all(_sha256(place / "files" / name) == r["sha256"] for name, r in records.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    if whole:
+        _checked.add(state)
+    return whole
+
+
+def _fetch(key: str, blobs: dict[str, Any], place: Path) -> None:
+    """Fetches objects beside their place, checks each, and moves all there at once."""
+    from google.cloud.storage.retry import DEFAULT_RETRY
+
+    beside = place.with_suffix(".part")
+    shutil.rmtree(beside, ignore_errors=True)  # of a process that died: the lock is ours
+    shutil.rmtree(place, ignore_errors=True)
+    records = {}
+    for name, blob in blobs.items():
+        path, source = beside / "files" / name, f"gs://{blob.bucket.name}/{blob.name}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            blob.download_to_filename(path, timeout=_DEADLINE_S, retry=DEFAULT_RETRY.with_timeout(_DEADLINE_S))
+        except Exception as error:  # of many kinds: network, permission, a checksum of the transfer, a full disk
+            raise JobError(f"{key}: {source} cannot be fetched ({first_line(error)})") from error
+        if path.stat().st_size != blob.size or (blob.crc32c and _crc32c(path) != blob.crc32c):
+            raise JobError(f"{key}: {source} arrived damaged; run again, or upload it again")
+        records[name] = {"size": blob.size, "sha256": _sha256(path)}
+    (beside / "fetched.json").write_text(json.dumps(records, indent=1))
+    beside.rename(place)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _crc32c(path: Path) -> str:
+    """The CRC-32C of a file, in base64, as Cloud Storage states it."""
+    import google_crc32c
+
+    checksum = google_crc32c.Checksum()
+    with path.open("rb") as stream:
+        while block := stream.read(2**20):
+            checksum.update(block)
+    return base64.b64encode(checksum.digest()).decode()

@@ -1,0 +1,1 @@
+"""The family `clap`: text and audio."""

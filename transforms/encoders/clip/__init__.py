@@ -1,0 +1,1 @@
+"""The family `open_clip`: text and images."""

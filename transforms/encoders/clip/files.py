@@ -1,0 +1,229 @@
+"""What an open_clip checkpoint's files say, short of its weights. Imports neither torch nor open_clip, but to look
+up a tag of pretrained weights.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unisono.transforms.base.errors import JobError
+from unisono.transforms.encoders.base import EncoderSpec
+from unisono.transforms.encoders.checkpoints import local as files
+
+CONFIG = "open_clip_config.json"
+# In the order in which open_clip looks for them.
+_STEMS = ("open_clip_model", "open_clip_pytorch_model", "model")
+_TOKENIZER_FILES = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model",
+    "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
+_REMEDY = (
+    "save them where you trust them with safetensors.torch.save_file(model.state_dict(), 'open_clip_model.safetensors')"
+)
+# What of a tower's configuration only says where its first weights came from.
+_ORIGIN = ("hf_model_pretrained", "timm_model_pretrained")
+_SHAPE = ("layers", "width", "patch_size", "image_size", "timm_model_name", "hf_model_name", "context_length")
+
+
+class Preprocess(NamedTuple):
+    """How a picture becomes a tensor, with open_clip's own defaults (its `PreprocessCfg`).
+
+    Attributes:
+        size: (height, width) in pixels.
+        mean, std: of each channel, on the scale 0 … 1.
+        interpolation: bicubic or bilinear.
+        resize_mode: `shortest` side to size and crop, `longest` and pad, or `squash`.
+        fill: of the padding, 0 … 255.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
+    fill: int = 0
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint's files say, short of its weights.
+
+    Attributes:
+        weights: one safetensors file.
+        model: open_clip's `model_cfg`: embed_dim, vision_cfg, text_cfg, …
+        preprocess: of pictures.
+        tokenizer: what open_clip's `get_tokenizer` takes.
+        tokenizer_files: of a directory that holds its own.
+    """
+
+    weights: Path
+    model: dict[str, Any]
+    preprocess: Preprocess
+    tokenizer: str
+    tokenizer_files: tuple[Path, ...] = ()
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        return int(self.model["embed_dim"])
+
+    def facts(self, tower: str) -> dict[str, Any]:
+        """What, besides the weights, the output of the `vision` or `text` tower depends on: JSON-ready."""
+        config = {k: v for k, v in self.model[f"{tower}_cfg"].items() if k not in _ORIGIN}
+        shared = {k: self.model.get(k) for k in ("embed_dim", "quick_gelu", "custom_text", "multimodal_cfg")}
+        # By what is in them: a file's name, and where it lies, say nothing about its output.
+        facts: dict[str, Any] = {"weights": files.sha256_of(self.weights), "tower": {**shared, **config}}
+        if tower == "vision":
+            facts["preprocess"] = list(self.preprocess)
+        else:
+            facts["tokenizer"] = {f.name: files.sha256_of(f) for f in self.tokenizer_files}
+        return facts
+
+
+def read_checkpoint(spec: EncoderSpec) -> Checkpoint:
+    """Finds what `open_clip/<architecture>` with its `weights`, or `open_clip/<hub id>`, names.
+
+    Raises:
+        JobError: unknown architecture or tag, no such file or directory, or weights that are no safetensors.
+    """
+    options = dict(spec.options)
+    weights, revision = options.get("weights"), options.get("revision")
+    for name in ("weights", "revision"):
+        if not isinstance(options.get(name, ""), str):
+            raise JobError(f"{spec.key}.{name}: got {options[name]!r}; allowed: a string")
+    name = spec.model.partition("/")[2]
+    if "/" in name:
+        if weights is not None:
+            raise JobError(f"{spec.key}.weights: got {weights!r}; the hub repository {name} has its own, remove it")
+        return _from_directory(spec, files.find_directory(spec, revision, where=name), None, "model")
+    if weights is None:
+        raise JobError(
+            f"{spec.key}.weights: missing; give a tag of open_clip, a safetensors file, or a local or gs:// directory"
+        )
+    path = Path(weights).expanduser()
+    if path.is_file():
+        if revision is not None:
+            raise JobError(f"{spec.key}.revision: got {revision!r}; {path} is a file and has none")
+        return _from_file(f"{spec.key}.weights", path, _architecture(spec, name))
+    if path.is_dir() or weights.startswith("gs://"):
+        found = files.find_directory(spec, revision, option="weights", where=weights)
+        return _from_directory(spec, found, name or None, "weights")
+    if "/" in weights or path.suffix:
+        raise JobError(f"{spec.key}.weights: no file or directory {weights}; check it, or give a tag of open_clip")
+    return _from_tag(spec, name, weights, revision)
+
+
+# --- the four places ---------------------------------------------------------------------------------------
+
+
+def _from_file(key: str, path: Path, model: dict[str, Any], stated: Any = None, tokenizer: str = "") -> Checkpoint:
+    if path.suffix != ".safetensors":
+        raise JobError(f"{key}: {path} is no safetensors file; weights are never unpickled: {_REMEDY}")
+    weights = files.weight_files(key, path.parent, path.stem)[0]
+    return Checkpoint(weights, model, _preprocess(key, model, stated or {}), tokenizer or str(model["name"]))
+
+
+def _from_directory(spec: EncoderSpec, directory: Path, name: str | None, option: str) -> Checkpoint:
+    key = f"{spec.key}.{option}"
+    stems = [p.stem for p in sorted(directory.glob("*.safetensors"))]
+    stem = next((s for s in _STEMS if s in stems), stems[0] if len(stems) == 1 else None)
+    if stem is None:
+        pickled = sorted(p.name for pattern in files.PICKLED for p in directory.glob(pattern))
+        if len(stems) > 1:
+            what = f"holds {', '.join(stems)}; name one of them as the weights"
+        elif pickled:
+            what = f"holds {pickled[0]} but no safetensors; weights are never unpickled: {_REMEDY}"
+        else:
+            what = f"holds no {_STEMS[0]}.safetensors; point it at a directory with {CONFIG} and weights"
+        raise JobError(f"{key}: {directory} {what}")
+    weights = directory / f"{stem}.safetensors"
+    if not (directory / CONFIG).is_file():
+        if name is None:
+            raise JobError(f"{key}: no file {CONFIG} in {directory}; name the architecture, as in open_clip/ViT-B-32")
+        return _from_file(key, weights, _architecture(spec, name))
+    whole = files.read_json(key, directory / CONFIG)
+    model = whole.get("model_cfg")
+    if not isinstance(model, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(model):
+        raise JobError(f"{key}: {directory / CONFIG} states no model_cfg with embed_dim, vision_cfg and text_cfg")
+    if name is not None:
+        _check_same(key, name, _architecture(spec, name), model)
+    found = _from_file(key, weights, model, whole.get("preprocess_cfg"), f"local-dir:{directory}")
+    if not model["text_cfg"].get("hf_tokenizer_name"):
+        return found
+    own = tuple(directory / f for f in _TOKENIZER_FILES if (directory / f).is_file())
+    return found._replace(tokenizer_files=own)
+
+
+def _from_tag(spec: EncoderSpec, name: str, tag: str, revision: str | None) -> Checkpoint:
+    """Fetches the weights that open_clip knows by a tag, from the hub."""
+    key, model = f"{spec.key}.weights", _architecture(spec, name)
+    import open_clip
+
+    config = open_clip.get_pretrained_cfg(name, tag)
+    if not config:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        raise JobError(f"{key}: open_clip has no tag {tag!r} of {name}; it has: {tags}; or give a file or directory")
+    if bool(config.get("quick_gelu")) != bool(model.get("quick_gelu")) and config.get("quick_gelu"):
+        raise JobError(f"{key}: {tag} was trained with QuickGELU; write open_clip/{name}-quickgelu")
+    repository, _, file = str(config.get("hf_hub") or "").rpartition("/")
+    if not repository:
+        raise JobError(f"{key}: {tag} of {name} is published as a pickle alone; {_REMEDY}")
+    file = f"{Path(file).stem}.safetensors" if file else f"{_STEMS[0]}.safetensors"
+    import huggingface_hub
+
+    try:
+        path = Path(huggingface_hub.hf_hub_download(repository, file, revision=revision))
+    except Exception as error:  # of many kinds: network, no such repository, file or revision, offline, gated
+        raise JobError(
+            f"{key}: the hub does not give {file} of {repository} ({type(error).__name__}: {files.first_line(error)}); "
+            f"check tag, revision and network, or point it at a file or directory"
+        ) from error
+    return _from_file(key, path, model, config)
+
+
+# --- their parts -------------------------------------------------------------------------------------------
+
+
+def _architecture(spec: EncoderSpec, name: str) -> dict[str, Any]:
+    """Reads the configuration of an architecture that open_clip knows by name."""
+    found = importlib.util.find_spec("open_clip")
+    assert found is not None
+    folder = Path(next(iter(found.submodule_search_locations or []))) / "model_configs"
+    path = folder / f"{name}.json"
+    if not name or not path.is_file():
+        known = sorted(p.stem for p in folder.glob("*.json"))
+        close = [k for k in known if name and k.lower().startswith(name.lower()[:5])] or known
+        raise JobError(
+            f"{spec.key}.model: {spec.model!r} names no architecture of open_clip; such as "
+            f"{', '.join(f'open_clip/{k}' for k in close[:4])} ({len(known)} in all: open_clip.list_models())"
+        )
+    return {**json.loads(path.read_text()), "name": name}
+
+
+def _check_same(key: str, name: str, named: dict[str, Any], own: dict[str, Any]) -> None:
+    """Holds an architecture named in the job against the checkpoint's own configuration."""
+    pairs = [("embed_dim", named.get("embed_dim"), own.get("embed_dim"))]
+    for tower in ("vision_cfg", "text_cfg"):
+        pairs += [(f"{tower}.{k}", named[tower].get(k), own[tower].get(k)) for k in _SHAPE]
+    for field, wanted, has in pairs:
+        if wanted != has and not (isinstance(wanted, list | tuple) and list(wanted) == has):
+            raise JobError(f"{key}: holds a model of {field} {has}, and {name} has {wanted}; name its own architecture")
+
+
+def _preprocess(key: str, model: dict[str, Any], stated: dict[str, Any]) -> Preprocess:
+    """Fills in open_clip's defaults; the size is always that of the image tower, as in `create_model`."""
+    size = model["vision_cfg"].get("image_size", 224)
+    pair = (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    known = {k: v for k, v in stated.items() if k in ("mean", "std", "interpolation", "resize_mode") and v is not None}
+    for name in ("mean", "std"):
+        if name in known:
+            value = known[name]
+            known[name] = (float(value),) * 3 if isinstance(value, int | float) else tuple(map(float, value))
+    found = Preprocess(pair, fill=int(stated.get("fill_color") or 0), **known)
+    # open_clip reads `random` as bicubic when it does not train.
+    found = found._replace(interpolation="bicubic" if found.interpolation == "random" else found.interpolation)
+    if found.interpolation not in ("bicubic", "bilinear") or found.resize_mode not in ("shortest", "longest", "squash"):
+        raise JobError(f"{key}: preprocess_cfg says {found.interpolation}, {found.resize_mode}; open_clip has no such")
+    return found

@@ -1,0 +1,1 @@
+"""Text checkpoints of transformers, and the family `st` of sentence-transformers."""

@@ -1,0 +1,1 @@
+"""Held-out splits, baselines and ranking metrics."""

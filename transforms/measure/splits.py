@@ -1,0 +1,157 @@
+"""Splits of interaction logs into what a recommender may see and what it is measured on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from unisono.transforms.base.errors import JobError
+from unisono.transforms.base.tables import hash_ids, one_chunk
+from unisono.transforms.users.history import rank_users
+
+SPLITS = ("global-time", "leave-last-out", "random", "new-items")
+_WHERE = 1 << 20  # parts that a hash is cut into
+
+
+@dataclass(frozen=True)
+class SplitSpec:
+    """How events are held out.
+
+    Attributes:
+        method: `global-time`: those from one moment on, as in production; `leave-last-out`: each user's last liked
+            item; `random`: pairs of user and item; `new-items`: all events of some items, which are then new.
+        fraction: the part that is held out, of events, pairs or items; `leave-last-out` has no use for it.
+        relevant: held-out items count as liked when their events' weights sum to more than this.
+        seed: of `random` and `new-items`.
+    """
+
+    method: str = "global-time"
+    fraction: float = 0.2
+    relevant: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in SPLITS:
+            raise JobError(f"--split: {self.method!r} is none of {', '.join(SPLITS)}; choose one of them")
+        if not 0 < self.fraction < 1:
+            raise JobError(f"--fraction: {self.fraction} is not between 0 and 1; give the part to hold out, as 0.2")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A log in two parts.
+
+    Attributes:
+        train: the events that may be seen, rows in their order.
+        held: user_id, item_id: the pairs to be found, liked in the held-out events and not in `train` at all; by
+            user, then item.
+        cut: `global-time`: the first held-out moment.
+    """
+
+    train: pa.Table
+    held: pa.Table
+    cut: pa.TimestampScalar | None = None
+
+
+def split_events(events: pa.Table, spec: SplitSpec) -> Split:
+    """Splits events, of any number of users, all at once.
+
+    Global time: the cut is the least time such that at most the fraction of the events lies at it or later; all
+    events of one moment fall on one side. Leave-last-out: by user the newest event of weight above `relevant` (ties:
+    the last in order of item) is held out, and what comes later is dropped; a user's only event stays.
+
+    Args:
+        events: as `clean_interactions` gives them: user_id, item_id, time, weight.
+
+    Guarantees: does not depend on the order of the rows. Under `global-time` every event of `train` is older than
+    every event that `held` comes from.
+
+    Raises:
+        JobError: nothing is left on one side.
+    """
+    side = {
+        "global-time": _by_time,
+        "leave-last-out": _last_of_each,
+        "random": _by_pair,
+        "new-items": _by_item,
+    }[spec.method]
+    seen, held_out = side(events, spec)
+    train, rest = events.filter(pa.array(seen)), events.filter(pa.array(held_out))
+    held = _liked_and_new(train, rest, spec.relevant)
+    if not train.num_rows or not held.num_rows:
+        raise JobError(
+            f"--split: {spec.method} leaves {train.num_rows:,} events to learn from and {held.num_rows:,} pairs to "
+            "find; take another fraction, or a log of more users and a longer time"
+        )
+    cut = pc.min(rest["time"]) if spec.method == "global-time" else None
+    return Split(train, held, cut)
+
+
+Sides = tuple[np.ndarray, np.ndarray]  # bool [n] each: in training, held out
+
+
+def _by_time(events: pa.Table, spec: SplitSpec) -> Sides:
+    time = events["time"].cast(pa.int64()).to_numpy()
+    if not len(time):
+        return np.empty(0, bool), np.empty(0, bool)
+    place = len(time) - int(spec.fraction * len(time))
+    ascending = np.sort(time)
+    # Of events at one time some would lie before the place: the cut is behind them all.
+    cut = ascending[place] if place < len(time) else ascending[-1] + 1
+    if place > 0 and ascending[place - 1] == cut:
+        later = np.searchsorted(ascending, cut, side="right")
+        cut = ascending[later] if later < len(time) else cut
+    return time < cut, time >= cut
+
+
+def _last_of_each(events: pa.Table, spec: SplitSpec) -> Sides:
+    _, user = rank_users(events["user_id"])
+    _, item = rank_users(events["item_id"])
+    time, weight = events["time"].cast(pa.int64()).to_numpy(), events["weight"].to_numpy()
+    order = np.lexsort((weight, item, time, user))
+    liked = order[weight[order] > spec.relevant]
+    last = np.full(int(user.max(initial=-1)) + 1, -1, np.int64)
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    np.maximum.at(last, user[liked], place[liked])  # by place in the order: a user's later events are larger
+    first = np.searchsorted(user[order], np.arange(len(last)))
+    last[last == first] = -1  # nothing would be left of such a user
+    held = np.zeros(len(order), bool)
+    held[order[last[last >= 0]]] = True
+    return (place < last[user]) | (last[user] < 0), held
+
+
+def _by_pair(events: pa.Table, spec: SplitSpec) -> Sides:
+    mixed = hash_ids(events["user_id"]) * np.uint64(0x9E3779B97F4A7C15) + hash_ids(events["item_id"])
+    return _drawn(mixed, spec)
+
+
+def _by_item(events: pa.Table, spec: SplitSpec) -> Sides:
+    return _drawn(hash_ids(events["item_id"]), spec)
+
+
+def _drawn(hashes: np.ndarray, spec: SplitSpec) -> Sides:
+    keys = pa.array((hashes ^ (np.uint64(spec.seed) * np.uint64(0xD1B54A32D192ED03))).astype(np.int64))
+    held = hash_ids(keys) % np.uint64(_WHERE) < np.uint64(int(spec.fraction * _WHERE))
+    return ~held, np.asarray(held)
+
+
+def _liked_and_new(train: pa.Table, rest: pa.Table, relevant: float) -> pa.Table:
+    keys = ["user_id", "item_id"]
+    total = rest.group_by(keys).aggregate([("weight", "sum")])
+    liked = total.filter(pc.greater(total["weight_sum"], relevant)).select(keys)
+    return _without(liked, train.select(keys)).sort_by([(k, "ascending") for k in keys])
+
+
+def _without(pairs: pa.Table, others: pa.Table) -> pa.Table:
+    """Leaves the pairs that are not among the others."""
+    ends = pairs.num_rows
+    codes = []
+    for name in ("user_id", "item_id"):
+        both = pa.chunked_array([*pairs[name].chunks, *others[name].chunks], type=pairs[name].type)
+        codes.append(one_chunk(both).dictionary_encode().indices.to_numpy().astype(np.int64))
+    key = codes[0] * (int(codes[1].max(initial=0)) + 1) + codes[1]
+    return pairs.filter(pa.array(~np.isin(key[:ends], key[ends:])))

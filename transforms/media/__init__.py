@@ -1,0 +1,1 @@
+"""Bytes of text, pictures and sound: fetched by URI within limits, and decoded."""

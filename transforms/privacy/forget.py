@@ -1,0 +1,135 @@
+"""People who asked to be forgotten: their rows are left out wherever people are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.compute as pc
+from apache_beam.typehints import with_output_types
+
+from unisono.transforms.base.columns import COUNT
+from unisono.transforms.base.errors import JobError
+from unisono.transforms.base.tables import ShardTable, concat_tables, is_id_type, one_chunk, same_id_kind
+from unisono.transforms.privacy.pseudonyms import Pseudonyms
+from unisono.transforms.store.parquet import ParquetFile, list_parquet, plain_type, read_row_group, require_column
+
+KEY = "privacy.forget"
+COLUMN = "user_id"
+_FOUND = pa.schema([(COLUMN, pa.string())])
+
+
+@dataclass(frozen=True)
+class Forget:
+    """A list of people that has been looked at. Workers read it themselves: no id travels with the graph.
+
+    Attributes:
+        files: with the column `user_id`, of raw ids.
+        pseudonyms: what hides ids elsewhere, if anything does.
+    """
+
+    files: tuple[ParquetFile, ...]
+    pseudonyms: Pseudonyms | None = None
+
+    def load(self) -> pa.Array:
+        """Reads the ids as they are known elsewhere, as distinct strings."""
+        ids = [pa.chunked_array([], pa.string())]
+        for file in self.files:
+            for group in range(len(file.row_groups)):
+                for table in read_row_group(file.path, group, [COLUMN]):
+                    column = table[COLUMN]
+                    ids.append(column.cast(plain_type(column.type)).cast(pa.string()))
+        distinct = pc.unique(pa.chunked_array([c for part in ids for c in part.chunks], pa.string())).drop_null()
+        return self.pseudonyms.of(distinct) if self.pseudonyms else distinct
+
+
+def check_forget(path: str, user_type: pa.DataType | None, whose: str, pseudonyms: Pseudonyms | None) -> Forget:
+    """Looks at a list of people before any work; it may be empty.
+
+    Args:
+        path: of Parquet files with a column `user_id`.
+        user_type: of the ids it is compared with; None: it is compared with none.
+        whose: where those are, for messages.
+        pseudonyms: what hides ids elsewhere.
+
+    Raises:
+        JobError: no file, no such column, or ids of another kind.
+    """
+    files = tuple(list_parquet(path, KEY))
+    found = require_column(files, COLUMN, KEY, is_id_type, "strings or integers")
+    if user_type is not None and not pa.types.is_null(found) and not same_id_kind(found, user_type):
+        raise JobError(
+            f"{KEY}: column {COLUMN!r} of {files[0].path} holds {found}, {whose} {user_type}; "
+            "write both as strings or both as integers"
+        )
+    return Forget(files, pseudonyms)
+
+
+def leave_out(table: pa.Table, column: str, gone: pa.Array) -> tuple[pa.Table, pa.Table]:
+    """Takes people's rows out of a table.
+
+    Args:
+        column: of user ids.
+        gone: as `Forget.load` gives.
+
+    Returns:
+        the other rows, in their order; who was found: user_id (string), each once.
+    """
+    if not len(gone):
+        return table, _FOUND.empty_table()
+    ids = table[column]
+    ids = one_chunk(ids.cast(plain_type(ids.type)).cast(pa.string()))
+    hit = pc.is_in(ids, value_set=gone)
+    if not hit.true_count:
+        return table, _FOUND.empty_table()
+    return table.filter(pc.invert(hit)), pa.table([pc.unique(ids.filter(hit))], schema=_FOUND)
+
+
+# --- Beam --------------------------------------------------------------------------------------------------
+
+
+class ForgetUsers(beam.PTransform):
+    """Takes people out of `(shard, table with user_id)`; gives a dict of `shards`, and `found` (pa.Table, who)."""
+
+    def __init__(self, forget: Forget) -> None:
+        super().__init__()
+        self._forget = forget
+
+    def expand(self, shards: beam.PCollection) -> dict[str, beam.PCollection]:
+        out = shards | "LeaveOut" >> beam.ParDo(_LeaveOutFn(self._forget)).with_outputs("found", main="shards")
+        return {"shards": out.shards, "found": out.found}
+
+
+@with_output_types(ShardTable, found=pa.Table)
+class _LeaveOutFn(beam.DoFn):
+    def __init__(self, forget: Forget) -> None:
+        self._forget = forget
+
+    def setup(self) -> None:
+        self._gone = self._forget.load()
+
+    def process(self, element: ShardTable) -> Iterable[object]:
+        shard, table = element
+        kept, found = leave_out(table, COLUMN, self._gone)
+        if found.num_rows:
+            yield beam.pvalue.TaggedOutput("found", found)
+        yield shard, kept
+
+
+class CountForgotten(beam.PTransform):
+    """Counts the distinct people in tables of `found`: one (`users.forgotten`, int), 0 where there are none."""
+
+    def expand(self, found: beam.PCollection) -> beam.PCollection:
+        nobody = found.pipeline | "Nobody" >> beam.Create([_FOUND.empty_table()])
+        return (
+            (found, nobody)
+            | "Flatten" >> beam.Flatten()
+            | "Union" >> beam.CombineGlobally(_union).without_defaults()
+            | "Count" >> beam.Map(lambda t: (COUNT, t.num_rows))
+        )
+
+
+def _union(tables: Iterable[pa.Table]) -> pa.Table:
+    return pa.table([pc.unique(one_chunk(concat_tables(list(tables))[COLUMN]))], schema=_FOUND)

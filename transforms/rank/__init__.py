@@ -1,0 +1,1 @@
+"""Recommendations: exact top k, and what is added to a score."""

@@ -1,0 +1,1 @@
+"""Catalogues and interaction logs, read and grouped into shards."""

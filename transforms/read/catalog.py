@@ -1,0 +1,314 @@
+"""Reads a catalogue and groups it into shards, one row an item."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from apache_beam.typehints import with_output_types
+
+from unisono.transforms.base.errors import JobError, Reason
+from unisono.transforms.base.progress import advance
+from unisono.transforms.base.tables import ShardTable, concat_tables, is_id_type, one_chunk, shard_of, split_by_shard
+from unisono.transforms.store.dead_letters import dead_letters_of_rows
+from unisono.transforms.store.parquet import ParquetFile, ReadRowGroups, list_parquet, require_column
+
+JOINER = "\n"  # between text columns: white space to every tokenizer, and no second full stop after a sentence
+STAGE = "catalog"
+
+
+@dataclass(frozen=True)
+class CatalogSpec:
+    """Where a catalogue lies and which columns hold what.
+
+    Attributes:
+        path: glob of Parquet files, absolute or gs://.
+        id: column of strings or integers.
+        text: columns joined by a line break, or a template such as "{title}. {description}"; None: no text.
+        title: column shown to people; None: the first text column.
+        image, audio: column of URIs or bytes, one or a list; None: none.
+    """
+
+    path: str
+    id: str
+    text: tuple[str, ...] | str | None = None
+    title: str | None = None
+    image: str | None = None
+    audio: str | None = None
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The columns that the text is made of."""
+        if isinstance(self.text, str):
+            return tuple(dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(self.text) if name))
+        return self.text or ()
+
+    @property
+    def title_column(self) -> str | None:
+        """The column shown to people."""
+        return self.title or next(iter(self.text_columns), None)
+
+    @property
+    def columns(self) -> list[str]:
+        """Every column that is read."""
+        wanted = [self.id, self.title_column, *self.text_columns, self.image, self.audio]
+        return list(dict.fromkeys(c for c in wanted if c))
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities that the catalogue has a column for."""
+        return tuple(m for m in ("text", "image", "audio") if getattr(self, m))
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """A catalogue that has been looked at: its files, their rows, the type of its ids."""
+
+    spec: CatalogSpec
+    files: tuple[ParquetFile, ...]
+    rows: int
+    id_type: pa.DataType
+
+
+def _value_type(dtype: pa.DataType) -> pa.DataType:
+    return dtype.value_type if pa.types.is_dictionary(dtype) else dtype
+
+
+def _is_text(dtype: pa.DataType) -> bool:
+    dtype = _value_type(dtype)
+    if pa.types.is_list(dtype) or pa.types.is_large_list(dtype):
+        dtype = dtype.value_type
+        return pa.types.is_string(dtype) or pa.types.is_large_string(dtype)
+    scalar = pa.types.is_integer(dtype) or pa.types.is_floating(dtype) or pa.types.is_boolean(dtype)
+    return scalar or pa.types.is_string(dtype) or pa.types.is_large_string(dtype) or pa.types.is_null(dtype)
+
+
+def _is_media(dtype: pa.DataType) -> bool:
+    dtype = _value_type(dtype)
+    if pa.types.is_list(dtype) or pa.types.is_large_list(dtype):
+        dtype = _value_type(dtype.value_type)
+    text = pa.types.is_string(dtype) or pa.types.is_large_string(dtype)
+    return text or pa.types.is_binary(dtype) or pa.types.is_large_binary(dtype) or pa.types.is_null(dtype)
+
+
+def check_catalog(spec: CatalogSpec) -> Catalog:
+    """Looks at a catalogue's footers before any work.
+
+    Raises:
+        JobError: no file matches, a file is no Parquet, a column is missing or of a wrong type, or no rows.
+    """
+    found = list_parquet(spec.path, "catalog.path")
+    rows = sum(f.num_rows for f in found)
+    if rows == 0:
+        raise JobError(
+            f"catalog.path: {spec.path} matches {len(found)} files without a single row; point it at the catalogue"
+        )
+    id_type = require_column(found, spec.id, "catalog.id", lambda t: is_id_type(_value_type(t)), "strings or integers")
+    for column in spec.text_columns:
+        require_column(found, column, "catalog.text", _is_text, "strings, numbers, booleans or lists of strings")
+    if spec.title:
+        require_column(found, spec.title, "catalog.title", _is_text, "strings, numbers, booleans or lists of strings")
+    for modality in ("image", "audio"):
+        if column := getattr(spec, modality):
+            require_column(found, column, f"catalog.{modality}", _is_media, "URIs (strings) or bytes, one or a list")
+    return Catalog(spec, tuple(found), rows, id_type)
+
+
+# --- one row group -----------------------------------------------------------------------------------------
+
+
+def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Casts a text column to strings; a list of strings becomes one, comma-separated."""
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return pc.binary_join(_without_nulls(one_chunk(column.cast(pa.list_(pa.string())))), ", ")
+    return column.cast(pa.string())
+
+
+def _without_nulls(lists: pa.ListArray) -> pa.ListArray:
+    """Leaves out null elements: one of them would make the whole joined list null."""
+    values, rows = pc.list_flatten(lists), pc.list_parent_indices(lists).to_numpy()
+    if not values.null_count:
+        return lists
+    valid = values.is_valid()
+    lengths = np.bincount(rows[valid.to_numpy(zero_copy_only=False)], minlength=len(lists))
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), values.filter(valid), mask=lists.is_null())
+
+
+def _trimmed(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.utf8_trim_whitespace(pc.fill_null(_as_text(column), ""))
+
+
+def compose_text(table: pa.Table, text: Sequence[str] | str) -> pa.ChunkedArray | pa.Array:
+    """Makes the text of each row: string [n].
+
+    Null where every column is null (the modality is missing); nulls beside other text are left out.
+    """
+    if isinstance(text, str):
+        names = CatalogSpec("", "", text=text).text_columns
+        parts = [
+            piece
+            for literal, name, _, _ in string.Formatter().parse(text)
+            for piece in (pa.scalar(literal), _as_text(table[name]) if name else None)
+            if piece is not None
+        ]
+        joined = pc.binary_join_element_wise(*parts, "", null_handling="replace", null_replacement="")
+    else:
+        names = tuple(text)
+        joined = _trimmed(table[names[0]])
+        # Pairwise: Arrow 25's join with null_handling="skip" drops the rows in which every part is null.
+        for part in (_trimmed(table[name]) for name in names[1:]):
+            both = pc.binary_join_element_wise(joined, part, JOINER)
+            joined = pc.if_else(pc.equal(part, ""), joined, pc.if_else(pc.equal(joined, ""), part, both))
+    present = pc.is_valid(table[names[0]])
+    for name in names[1:]:
+        present = pc.or_(present, pc.is_valid(table[name]))
+    return pc.if_else(present, pc.utf8_trim_whitespace(joined), pa.scalar(None, pa.string()))
+
+
+def _as_media(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Narrows a media column to string, binary or a list of either."""
+    dtype = _value_type(column.type)
+    listed = pa.types.is_list(dtype) or pa.types.is_large_list(dtype)
+    item = _value_type(dtype.value_type) if listed else dtype
+    binary = pa.types.is_binary(item) or pa.types.is_large_binary(item)
+    target = pa.large_binary() if binary else pa.string()
+    return column.cast(pa.list_(target) if listed else target)
+
+
+def read_items(table: pa.Table, catalog: Catalog, first_row: int) -> tuple[pa.Table, pa.Table]:
+    """Gives a row group the columns that the pipeline knows.
+
+    Args:
+        table: the columns `catalog.spec.columns`.
+        catalog: from `check_catalog`.
+        first_row: the place of the first row in the whole catalogue; decides which duplicate stays.
+
+    Returns:
+        items: item_id, title, one raw column per modality, row int64; dead letters: rows whose id is null.
+    """
+    spec = catalog.spec
+    ids = table[spec.id].cast(catalog.id_type)
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {"item_id": ids}
+    title = _as_text(table[spec.title_column]) if spec.title_column else pa.nulls(len(table), pa.string())
+    columns["title"] = title
+    if spec.text:
+        columns["text"] = compose_text(table, spec.text)
+    for modality in ("image", "audio"):
+        if column := getattr(spec, modality):
+            columns[modality] = _as_media(table[column])
+    columns["row"] = pa.array(np.arange(first_row, first_row + len(table), dtype=np.int64))
+    null = one_chunk(ids.is_null()).to_numpy(zero_copy_only=False)
+    detail = f"column {spec.id!r} is null"
+    dead = dead_letters_of_rows(ids, null, STAGE, Reason.NULL_ID, detail)
+    items = pa.table(columns)
+    return (items.filter(pa.array(~null)) if null.any() else items), dead
+
+
+class ReadCatalog(beam.PTransform):
+    """Reads a catalogue, row group by row group, only the columns needed.
+
+    Returns:
+        A dict of PCollections: `items` (pa.Table), `dead` (pa.Table), `rows` (int, rows read).
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        super().__init__()
+        self._catalog = catalog
+
+    def expand(self, root: beam.pvalue.PBegin) -> dict[str, beam.PCollection]:
+        out = (
+            root
+            | "Files" >> beam.Create(list(self._catalog.files))
+            | "RowGroups" >> ReadRowGroups(self._catalog.spec.columns)
+            | "Items" >> beam.ParDo(_ReadItemsFn(self._catalog)).with_outputs("dead", "rows", main="items")
+        )
+        return {"items": out.items, "dead": out.dead, "rows": out.rows}
+
+
+# The types choose the coder: pickled, a slice would carry the whole table it was cut from.
+@with_output_types(pa.Table, dead=pa.Table, rows=int)
+class _ReadItemsFn(beam.DoFn):
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    def process(self, element: tuple[int, int, pa.Table]) -> Iterable[object]:
+        ordinal, first_row, table = element
+        items, dead = read_items(table, self._catalog, (ordinal << 40) + first_row)
+        yield beam.pvalue.TaggedOutput("rows", table.num_rows)
+        if dead.num_rows:
+            yield beam.pvalue.TaggedOutput("dead", dead)
+        advance("read", done=table.num_rows, dead=dead.num_rows)
+        yield items
+
+
+# --- shards ------------------------------------------------------------------------------------------------
+
+
+def merge_shard(tables: Sequence[pa.Table]) -> tuple[pa.Table, pa.Table]:
+    """Makes one shard of its pieces: sorted by id, one row an id.
+
+    Of rows with equal ids the first in the catalogue stays; the others become dead letters.
+    """
+    table = concat_tables(tables)
+    table = table.take(pc.sort_indices(table, [("item_id", "ascending"), ("row", "ascending")]))
+    ids = table["item_id"].combine_chunks()
+    again = np.zeros(len(table), bool)
+    if len(table) > 1:
+        again[1:] = pc.equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
+    dead = dead_letters_of_rows(ids, again, STAGE, Reason.DUPLICATE_ID, "the id's first row in the catalogue was kept")
+    table = table.drop_columns(["row"])
+    return (table.filter(pa.array(~again)) if again.any() else table).combine_chunks(), dead
+
+
+class ShardByItem(beam.PTransform):
+    """Groups items into shards by a stable hash of their id; every shard comes out, empty ones too.
+
+    Returns:
+        A dict of PCollections: `shards` ((shard, pa.Table)), `dead` (pa.Table).
+    """
+
+    def __init__(self, shards: int, catalog: Catalog) -> None:
+        super().__init__()
+        self._shards = shards
+        self._empty = read_items(_empty(catalog), catalog, 0)[0]
+
+    def expand(self, items: beam.PCollection) -> dict[str, beam.PCollection]:
+        shards, empty = self._shards, self._empty
+        typed = tuple[int, pa.Table]
+        pieces = items | "Split" >> beam.FlatMap(
+            lambda t: split_by_shard(t, shard_of(t["item_id"], shards))
+        ).with_output_types(typed)
+        every = (
+            items.pipeline
+            | "EveryShard" >> beam.Create(range(shards))
+            | "Empty" >> beam.Map(lambda s: (s, empty)).with_output_types(typed)
+        )
+        out = (
+            (pieces, every)
+            | "Flatten" >> beam.Flatten()
+            | "Group" >> beam.GroupByKey()
+            | "Merge" >> beam.ParDo(_MergeShardFn()).with_outputs("dead", main="shards")
+        )
+        return {"shards": out.shards, "dead": out.dead}
+
+
+def _empty(catalog: Catalog) -> pa.Table:
+    return catalog.files[0].schema.empty_table().select(catalog.spec.columns)
+
+
+@with_output_types(ShardTable, dead=pa.Table)
+class _MergeShardFn(beam.DoFn):
+    def process(self, element: tuple[int, Iterable[pa.Table]]) -> Iterable[object]:
+        shard, pieces = element
+        table, dead = merge_shard(list(pieces))
+        if dead.num_rows:
+            yield beam.pvalue.TaggedOutput("dead", dead)
+        advance("shard", done=table.num_rows, dead=dead.num_rows)
+        result: ShardTable = (shard, table)
+        yield result

@@ -1,0 +1,425 @@
+"""Reads interaction logs and groups them by user: who did what to which item, when, and what it weighs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from apache_beam.typehints import with_output_types
+
+from unisono.transforms.base.errors import JobError, Reason
+from unisono.transforms.base.progress import advance
+from unisono.transforms.base.tables import (
+    ShardTable,
+    concat_tables,
+    from_ipc,
+    is_id_type,
+    one_chunk,
+    shard_of,
+    split_by_shard,
+    to_ipc,
+    with_column,
+)
+from unisono.transforms.base.threads import InOrder, at_end_of_bundle
+from unisono.transforms.privacy.forget import Forget, leave_out
+from unisono.transforms.privacy.pseudonyms import Pseudonyms
+from unisono.transforms.store import dead_letters
+from unisono.transforms.store.parquet import ParquetFile, ReadRowGroups, list_parquet, plain_type, require_column
+
+STAGE = "interactions"
+TIME_TYPE = pa.timestamp("us", tz="UTC")
+
+_UNIT_US = {"s": 1_000_000, "ms": 1_000, "us": 1}
+# Years 1971 to 9999. A time of our days read in a unit that is too large lies beyond; in one too small, in 1970: and
+# there is no log of 1970. Typed times are no exception: whoever wrote them may have mistaken the unit.
+_FIRST_US, _LAST_US = 31_536_000_000_000, 253_402_300_799_999_999
+_MAX_DETAIL = 500
+
+
+@dataclass(frozen=True)
+class InteractionsSpec:
+    """Where the logs lie and which columns hold what.
+
+    Attributes:
+        path: glob of Parquet files, absolute or gs://, or several.
+        user, item: columns of strings or integers.
+        time: column of timestamps or dates (UTC where they carry no zone), or of integers with `time_unit`.
+        event: column of the event type (strings or integers); None: every event weighs 1.
+        weights: (event type, weight) pairs; weights may be negative. An event type without one is set aside.
+        time_unit: `s`, `ms` or `us` since 1970, for a time column of integers.
+        latest_us: events after it, microseconds since 1970, are of the future and set aside; None: none are.
+    """
+
+    path: str | tuple[str, ...]
+    user: str
+    item: str
+    time: str
+    event: str | None = None
+    weights: tuple[tuple[str, float], ...] | None = None
+    time_unit: str | None = None
+    latest_us: int | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """Every column that is read, each once."""
+        return list(dict.fromkeys(c for c in (self.user, self.item, self.time, self.event) if c))
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Logs that have been looked at: their files, their rows, the types of their ids.
+
+    Attributes:
+        user_type: of user ids once they are pseudonyms, if they become that.
+        pseudonyms: what replaces user ids, as they are read; None: nothing.
+        forget: whose rows are left out, as they are read; None: nobody's.
+    """
+
+    spec: InteractionsSpec
+    files: tuple[ParquetFile, ...]
+    rows: int
+    user_type: pa.DataType
+    item_type: pa.DataType
+    pseudonyms: Pseudonyms | None = None
+    forget: Forget | None = None
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The schema of cleaned events."""
+        return event_schema(self.user_type, self.item_type)
+
+    def hiding(self, pseudonyms: Pseudonyms | None, forget: Forget | None) -> Interactions:
+        """The same logs, whose people are read as pseudonyms or not at all."""
+        user_type = pa.string() if pseudonyms else self.user_type
+        return replace(self, user_type=user_type, pseudonyms=pseudonyms, forget=forget)
+
+    def hide_users(self, table: pa.Table) -> pa.Table:
+        """Replaces the user ids of raw rows by their pseudonyms, where there are pseudonyms."""
+        if self.pseudonyms is None:
+            return table
+        return with_column(table, self.spec.user, self.pseudonyms.of(table[self.spec.user]))
+
+
+def event_schema(user_type: pa.DataType, item_type: pa.DataType) -> pa.Schema:
+    """The schema of cleaned events: user_id, item_id, time (UTC, microseconds), weight."""
+    fields = [("user_id", user_type), ("item_id", item_type), ("time", TIME_TYPE), ("weight", pa.float64())]
+    return pa.schema(fields)
+
+
+# --- the job -----------------------------------------------------------------------------------------------
+
+
+def check_interactions(spec: InteractionsSpec) -> Interactions:
+    """Looks at the logs' footers and at the weights before any work.
+
+    Raises:
+        JobError: no file matches, a file is no Parquet, a column is missing or of a wrong type, no rows, or
+            weights and event column do not go together.
+    """
+    _check_weights(spec)
+    if spec.time_unit is not None and spec.time_unit not in _UNIT_US:
+        raise JobError(f"interactions.time_unit: {spec.time_unit!r} is no unit; allowed: s, ms, us")
+    pattern = spec.path if isinstance(spec.path, str) else list(spec.path)
+    files = list_parquet(pattern, "interactions.path")
+    rows = sum(f.num_rows for f in files)
+    if rows == 0:
+        raise JobError(
+            f"interactions.path: {spec.path} matches {len(files)} files without a single row; "
+            "point it at the logs"
+        )
+    user_type = require_column(files, spec.user, "interactions.user", is_id_type, "strings or integers")
+    item_type = require_column(files, spec.item, "interactions.item", is_id_type, "strings or integers")
+    if spec.event is not None:
+        require_column(files, spec.event, "interactions.event", is_id_type, "strings or integers")
+    if spec.time_unit is None:
+        require_column(
+            files,
+            spec.time,
+            "interactions.time",
+            lambda t: pa.types.is_timestamp(t) or pa.types.is_date(t),
+            "timestamps or dates, or integers since 1970 once interactions.time_unit says s, ms or us",
+        )
+    else:
+        require_column(
+            files,
+            spec.time,
+            "interactions.time",
+            pa.types.is_integer,
+            f"integers, for interactions.time_unit is {spec.time_unit}; leave it out for timestamps or dates",
+        )
+    return Interactions(spec, tuple(files), rows, user_type, item_type)
+
+
+def _check_weights(spec: InteractionsSpec) -> None:
+    if (spec.event is None) != (not spec.weights):
+        given, missing = ("weights", "event") if spec.event is None else ("event", "weights")
+        raise JobError(
+            f"interactions.{missing}: missing, while interactions.{given} is given; give both, "
+            "or neither to weigh every event 1"
+        )
+    pairs = spec.weights or ()
+    for event, weight in pairs:
+        if not math.isfinite(weight):
+            raise JobError(f"interactions.weights.{event}: {weight} is not finite; give a number")
+    if len({event for event, _ in pairs}) < len(pairs):
+        raise JobError("interactions.weights: an event type is there twice; keep one weight for each")
+
+
+# --- one table ---------------------------------------------------------------------------------------------
+
+
+def clean_interactions(table: pa.Table, spec: InteractionsSpec) -> tuple[pa.Table, pa.Table]:
+    """Gives raw events the columns that profiles are made of, and sets aside those that cannot be used.
+
+    Args:
+        table: the columns `spec.columns`, as in the logs.
+
+    Returns:
+        events: user_id, item_id, time timestamp[us, UTC], weight float64, in the order of the log;
+        dead letters: one for each event left out (its first fault in the order user, item, time, event).
+    """
+    users, items = _plain(table[spec.user]), _plain(table[spec.item])
+    time_us, in_range = _time_us(_plain(table[spec.time]), spec.time_unit)
+    weight, known = _weigh(table, spec)
+    events = pa.table(
+        [users, items, pa.array(time_us).cast(pa.timestamp("us")).cast(TIME_TYPE), pa.array(weight)],
+        schema=event_schema(users.type, items.type),
+    )
+    checks = [
+        (Reason.NULL_USER, users.is_valid().to_numpy()),
+        (Reason.NULL_ITEM, items.is_valid().to_numpy()),
+        (Reason.NULL_TIME, table[spec.time].is_valid().to_numpy()),
+        (Reason.TIME_OUT_OF_RANGE, in_range),
+        (Reason.TIME_IN_FUTURE, time_us <= (_LAST_US if spec.latest_us is None else spec.latest_us)),
+        (Reason.UNKNOWN_EVENT, known),
+    ]
+    good = np.logical_and.reduce([ok for _, ok in checks])
+    if good.all():
+        return events, dead_letters.SCHEMA.empty_table()
+    fault = np.select([~ok for _, ok in checks], np.arange(len(checks)), -1)
+    return events.filter(pa.array(good)), _letters(table, spec, fault, [reason for reason, _ in checks])
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(plain_type(column.type))
+
+
+def _time_us(column: pa.ChunkedArray, unit: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Gives times as int64 microseconds since 1970, and bool: null or in range (where not, the time is 0)."""
+    if pa.types.is_date32(column.type):
+        column, factor = column.cast(pa.int32()), 86_400_000_000
+    elif pa.types.is_date64(column.type):
+        column, factor = column.cast(pa.int64()), 1_000
+    elif pa.types.is_timestamp(column.type):
+        factor = {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": 0}[column.type.unit]
+        column = column.cast(pa.int64())  # of a time with a zone: the instant, in UTC
+    else:
+        factor = _UNIT_US[unit or "us"]
+        if column.type == pa.uint64():  # what int64 cannot hold is out of range in any unit
+            column = pc.min_element_wise(column, pa.scalar(2**63 - 1, pa.uint64()), skip_nulls=False)
+    raw = column.cast(pa.int64()).fill_null(0).to_numpy()
+    present = column.is_valid().to_numpy()
+    if factor == 0:
+        raw, factor = raw // 1_000, 1  # nanoseconds in int64 end in 2262
+    in_range = (raw >= -(-_FIRST_US // factor)) & (raw <= _LAST_US // factor)
+    return np.where(in_range, raw, 0) * factor, in_range | ~present
+
+
+def _weigh(table: pa.Table, spec: InteractionsSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Gives each event its weight, float64 [n], and says whether its type has one, bool [n]."""
+    if spec.event is None:
+        return np.ones(table.num_rows), np.ones(table.num_rows, bool)
+    pairs = spec.weights or ()
+    names = pa.array([str(name) for name, _ in pairs], pa.string())
+    place = pc.index_in(_plain(table[spec.event]).cast(pa.string()), value_set=names)
+    known = place.is_valid().to_numpy()
+    values = np.array([weight for _, weight in pairs], np.float64)
+    return values[place.fill_null(0).to_numpy()], known
+
+
+def _letters(table: pa.Table, spec: InteractionsSpec, fault: np.ndarray, reasons: list[Reason]) -> pa.Table:
+    """Lays out a dead letter for each row whose `fault` is the index of a reason, not −1."""
+    bad = table.select(spec.columns).filter(pa.array(fault >= 0))
+
+    def text(column: str | None) -> pa.ChunkedArray:
+        if column is None:
+            return pa.chunked_array([pa.repeat(pa.scalar("(no event column)"), bad.num_rows)])
+        values = _plain(bad[column])
+        try:
+            return values.cast(pa.string()).fill_null("null")
+        except pa.ArrowInvalid:  # a timestamp that no calendar shows
+            return values.cast(pa.int64()).cast(pa.string()).fill_null("null")
+
+    fields = [("user=", spec.user), (" time=", spec.time), (" event=", spec.event)]
+    detail = pc.binary_join_element_wise(*(x for name, col in fields for x in (name, text(col))), "")
+    n = bad.num_rows
+    columns = {
+        "item_id": _plain(bad[spec.item]).cast(pa.string()),
+        "modality": pa.nulls(n, pa.string()),
+        "stage": pa.repeat(pa.scalar(STAGE), n),
+        "reason": pa.array([str(r) for r in reasons]).take(pa.array(fault[fault >= 0])),
+        "detail": pc.utf8_slice_codeunits(detail, 0, _MAX_DETAIL),
+        "uri": pa.nulls(n, pa.string()),
+    }
+    return pa.table(columns, schema=dead_letters.SCHEMA)
+
+
+# --- transforms --------------------------------------------------------------------------------------------
+
+
+class ReadInteractions(beam.PTransform):
+    """Reads logs, row group by row group, only the columns needed.
+
+    Returns:
+        A dict of PCollections: `events` (pa.Table, as `clean_interactions` gives), `dead` (pa.Table),
+        `rows` (int, rows read), `users_of_dead` (pa.Table of user_id: whose events became dead letters), `found`
+        (pa.Table: whose rows were left out, as `unisono.transforms.privacy.forget` gives).
+    """
+
+    def __init__(self, interactions: Interactions) -> None:
+        super().__init__()
+        self._interactions = interactions
+
+    def expand(self, root: beam.pvalue.PBegin) -> dict[str, beam.PCollection]:
+        others = ("dead", "rows", "users_of_dead", "found")
+        out = (
+            root
+            | "Files" >> beam.Create(list(self._interactions.files))
+            | "RowGroups" >> ReadRowGroups(self._interactions.spec.columns)
+            | "Clean" >> beam.ParDo(_CleanFn(self._interactions)).with_outputs(*others, main="events")
+        )
+        return {"events": out.events} | {name: out[name] for name in others}
+
+
+# The types of the outputs choose their coder: pickled, a slice would carry the whole table it was cut from.
+@with_output_types(pa.Table, dead=pa.Table, rows=int, users_of_dead=pa.Table, found=pa.Table)
+class _CleanFn(beam.DoFn):
+    def __init__(self, interactions: Interactions) -> None:
+        self._interactions = interactions
+
+    def setup(self) -> None:
+        forget = self._interactions.forget
+        self._gone = forget.load() if forget else None
+
+    def process(self, element: tuple[int, int, pa.Table]) -> Iterable[object]:
+        _, _, raw = element
+        at = self._interactions
+        table = at.hide_users(raw)  # before all else: a dead letter names its user
+        if self._gone is not None:
+            table, found = leave_out(table, at.spec.user, self._gone)
+            if found.num_rows:
+                yield beam.pvalue.TaggedOutput("found", found)
+        events, dead = clean_interactions(table, at.spec)
+        yield beam.pvalue.TaggedOutput("rows", raw.num_rows)
+        if dead.num_rows:
+            yield beam.pvalue.TaggedOutput("dead", dead)
+            yield beam.pvalue.TaggedOutput("users_of_dead", _users_without(table, events, at))
+        advance("interactions", done=raw.num_rows, dead=dead.num_rows)
+        yield events.cast(at.schema)  # files may differ in the width of their ids
+
+
+def _users_without(table: pa.Table, events: pa.Table, at: Interactions) -> pa.Table:
+    """The users of raw rows who have none among the events: user_id, each once."""
+    everybody = pc.unique(one_chunk(_plain(table[at.spec.user])).drop_null().cast(at.user_type))
+    known = pc.unique(one_chunk(events["user_id"]).cast(at.user_type))
+    return pa.table({"user_id": everybody.filter(pc.invert(pc.is_in(everybody, value_set=known)))})
+
+
+class ShardByUser(beam.PTransform):
+    """Groups events into shards by a stable hash of their user; every shard comes out, empty ones too.
+
+    Takes the `events` of `ReadInteractions` (a table at least), gives `(shard, pa.Table)`. Rows of a shard lie as
+    they arrived, which differs from run to run: what follows must not depend on it.
+    """
+
+    def __init__(self, shards: int, interactions: Interactions) -> None:
+        super().__init__()
+        self._shards = shards
+        self._empty = interactions.schema.empty_table()
+
+    def expand(self, events: beam.PCollection) -> beam.PCollection:
+        return (
+            events
+            | "Split" >> beam.ParDo(_SplitFn(self._shards, self._empty))
+            | "Group" >> beam.GroupByKey()
+            | "Merge" >> beam.ParDo(_MergeFn())
+        )
+
+
+class GroupUsersOfDead(beam.PTransform):
+    """Gathers `users_of_dead` of `ReadInteractions` into one element `(shard, pa.Table)` a shard, each user once."""
+
+    def __init__(self, shards: int) -> None:
+        super().__init__()
+        self._shards = shards
+
+    def expand(self, users: beam.PCollection) -> beam.PCollection:
+        shards = self._shards
+        return (
+            users
+            | "Split" >> beam.FlatMap(
+                lambda t: split_by_shard(t, shard_of(t["user_id"], shards))
+            ).with_output_types(ShardTable)
+            | "Group" >> beam.GroupByKey()
+            | "Distinct" >> beam.MapTuple(_distinct_users).with_output_types(ShardTable)
+        )
+
+
+def _distinct_users(shard: int, tables: Iterable[pa.Table]) -> ShardTable:
+    return shard, concat_tables(list(tables)).group_by("user_id").aggregate([])
+
+
+@with_output_types(tuple[int, bytes])
+class _SplitFn(beam.DoFn):
+    """Splits tables by shard; of the first of a bundle also the shards that none of its rows is in.
+
+    The pieces are packed here, and unpacked in `_MergeFn`, on threads: a coder would do it on the worker's one.
+
+    So every shard comes out, for there is a table at least, and a bundle that fails is done again whole. Flattening
+    events with a list of shards would do the same, and send every event through one more stage.
+    """
+
+    def __init__(self, shards: int, empty: pa.Table) -> None:
+        self._shards, self._empty = shards, empty
+
+    def start_bundle(self) -> None:
+        self._first = True
+        self._ahead: InOrder[list[tuple[int, bytes]]] = InOrder()
+
+    def process(self, table: pa.Table) -> Iterable[tuple[int, bytes]]:
+        for pieces in self._ahead.put(self._split, table, self._first):
+            yield from pieces
+        self._first = False
+
+    def finish_bundle(self) -> Iterable[object]:
+        yield from at_end_of_bundle(piece for pieces in self._ahead.rest() for piece in pieces)
+
+    def _split(self, table: pa.Table, every: bool) -> list[tuple[int, bytes]]:
+        pieces = split_by_shard(table, shard_of(table["user_id"], self._shards))
+        packed = [(shard, to_ipc(piece)) for shard, piece in pieces]
+        missing = set(range(self._shards)) - {shard for shard, _ in packed} if every else set()
+        return [*packed, *((shard, to_ipc(self._empty)) for shard in sorted(missing))]
+
+
+@with_output_types(ShardTable)
+class _MergeFn(beam.DoFn):
+    """Unpacks and joins the pieces of a shard."""
+
+    def start_bundle(self) -> None:
+        self._ahead: InOrder[ShardTable] = InOrder()
+
+    def process(self, element: tuple[int, Iterable[bytes]]) -> Iterable[ShardTable]:
+        shard, pieces = element
+        yield from self._ahead.put(_merge_shard, shard, list(pieces))
+
+    def finish_bundle(self) -> Iterable[object]:
+        yield from at_end_of_bundle(self._ahead.rest())
+
+
+def _merge_shard(shard: int, pieces: Sequence[bytes]) -> ShardTable:
+    return shard, concat_tables([from_ipc(piece) for piece in pieces])

@@ -1,0 +1,1 @@
+"""Fitting a space: moments, methods, fusion, refits, quality."""

@@ -1,0 +1,148 @@
+"""Fits the joint space as a step of the graph and writes it to the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+
+from unisono.transforms.base import files
+from unisono.transforms.base.columns import EMBEDDING, in_sample
+from unisono.transforms.base.tables import concat_tables, sort_by_id, to_vector_column
+from unisono.transforms.space.fit.moments import Moments
+from unisono.transforms.space.fit.run import FitSettings, fit_run
+from unisono.transforms.space.space import Space
+from unisono.transforms.store.runs import FileRecord, Store, read_table, write_file
+from unisono.transforms.store.small_vectors import read_vectors
+
+SAMPLE_ROWS = 20_000  # for methods fitted from moments: fusion, axes and quality look at so many items
+TRAINING_ROWS = 100_000  # for methods fitted on embeddings
+
+
+class SampleEmbeddings(beam.PTransform):
+    """Draws a part of the items by hash of their id, the same on every machine, and named ones besides.
+
+    Args:
+        fraction: about how many.
+        named: ids that must be in it.
+
+    Takes tables with `item_id` and `<m>_embedding`; gives tables of those columns, those without a row left out.
+    """
+
+    def __init__(self, fraction: float, named: Sequence[str] = ()) -> None:
+        super().__init__()
+        self._args = (fraction, tuple(named))
+
+    def expand(self, tables: beam.PCollection) -> beam.PCollection:
+        return tables | "Draw" >> beam.FlatMap(_draw, *self._args).with_output_types(pa.Table)
+
+
+def _draw(table: pa.Table, fraction: float, named: tuple[str, ...]) -> Iterable[pa.Table]:
+    keep = in_sample(table["item_id"], fraction)
+    if named:
+        keep = keep | np.isin(table["item_id"].cast(pa.string()).to_numpy(zero_copy_only=False), named)
+    columns = ["item_id", *(c for c in table.column_names if c.endswith(EMBEDDING))]
+    drawn = table.select(columns).filter(pa.array(keep))
+    if drawn.num_rows:
+        yield drawn
+
+
+class SampleVectors(beam.PTransform):
+    """Reads the item vectors of an earlier run for the items that `SampleEmbeddings` draws.
+
+    Takes the FileRecords of its items; gives tables of `item_id`, `vector` (float32, unit rows).
+    """
+
+    def __init__(self, store: Store, fraction: float) -> None:
+        super().__init__()
+        self._args = (store, fraction)
+
+    def expand(self, records: beam.PCollection) -> beam.PCollection:
+        read = beam.FlatMap(_read_vectors, *self._args).with_output_types(pa.Table)
+        return records | "Spread" >> beam.Reshuffle() | "Read" >> read
+
+
+def _read_vectors(record: FileRecord, store: Store, fraction: float) -> Iterable[pa.Table]:
+    table = read_table(store, record, ["item_id", "vector"])
+    table = table.filter(pa.array(in_sample(table["item_id"], fraction)))
+    if table.num_rows:
+        vectors, _ = read_vectors(table)
+        yield pa.table({"item_id": table["item_id"], "vector": to_vector_column(vectors)})
+
+
+class FitSpace(beam.PTransform):
+    """Turns the one `Moments` of a run into its `Space`, and writes `space/` and `quality.json`.
+
+    Args:
+        store, run_id: where to.
+        settings: see `unisono.transforms.space.fit.run.fit_run`.
+        sample: PCollection of tables, as `SampleEmbeddings` gives.
+        previous: PCollection of tables, as `SampleVectors` gives; None: nothing is published.
+        published: the file of the published space; None: nothing is published.
+        made: PCollection of (modality, encoder_id) of embeddings that the run itself makes; None: there are none.
+
+    Returns:
+        A dict of PCollections: `space` (one, bytes as of `Space.to_bytes`), `files` (FileRecord).
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        run_id: str,
+        settings: FitSettings,
+        sample: beam.PCollection,
+        previous: beam.PCollection | None = None,
+        published: FileRecord | None = None,
+        made: beam.PCollection | None = None,
+    ) -> None:
+        super().__init__()
+        self._args = (store, run_id, settings, published)
+        self._sample, self._previous, self._made = sample, previous, made
+
+    def expand(self, moments: beam.PCollection) -> dict[str, beam.PCollection]:
+        also = {"sample": self._sample, "previous": self._previous, "made": self._made}
+        sides = {name: beam.pvalue.AsList(p) for name, p in also.items() if p is not None}
+        out = moments | "Solve" >> beam.ParDo(_FitSpaceFn(*self._args), **sides).with_outputs("files", main="space")
+        return {"space": out.space, "files": out.files}
+
+
+class _FitSpaceFn(beam.DoFn):
+    def __init__(self, store: Store, run_id: str, settings: FitSettings, published: FileRecord | None) -> None:
+        self._store, self._run_id, self._settings, self._published = store, run_id, settings, published
+
+    def process(
+        self,
+        moments: Moments,
+        sample: Sequence[pa.Table],
+        previous: Sequence[pa.Table] = (),
+        made: Sequence[tuple[str, str]] = (),
+    ) -> Iterable[object]:
+        settings = replace(self._settings, encoder_ids={**self._settings.encoder_ids, **dict(made)})
+        old = None
+        if self._published is not None:
+            old = Space.from_bytes(files.read_bytes(self._store.path(self._published.path)))
+        drawn = sort_by_id(concat_tables(list(sample))) if sample else _nothing(moments)
+        known = concat_tables(list(previous)) if previous else None
+        space, quality = fit_run(moments, drawn, settings, old, known)
+        data = space.to_bytes()
+        report = json.dumps(quality, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+        for part, name, content in (
+            ("space", "space/space.safetensors", data),
+            ("space", "space/space.json", space.to_json().encode()),
+            ("quality", "quality.json", report),
+        ):
+            path = f"runs/{self._run_id}/{name}"
+            yield beam.pvalue.TaggedOutput("files", write_file(self._store, part, path, content))
+        yield data
+
+
+def _nothing(moments: Moments) -> pa.Table:
+    """A sample without rows."""
+    columns: dict[str, pa.Array] = {"item_id": pa.array([], pa.string())}
+    for m, dim in moments.dims.items():
+        columns[m + EMBEDDING] = to_vector_column(np.empty((0, dim), np.float32))
+    return pa.table(columns)

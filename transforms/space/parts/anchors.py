@@ -1,0 +1,67 @@
+"""Alignment by anchors: the map that is applied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from unisono.transforms.space.parts.linear import Tensors
+
+
+@dataclass(frozen=True, eq=False)
+class AnchorMap:
+    """Cosines to the anchors of one modality, only the `kept` largest of each row, centred, on `axes`.
+
+    Attributes:
+        mean: float64 [d], of the embeddings.
+        whitening: float64 [d, rank]: cosines are taken of (x − mean) · whitening.
+        anchors: float64 [A, rank], unit rows.
+        kept: how many cosines of a row are kept.
+        shift: float64 [A], the mean of what is kept.
+        axes: float64 [A, dim], the same for all modalities.
+    """
+
+    mean: np.ndarray
+    whitening: np.ndarray
+    anchors: np.ndarray
+    kept: int
+    shift: np.ndarray
+    axes: np.ndarray
+    kind = "anchors"
+    floor = 1e-9
+
+    @property
+    def dim_in(self) -> int:
+        return len(self.mean)
+
+    @property
+    def dim(self) -> int:
+        return int(self.axes.shape[1])
+
+    def similarities(self, x: np.ndarray) -> np.ndarray:
+        """Cosines to the anchors, zero but for the `kept` largest of a row (and what ties with the last)."""
+        y = (x - self.mean) @ self.whitening
+        norm = np.sqrt(np.einsum("ij,ij->i", y, y))
+        s: np.ndarray = np.divide(y, norm[:, None], out=np.zeros_like(y), where=norm[:, None] > 0) @ self.anchors.T
+        if self.kept < s.shape[1]:
+            s[s < np.partition(s, -self.kept, axis=1)[:, -self.kept, None]] = 0.0
+        return s
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        return np.asarray((self.similarities(x) - self.shift) @ self.axes)
+
+    def tensors(self) -> Tensors:
+        return {
+            "mean": self.mean,
+            "whitening": self.whitening,
+            "anchors": self.anchors,
+            "kept": np.array([self.kept], np.int64),
+            "shift": self.shift,
+            "axes": self.axes,
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Tensors) -> AnchorMap:
+        t = tensors
+        return cls(t["mean"], t["whitening"], t["anchors"], int(t["kept"][0]), t["shift"], t["axes"])

@@ -1,0 +1,67 @@
+"""Predicts the missing modalities of an item from those it has, in the joint space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import scipy.linalg
+
+from unisono.transforms.space.parts.linear import Tensors
+
+
+@dataclass(frozen=True, eq=False)
+class ConditionalMean:
+    """E[z_missing | z_present] = μ_m + C_mp (C_pp + Λ_p)^{-1} (z_p − μ_p), best linear prediction.
+
+    Its length tells how sure it is: what cannot be predicted shrinks to the mean.
+
+    Attributes:
+        mean: float64 [K, dim], of each modality's unit vectors, in ascending order of the modalities.
+        covariance: float64 [K · dim, K · dim], positive semidefinite.
+        ridge: float64 [K], λ of each modality.
+
+    Source: Little, Rubin, "Statistical analysis with missing data", 3rd ed., 2019, ch. 4.2.2 (Buck's method);
+    Anderson, "An introduction to multivariate statistical analysis", theorem 2.5.1 (the formula).
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    ridge: np.ndarray
+    _solved: dict[bytes, np.ndarray] = field(default_factory=dict)
+    kind = "conditional_mean"
+
+    def impute(self, parts: np.ndarray, present: np.ndarray) -> np.ndarray:
+        modalities, rows, dim = parts.shape
+        out = parts.copy()
+        given = np.where(present[:, :, None], parts - self.mean[:, None], 0.0)
+        # Always one product of the whole block, so that BLAS treats a row alike whatever is beside it.
+        flat = given.transpose(1, 0, 2).reshape(rows, modalities * dim)
+        patterns = np.unique(present.T, axis=0)
+        for pattern in patterns:  # at most 2^K
+            if pattern.all() or not pattern.any():
+                continue
+            predicted = (flat @ self._weights(pattern)).reshape(rows, modalities, dim).transpose(1, 0, 2)
+            here = (pattern == present.T).all(1)
+            for k in np.flatnonzero(~pattern):
+                out[k, here] = predicted[k, here] + self.mean[k]
+        return out
+
+    def _weights(self, pattern: np.ndarray) -> np.ndarray:
+        """Gives the map from what is present to all, zeros elsewhere: float64 [K · dim, K · dim]."""
+        key = pattern.tobytes()
+        if key not in self._solved:
+            dim = self.mean.shape[1]
+            p = np.repeat(pattern, dim)
+            inside = self.covariance[np.ix_(p, p)] + np.diag(np.repeat(self.ridge[pattern], dim))
+            full = np.zeros_like(self.covariance)
+            full[np.ix_(p, ~p)] = scipy.linalg.solve(inside, self.covariance[np.ix_(p, ~p)], assume_a="pos")
+            self._solved[key] = full
+        return self._solved[key]
+
+    def tensors(self) -> Tensors:
+        return {"mean": self.mean, "covariance": self.covariance, "ridge": self.ridge}
+
+    @classmethod
+    def from_tensors(cls, tensors: Tensors) -> ConditionalMean:
+        return cls(tensors["mean"], tensors["covariance"], tensors["ridge"])

@@ -1,0 +1,1 @@
+"""User profiles: histories, sums, interests, popularity, and explanations."""

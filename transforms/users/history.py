@@ -1,0 +1,206 @@
+"""A shard's events in order: by user, oldest first; repeats, robots and old history taken out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from unisono.transforms.base.errors import Reason
+from unisono.transforms.base.tables import one_chunk
+from unisono.transforms.store import dead_letters
+from unisono.transforms.store.item_matrix import ItemMatrix
+
+STAGE = "profiles"
+DAY_US = 86_400_000_000
+EVENTS_A_THREAD = 4096  # what a loop over events spends on them is worth a thread
+_MINUTE_US = 60_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """Events of known items by user, each user's oldest first (ties: by item, then weight).
+
+    Attributes:
+        user_ids: [u], ascending: every user of the table, also those without an event here.
+        first: int64 [u + 1]: user i has the events `first[i]` to `first[i + 1]`.
+        time: int64 [e], microseconds since 1970.
+        rows: int64 [e], the item's row in the matrix.
+        weight: float64 [e], before decay.
+    """
+
+    user_ids: pa.Array
+    first: np.ndarray
+    time: np.ndarray
+    rows: np.ndarray
+    weight: np.ndarray
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Events of each user, int64 [u]."""
+        return np.diff(self.first)
+
+    @property
+    def user(self) -> np.ndarray:
+        """The place of each event's user, int64 [e]."""
+        return np.repeat(np.arange(len(self.user_ids)), self.counts)
+
+    def keep(self, mask: np.ndarray) -> History:
+        """Leaves out the events where bool [e] `mask` is False; the users stay."""
+        if mask.all():
+            return self
+        counts = np.bincount(self.user[mask], minlength=len(self.user_ids))
+        first = np.concatenate([[0], np.cumsum(counts)])
+        return replace(self, first=first, time=self.time[mask], rows=self.rows[mask], weight=self.weight[mask])
+
+    def without_users(self, users: np.ndarray) -> History:
+        """Leaves out users, int64 places, and their events."""
+        stay = np.ones(len(self.user_ids), bool)
+        stay[users] = False
+        left = self.keep(stay[self.user])
+        first = np.concatenate([[0], np.cumsum(left.counts[stay])])
+        return replace(left, user_ids=self.user_ids.filter(pa.array(stay)), first=first)
+
+    def newest(self, most: int) -> History:
+        """Leaves each user's `most` newest events."""
+        from_end = np.repeat(self.first[1:], self.counts) - np.arange(len(self.time))
+        return self.keep(from_end <= most)
+
+
+def order_history(table: pa.Table, items: ItemMatrix) -> tuple[History, int]:
+    """Puts events in order.
+
+    Args:
+        table: events, as `clean_interactions` gives them, in any order.
+
+    Returns:
+        history, which does not depend on the order of the rows; how many events name no known item.
+
+    Raises:
+        JobError: item ids of another kind than the items'.
+    """
+    rows = items.lookup(table["item_id"])
+    known = rows >= 0
+    users, rank = rank_users(table["user_id"])
+    time = table["time"].cast(pa.int64()).to_numpy()
+    weight = table["weight"].to_numpy()
+    if not known.all():
+        rank, rows, time, weight = rank[known], rows[known], time[known], weight[known]
+    order = _order_events(rank, time, items.ranks, rows, weight)
+    first = np.concatenate([[0], np.cumsum(np.bincount(rank, minlength=len(users)))])
+    history = History(users, first.astype(np.int64), time[order], rows[order], weight[order])
+    return history, table.num_rows - len(rows)
+
+
+def rank_users(ids: pa.ChunkedArray | pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """Gives the distinct ids, ascending, and the place of each row's id among them, int64 [n]."""
+    encoded = one_chunk(ids).dictionary_encode()
+    order = pc.sort_indices(encoded.dictionary)
+    place = np.empty(len(order), np.int64)
+    place[order.to_numpy()] = np.arange(len(order))
+    return encoded.dictionary.take(order), place[encoded.indices.to_numpy()]
+
+
+def _order_events(
+    rank: np.ndarray, time: np.ndarray, item_ranks: np.ndarray, rows: np.ndarray, weight: np.ndarray
+) -> np.ndarray:
+    """Sorts events by user, time, item and weight.
+
+    User and time are packed into one integer, which sorts faster than four keys do; only events of one user
+    at one time are then put in order by the rest.
+    """
+    if len(rank) == 0:
+        return np.empty(0, np.int64)
+    start, span = int(time.min()), int(time.max()) - int(time.min()) + 1
+    if span * (int(rank.max()) + 1) >= 2**63:
+        distinct, time = np.unique(time, return_inverse=True)
+        start, span = 0, len(distinct)
+    key = rank * span + (time - start)
+    order = np.argsort(key)
+    key = key[order]
+    same = key[1:] == key[:-1]
+    if same.any():
+        tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
+        among = order[tied]
+        order[tied] = among[np.lexsort((weight[among], item_ranks[rows[among]], key[tied]))]
+    return order
+
+
+# --- what does not count -----------------------------------------------------------------------------------
+
+
+def once_a_session(history: History, session_minutes: float) -> History:
+    """Leaves one event, the newest, of those of one user, item and weight within a session.
+
+    A session ends where a user's next event is more than `session_minutes` away.
+    """
+    n = len(history.time)
+    if n == 0:
+        return history
+    user = history.user
+    new = np.diff(history.time, prepend=history.time[0]) > session_minutes * _MINUTE_US
+    new[1:] |= user[1:] != user[:-1]
+    session = np.cumsum(new)
+    order = np.lexsort((np.arange(n), history.weight, history.rows, session))
+    last = np.ones(n, bool)
+    last[:-1] = (
+        (np.diff(session[order]) != 0) | (np.diff(history.rows[order]) != 0) | (np.diff(history.weight[order]) != 0)
+    )
+    keep = np.zeros(n, bool)
+    keep[order[last]] = True
+    return history.keep(keep)
+
+
+def limit_a_day(history: History, most: int, drop: bool) -> tuple[History, pa.Table]:
+    """Deals with users who have more events on one day (UTC) than a person has.
+
+    Args:
+        most: events a day that count.
+        drop: True: such a user is left out. False: the newest `most` of each day stay.
+
+    Returns:
+        history; dead letters, one for each such user, with reason `too_many_events`.
+    """
+    n = len(history.time)
+    user, day = history.user, history.time // DAY_US
+    if n == 0:
+        return history, dead_letters.SCHEMA.empty_table()
+    starts = np.flatnonzero((np.diff(user, prepend=-1) != 0) | (np.diff(day, prepend=0) != 0))
+    sizes = np.diff(np.append(starts, n))
+    over = sizes > most
+    if not over.any():
+        return history, dead_letters.SCHEMA.empty_table()
+    who, at = np.unique(user[starts[over]], return_inverse=True)
+    worst = np.zeros(len(who), np.int64)
+    np.maximum.at(worst, at, sizes[over])
+    if drop:
+        gone = np.isin(user, who)
+    else:
+        from_end = np.repeat(starts + sizes, sizes) - np.arange(n)
+        gone = from_end > most
+    lost = np.bincount(user[gone], minlength=len(history.user_ids))[who]
+    names = history.user_ids.take(pa.array(who)).cast(pa.string()).to_pylist()
+    letters = dead_letters.dead_letter_table(  # a row a robot: few
+        dead_letters.DeadLetter(
+            None, None, STAGE, Reason.TOO_MANY_EVENTS,
+            f"user={name} {events} events on one day, {most} allowed, {left_out} left out",
+        )
+        for name, events, left_out in zip(names, worst.tolist(), lost.tolist(), strict=True)
+    )  # fmt: skip
+    return (history.without_users(who) if drop else history.keep(~gone)), letters
+
+
+def merge_histories(parts: list[History], items: ItemMatrix) -> History:
+    """Puts the events of several histories, of any users, in order."""
+    ids = pa.concat_arrays([h.user_ids for h in parts])
+    users, place = rank_users(ids)
+    ends = np.cumsum([len(h.user_ids) for h in parts])
+    rank = np.concatenate(
+        [place[end - len(h.user_ids) : end][h.user] for h, end in zip(parts, ends, strict=True)]
+    )
+    time, rows, weight = (np.concatenate([getattr(h, name) for h in parts]) for name in ("time", "rows", "weight"))
+    order = _order_events(rank, time, items.ranks, rows, weight)
+    first = np.concatenate([[0], np.cumsum(np.bincount(rank, minlength=len(users)))]).astype(np.int64)
+    return History(users, first, time[order], rows[order], weight[order])

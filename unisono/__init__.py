@@ -1,0 +1,1 @@
+"""Multimodal item vectors and user profiles for recommenders, on Apache Beam."""
