@@ -49,7 +49,7 @@ from unisono.pipelines.ask.trial import (
     read_embeddings,
     read_events,
 )
-from unisono.pipelines.job.config import load_job, parse_job
+from unisono.pipelines.job.load import load_job, parse_job
 from unisono.transforms.measure.baselines import Baseline, Scorer, fit_baseline
 from unisono.transforms.measure.rank_metrics import measure_users
 from unisono.transforms.measure.splits import SplitSpec, split_events

@@ -61,12 +61,11 @@ def run_unisono(root: Path, items: int, dim: int, axes: int) -> None:
     """The job's own steps, as a Beam graph."""
     import apache_beam as beam
 
-    from unisono.pipelines.graph.embed import _embedding_columns
+    from unisono.pipelines.graph.items import embedding_columns
     from unisono.pipelines.launch import beam_options, launch
-    from unisono.transforms.space.fit.fusion import FusionSpec
     from unisono.transforms.space.fit.moments import MomentsCombineFn
     from unisono.transforms.space.fit.run import FitSettings
-    from unisono.transforms.space.fit.spec import SpaceSpec
+    from unisono.transforms.space.fit.spec import FusionSpec, SpaceSpec
     from unisono.transforms.space.fit.step import SAMPLE_ROWS, FitSpace, SampleEmbeddings
     from unisono.transforms.space.fuse import FuseItems
     from unisono.transforms.store.runs import FileRecord, ReadShards, Store, WriteShards
@@ -76,7 +75,7 @@ def run_unisono(root: Path, items: int, dim: int, axes: int) -> None:
 
     def build(pipeline: beam.Pipeline) -> None:
         files = pipeline | beam.Create(records)
-        columns = beam.Map(_embedding_columns).with_output_types(pa.Table)
+        columns = beam.Map(embedding_columns).with_output_types(pa.Table)
         tables = files | "ReadForMoments" >> ReadShards(store) | "Columns" >> columns
         moments = tables | "Moments" >> beam.CombineGlobally(MomentsCombineFn(1.0))
         sample = tables | "Sample" >> SampleEmbeddings(min(1.0, SAMPLE_ROWS / items))

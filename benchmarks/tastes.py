@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from unisono.pipelines.demo.demo import popular_items, served_recall, write_job
 from unisono.pipelines.demo.shop import ShopPaths, generate_shop
 from unisono.pipelines.graph import nightly
-from unisono.pipelines.job.config import load_job
+from unisono.pipelines.job.load import load_job
 from unisono.pipelines.job.plan import plan_run
 from unisono.pipelines.launch import beam_options, launch
 from unisono.transforms.store.runs import read_table
@@ -45,7 +45,7 @@ def serve(base: Path, shop: ShopPaths, name: str, items: bool, changes: dict[str
     (base / "changed.yaml").write_text(yaml.safe_dump(body))
     plan = plan_run(load_job(str(base / "changed.yaml")), name, items=items, users=items, recommend=True)
     launch(lambda root: nightly.build(root, plan), beam_options([]), {})
-    return pa.concat_tables([read_table(plan.store, r) for r in plan.store.published().part("recommendations")])
+    return pa.concat_tables([read_table(plan.run.store, r) for r in plan.run.store.published().part("recommendations")])
 
 
 def main() -> None:

@@ -65,7 +65,7 @@ def profile(ctx: typer.Context, config: Config, run_id: RunId = None) -> None:
 @app.command(context_settings=_PASS_ON)
 def nightly(ctx: typer.Context, config: Config, run_id: RunId = None) -> None:
     """The scheduled job: embed, profile and recommend (as the job file has the keys), under one run id."""
-    from unisono.pipelines.job.config import load_job
+    from unisono.pipelines.job.load import load_job
 
     job = load_job(config)
     users = job.interactions is not None
@@ -121,7 +121,7 @@ def evaluate(
     """Measure the published run: its space on items held out from each fit, or the ranking of a held-out log."""
     from unisono.pipelines.ask import evaluate_ranking as ranking
     from unisono.pipelines.ask import evaluate_space as evaluating
-    from unisono.pipelines.job.config import load_job
+    from unisono.pipelines.job.load import load_job
     from unisono.transforms.measure.splits import SplitSpec
 
     names = [[n.strip() for n in given.split(",") if n.strip()] for given in (methods, fusions, baselines)]

@@ -14,7 +14,8 @@ from apache_beam.runners.runner import PipelineResult
 from rich.console import Console
 
 from unisono.pipelines.graph import nightly
-from unisono.pipelines.job.config import Job, load_job
+from unisono.pipelines.job.job import Job
+from unisono.pipelines.job.load import load_job
 from unisono.pipelines.job.plan import plan_run
 from unisono.pipelines.progress_view import ProgressView
 from unisono.pipelines.summary import print_summary
@@ -58,11 +59,11 @@ def run_job(
         _check_key_reaches(job, options)
     plan = plan_run(job, run_id, items=items, users=users, recommend=recommend)
     launch(lambda root: nightly.build(root, plan), options, plan.stage_totals)
-    manifest = plan.store.manifest(plan.run_id)
+    manifest = plan.run.store.manifest(plan.run.run_id)
     if manifest is None:
-        Console(stderr=True).print(f"submitted run {plan.run_id}")
+        Console(stderr=True).print(f"submitted run {plan.run.run_id}")
     else:
-        print_summary(plan.store, manifest, time.monotonic() - started)
+        print_summary(plan.run.store, manifest, time.monotonic() - started)
     return manifest
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,7 @@ from rich.table import Table
 
 from unisono.pipelines.ask.ranking_case import Case, Lists, make_case, serve, serve_baseline
 from unisono.pipelines.ask.trial import Items, build_items, read_embeddings, read_events, without
-from unisono.pipelines.job.config import Job
-from unisono.pipelines.job.config_users import RankingConfig
+from unisono.pipelines.job.job import Job
 from unisono.transforms.base.columns import EMBEDDING
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.measure.baselines import BASELINES, Baseline, fit_baseline, has_implicit
@@ -24,8 +24,8 @@ from unisono.transforms.measure.rank_metrics import (
     measure_users,
 )
 from unisono.transforms.measure.splits import SplitSpec
-from unisono.transforms.rank.ranking import INTERESTS
-from unisono.transforms.space.fit.fusion import FUSIONS
+from unisono.transforms.rank.ranking import INTERESTS, RankingSpec
+from unisono.transforms.space.fit.spec import FUSIONS
 
 KS = (5, 10, 20, 50)
 OWN = "unisono"
@@ -89,7 +89,7 @@ def _interval(values: np.ndarray) -> dict[str, float | None]:
 def variants(job: Job, fusions: Sequence[str] = ()) -> Iterable[tuple[str, Job]]:
     """Gives the job and its ablations by name: modalities, level of fusion, one interest or several."""
     have = job.space_modalities
-    at = job.ranking or RankingConfig()
+    at = job.ranking or RankingSpec()
     job = job.model_copy(update={"ranking": at})
     yield OWN, job
     if len(have) > 1:
@@ -102,7 +102,7 @@ def variants(job: Job, fusions: Sequence[str] = ()) -> Iterable[tuple[str, Job]]
         yield f"{other} fusion", _ranked(job, fusion=other, weights=weights)
         for name in fusions:
             if name != job.fusion.method:
-                fused = job.fusion.model_copy(update={"method": name, "weights": {}})
+                fused = replace(job.fusion, method=name, weights={})
                 yield f"fusion {name}", job.model_copy(update={"fusion": fused})
     if job.profiles.interests and at.fusion == "early":
         for name in INTERESTS:
@@ -110,9 +110,9 @@ def variants(job: Job, fusions: Sequence[str] = ()) -> Iterable[tuple[str, Job]]
                 yield f"interests {name}", _ranked(job, interests=name)
 
 
-def _ranked(job: Job, **settings: object) -> Job:
+def _ranked(job: Job, **settings: Any) -> Job:
     assert job.ranking is not None
-    return job.model_copy(update={"ranking": job.ranking.model_copy(update=settings)})
+    return job.model_copy(update={"ranking": replace(job.ranking, **settings)})
 
 
 def evaluate_ranking(
@@ -152,7 +152,7 @@ def evaluate_ranking(
     embeddings = read_embeddings(job.store_at)
     events, lost = read_events(job)
     case = make_case(embeddings, events, split or SplitSpec())
-    about = {**case.about, "events_lost": lost, "exclude_seen": (job.ranking or RankingConfig()).exclude_seen}
+    about = {**case.about, "events_lost": lost, "exclude_seen": (job.ranking or RankingSpec()).exclude_seen}
     rows: dict[str, Any] = {}
     made: dict[str, Items] = {}
     for name, one in variants(job, levels):

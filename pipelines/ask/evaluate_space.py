@@ -12,22 +12,21 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from unisono.pipelines.job.config import Job
+from unisono.pipelines.job.job import Job
 from unisono.transforms.base.columns import EMBEDDING, common_rows, embeddings_of, in_sample
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import concat_tables, hash_ids, sort_by_id, to_vector_column, with_column
 from unisono.transforms.behaviour.behaviour import BEHAVIOUR, join_behaviour
-from unisono.transforms.space.fit.fusion import FUSIONS, FusionSpec, fit_fusion
-from unisono.transforms.space.fit.methods import METHODS, fit_space, max_dim
+from unisono.transforms.space.fit.fusion import fit_fusion
+from unisono.transforms.space.fit.methods import fit_space, possible_axes
 from unisono.transforms.space.fit.moments import Moments
 from unisono.transforms.space.fit.quality import measure_space, missing_with_and_without
-from unisono.transforms.space.fit.spec import SpaceSpec
+from unisono.transforms.space.fit.spec import FUSIONS, METHODS, FusionSpec, SpaceSpec
 from unisono.transforms.space.fit.step import TRAINING_ROWS
 from unisono.transforms.space.space import Space
 from unisono.transforms.store.parquet import list_parquet, read_row_group, require_column
 from unisono.transforms.store.runs import Store, read_table
 
-DEFAULT_DIM = 128
 _SHARE = 5  # without folds, a fifth of the items is held out
 
 
@@ -70,10 +69,10 @@ def evaluate_space(
         out["methods"][name] = _over_folds(table, labels, folds, spec, fusion)
     own = _spec(job, table)
     for name in fused if fusions else ():
-        given = fusion if name == fusion.method else FusionSpec(name, {}, fusion.impute, fusion.seed, fusion.epochs)
+        given = fusion if name == fusion.method else replace(fusion, method=name, weights={})
         out["fusions"][name] = _over_folds(table, labels, folds, own, given)
     if "weighted" in out["fusions"]:
-        learned = FusionSpec("weighted", "learned", fusion.impute)
+        learned = FusionSpec("weighted", "learned", impute=fusion.impute)
         out["fusions"]["weighted (learned)"] = _over_folds(table, labels, folds, own, learned)
     return out
 
@@ -129,8 +128,7 @@ def _names(asked: Sequence[str], allowed: Sequence[str], key: str, own: str) -> 
 
 def _spec(job: Job, table: pa.Table) -> SpaceSpec:
     dims = {m: x.shape[1] for m, (x, _) in embeddings_of(table).items()}
-    most = max_dim(job.space.method, dims, job.space.hub)
-    return job.fit_settings(min(job.space.dim or DEFAULT_DIM, most), {}).space
+    return replace(job.space, dim=possible_axes(job.space, dims))
 
 
 def _over_folds(
@@ -145,7 +143,7 @@ def _over_folds(
     table = pad_embeddings(table) if padded else table
     if spec.method == "cca" and len(dims) != 2:
         return {"not_fitted": f"cca aligns two modalities, there are {len(dims)}"}
-    spec = replace(spec, dim=min(spec.dim, max_dim(spec.method, dims, spec.hub)))
+    spec = replace(spec, dim=possible_axes(spec, dims))
     found, seconds = [], 0.0
     for k in range(number):
         held = fold == k
@@ -157,7 +155,7 @@ def _over_folds(
             return {"not_fitted": str(e)}
         seconds += time.monotonic() - started
         one = measure_space(space, rows, None if labels is None else labels[held])
-        imputes = fit_fusion(replace(space, outputs={}, weigher=None), rest, FusionSpec("mean", {}, True))
+        imputes = fit_fusion(replace(space, outputs={}, weigher=None), rest, FusionSpec("mean", impute=True))
         one["missing"] = missing_with_and_without(replace(imputes, weigher=space.weigher, outputs=space.outputs), rows)
         found.append(one)
         done = f"{spec.method}, {fusion.method}: fold {k + 1} of {number}, R@10 {one['mean_recall@10'] or 0.0:.3f}"

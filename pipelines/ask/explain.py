@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from unisono.pipelines.job.config import Job
+from unisono.pipelines.job.job import Job
 from unisono.transforms.base import files
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import from_vector_column, shard_of
 from unisono.transforms.privacy.pseudonyms import Pseudonyms
-from unisono.transforms.rank.ranking import late_matrix, queries_of
+from unisono.transforms.rank.ranking import RankingSpec, late_matrix, queries_of
 from unisono.transforms.read.interactions import check_interactions, clean_interactions
 from unisono.transforms.store.item_matrix import ItemMatrix, modality_vectors
 from unisono.transforms.store.parquet import read_row_group
@@ -71,10 +71,11 @@ def explain(store: Store, user: str, item: str) -> Explanation:
     names = [c.removesuffix("_vector") for c in of_item.column_names if c.endswith("_vector")]
     matrices = {m: modality_vectors(manifest.part("items"), m, store.root) for m in names}
     history = _history(job, items, of_user["user_id"], pseudonyms)
-    if job.ranking_spec.fusion == "late":
+    ranking = job.ranking or RankingSpec()
+    if ranking.fusion == "late":
         return _late(job, of_user, items, matrices, history, items.lookup(of_item["item_id"])[0])
 
-    spec, ranking = job.profile_spec, job.ranking_spec
+    spec = job.profiles
     vector = read_vectors(of_item)[0][0].astype(np.float64)
     queries, _ = queries_of(of_user, ranking)
     queries = queries.astype(np.float64)
@@ -82,7 +83,7 @@ def explain(store: Store, user: str, item: str) -> Explanation:
     cold = bool(of_user["cold"][0].as_py())
     profile = from_vector_column(of_user["vector"])[0][0].astype(np.float64)
     interests = of_user["interests"][0].as_py() or []
-    parts = profile_parts(history, items, {m: matrices[m] for m in spec.modalities if m in matrices}, spec, cold)
+    parts = profile_parts(history, items, {m: matrices[m] for m in job.space_modalities if m in matrices}, spec, cold)
     if cold:  # scaled to the prior's length: what the published profile leaves open
         parts = parts / _cold_length(profile, parts, spec.min_events)
     name = "profile"
@@ -128,9 +129,10 @@ def _late(
     job: Job, of_user: pa.Table, items: ItemMatrix, matrices: dict[str, np.ndarray], history: History, row: int
 ) -> Explanation:
     """Splits a score of late fusion: modality by modality it is a sum already."""
-    spec, weights = job.profile_spec, dict(job.ranking_spec.weights)
-    names = [m for m in job.space_modalities if weights.get(m, 1.0) > 0 and m in matrices]
-    query = queries_of(of_user, job.ranking_spec, names)[0][0].astype(np.float64)
+    spec, ranking = job.profiles, job.ranking or RankingSpec()
+    weights = ranking.weights
+    names = [m for m in job.late_modalities if m in matrices]
+    query = queries_of(of_user, ranking, names)[0][0].astype(np.float64)
     vector = late_matrix({m: matrices[m][row : row + 1] for m in names}, weights)[0].astype(np.float64)
     by_modality, by_event = [], np.zeros(len(history.time))
     for i, m in enumerate(names):
@@ -191,7 +193,7 @@ def _row(
 
 def _history(job: Job, items: ItemMatrix, user: pa.ChunkedArray, pseudonyms: Pseudonyms | None) -> History:
     """Reads one user's events out of the log, as the profile was made of them."""
-    looked = check_interactions(job.interactions_spec).hiding(pseudonyms, None)
+    looked = check_interactions(job.log).hiding(pseudonyms, None)
     mine = [looked.schema.empty_table()]
     for file in looked.files:
         for group in range(len(file.row_groups)):
@@ -201,7 +203,7 @@ def _history(job: Job, items: ItemMatrix, user: pa.ChunkedArray, pseudonyms: Pse
                 if rows.num_rows:
                     mine.append(clean_interactions(rows, looked.spec)[0].cast(looked.schema))
     history, _ = order_history(pa.concat_tables(mine), items)
-    spec = job.profile_spec
+    spec = job.profiles
     if spec.session_minutes is not None:
         history = once_a_session(history, spec.session_minutes)
     if spec.max_events_per_day is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import yaml
 
-from unisono.pipelines.job.config import Job
+from unisono.pipelines.job.job import Job
 from unisono.transforms.base import files
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.space.space import Space

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import scipy.sparse
 
 from unisono.pipelines.ask.trial import Items, build_items, build_users, rank_users_items
-from unisono.pipelines.job.config import Job
+from unisono.pipelines.job.job import Job
 from unisono.transforms.base.columns import in_sample
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import hash_ids, one_chunk, same_id_kind

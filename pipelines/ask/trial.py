@@ -6,26 +6,33 @@ import os
 import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from unisono.pipelines.job.config import Job
-from unisono.pipelines.job.config_users import RankingConfig
-from unisono.pipelines.job.plan import DEFAULT_DIM
+from unisono.pipelines.job.job import Job
 from unisono.transforms.base.columns import EMBEDDING, embeddings_of, in_sample
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import concat_tables, one_chunk, sort_by_id
 from unisono.transforms.behaviour.behaviour import BEHAVIOUR, add_pairs, count_pairs, embed_pairs, join_behaviour
 from unisono.transforms.measure.rank_metrics import Ranked
 from unisono.transforms.privacy.forget import check_forget, leave_out
-from unisono.transforms.rank.ranking import Shelf, distinct_pairs, diversify, item_bias, late_matrix, rank_items
+from unisono.transforms.rank.ranking import (
+    RankingSpec,
+    Shelf,
+    distinct_pairs,
+    diversify,
+    item_bias,
+    late_matrix,
+    rank_items,
+)
 from unisono.transforms.read.interactions import check_interactions, clean_interactions
-from unisono.transforms.space.fit.methods import max_dim, needs_sample
+from unisono.transforms.space.fit.methods import possible_axes
 from unisono.transforms.space.fit.moments import Moments
 from unisono.transforms.space.fit.run import fit_run
-from unisono.transforms.space.fit.step import SAMPLE_ROWS, TRAINING_ROWS
+from unisono.transforms.space.fit.step import sample_fraction
 from unisono.transforms.space.fuse import fuse_table
 from unisono.transforms.store.item_matrix import ItemMatrix
 from unisono.transforms.store.parquet import read_row_group
@@ -69,7 +76,7 @@ def read_events(job: Job) -> tuple[pa.Table, int]:
 
     Those who are forgotten are left out; ids stay as they are, for nothing of this is written.
     """
-    log = check_interactions(job.interactions_spec)
+    log = check_interactions(job.log)
     gone = pa.array([], pa.string())
     if path := job.privacy.forget:
         gone = check_forget(path, log.user_type, "interactions.user", None).load()
@@ -86,16 +93,16 @@ def read_events(job: Job) -> tuple[pa.Table, int]:
 def without(job: Job, dropped: Collection[str]) -> Job:
     """Copies a job that does without some modalities, and without the settings that name them."""
 
-    def keep(weights: object) -> object:
+    def keep(weights: Any) -> Any:
         return {m: w for m, w in weights.items() if m not in dropped} if isinstance(weights, dict) else weights
 
     space, fusion, ranking = job.space, job.fusion, job.ranking
     if space.hub in dropped:
-        space = space.model_copy(update={"hub": None})
-    fusion = fusion.model_copy(update={"weights": keep(fusion.weights)})
+        space = replace(space, hub=None)
+    fusion = replace(fusion, weights=keep(fusion.weights))
     if ranking is not None:
-        ranking = ranking.model_copy(update={"weights": keep(ranking.weights)})
-    encoders = job.encoders.model_copy(update={m: None for m in dropped if m != BEHAVIOUR})
+        ranking = replace(ranking, weights=keep(ranking.weights))
+    encoders = replace(job.encoders, **{m: None for m in dropped if m != BEHAVIOUR})
     behaviour = None if BEHAVIOUR in dropped else job.behaviour
     parts = {"space": space, "fusion": fusion, "ranking": ranking, "encoders": encoders, "behaviour": behaviour}
     return job.model_copy(update=parts)
@@ -110,15 +117,15 @@ def build_items(job: Job, embeddings: pa.Table, train: pa.Table) -> Items:
         train: events.
     """
     table = embeddings.select(["item_id", *(m + EMBEDDING for m in job.modalities)])
-    if (spec := job.behaviour_spec) is not None:
+    if (spec := job.behaviour) is not None:
         pairs = add_pairs([count_pairs(train, spec.recent_items, spec.liked_above)])
         table = join_behaviour(table, embed_pairs(pairs, spec))
-    wanted = TRAINING_ROWS if needs_sample(job.space.method) else SAMPLE_ROWS
-    sample = table.filter(pa.array(in_sample(table["item_id"], min(1.0, wanted / max(table.num_rows, 1)))))
+    fraction = sample_fraction(job.space.method, table.num_rows)
+    sample = table.filter(pa.array(in_sample(table["item_id"], fraction)))
     counted = table.filter(pa.array(in_sample(table["item_id"], job.space.sample)))
     dims = {m: x.shape[1] for m, (x, _) in embeddings_of(table.slice(0, 1)).items()}
-    dim = min(job.space.dim or DEFAULT_DIM, max_dim(job.space.method, dims, job.space.hub))
-    space, _ = fit_run(Moments.zero().add(embeddings_of(counted)), sample, job.fit_settings(dim, {}))
+    settings = job.fit_settings(possible_axes(job.space, dims), {})
+    space, _ = fit_run(Moments.zero().add(embeddings_of(counted)), sample, settings)
     fused, _ = fuse_table(table, space, dtype=job.output.dtype)
     # The matrix is made of files; what it maps into memory stays when they are gone.
     with tempfile.TemporaryDirectory(prefix="unisono-trial-") as home:
@@ -142,10 +149,10 @@ def build_users(job: Job, items: Items, train: pa.Table, who: pa.Array) -> pa.Ta
     Args:
         who: the users wanted; the prior is of all of `train`.
     """
-    spec = replace(job.profile_spec, modalities=tuple(items.modalities))
     prior = popular_direction(count_items(train), items.matrix)
+    around = Surroundings(items.matrix, items.modalities, prior, with_vectors=bool(job.late_modalities))
     theirs = train.filter(pc.is_in(train["user_id"], value_set=who))
-    return build_profiles(theirs, Surroundings(items.matrix, items.modalities, prior), spec).users
+    return build_profiles(theirs, around, job.profiles).users
 
 
 def rank_users_items(
@@ -168,8 +175,7 @@ def rank_users_items(
     Returns:
         Lists of places in the embeddings.
     """
-    at = job.ranking or RankingConfig()
-    spec = replace(job.ranking_spec, k=width, slices=1)
+    spec = replace(job.ranking or RankingSpec(), k=width, slices=1)
     popularity = None
     if spec.counts_users:
         age = spec.popularity_half_life_days
@@ -181,7 +187,7 @@ def rank_users_items(
         weights = dict(spec.weights)
         late = {m: v for m, v in items.modalities.items() if weights.get(m, 1.0) > 0}
         shelf = Shelf(items.matrix, late_matrix(late, weights), bias, tuple(late))
-    seen = distinct_pairs(train.filter(pc.is_in(train["user_id"], value_set=who))) if at.exclude_seen else None
+    seen = distinct_pairs(train.filter(pc.is_in(train["user_id"], value_set=who))) if spec.exclude_seen else None
     ranked = rank_items(users, seen, shelf, spec)
     if spec.diversity:
         ranked = diversify(ranked, items.matrix, spec.k, spec.diversity)

@@ -1,69 +1,83 @@
-"""A whole run as one graph: embed, profile, recommend, check, publish. Each command alone is a part of it."""
+"""A whole run as one graph: items, users, lists, checks, publish. Each command alone is a part of it."""
 
 from __future__ import annotations
 
 import apache_beam as beam
 
-from unisono.pipelines.graph import embed, profile, recommend
+from unisono.pipelines.graph import items, lists, users
 from unisono.pipelines.graph.outputs import Outputs
-from unisono.pipelines.job.plan import Plan
+from unisono.pipelines.job.people import PeoplePlan
+from unisono.pipelines.job.plan import Plan, RunPlan
 from unisono.transforms.privacy.forget import CountForgotten
 from unisono.transforms.store.dead_letters import SCHEMA
 from unisono.transforms.store.publish import PublishRun, PublishSpec, WriteDeadLetters
-from unisono.transforms.store.runs import FileRecord, ReadShards, WriteShards, write_file
+from unisono.transforms.store.runs import FileRecord, Manifest, ReadShards, WriteShards, write_file
 
 
 def build(root: beam.Pipeline, plan: Plan) -> beam.PCollection:
-    """Adds every step that the plan asks for, up to the publish; gives the run's one Manifest."""
+    """Adds every step that the plan asks for, up to the publish. Returns a PCollection of the run's one Manifest."""
+    run, people = plan.run, plan.people.people
     parts: list[Outputs] = []
-    items = users = log = None
-    if plan.interactions:
+    log = None
+    if plan.log:
         parts.append(Outputs())
-        log = profile.read_log(root, plan, parts[-1])
-    if plan.catalog:
-        parts.append(embed.build(root, plan, log.known if log else None))
-        items = parts[-1].files["items"]
-    if plan.users:
-        assert log is not None
-        parts.append(profile.build(root, plan, log, after=items))
-        users = parts[-1].files["users"]
-    parts.append(_carry(root, plan))
-    users = users or parts[-1].files.get("users")
-    if plan.recommend:
-        parts.append(recommend.build(root, plan, items, users, log.known if log else None))
+        log = users.read_log(root, run, plan.log, people, parts[-1])
+    if plan.items:
+        parts.append(items.build(root, run, plan.items, log.known if log else None))
+    parts.append(_carry(root, run, plan.people))
+    if plan.users and plan.log and log:
+        made = _files(root, run.base, parts, "items")
+        parts.append(users.build(root, run, plan.users, log, plan.log.shards, people, made))
+    if plan.lists:
+        to_rank, to_serve = (_files(root, run.base, parts, part) for part in ("items", "users"))
+        parts.append(lists.build(root, run, plan.lists, to_rank, to_serve, log.known if log else None))
+    return _publish(root, plan, parts)
+
+
+def _files(root: beam.Pipeline, base: Manifest | None, parts: list[Outputs], part: str) -> beam.PCollection:
+    """The FileRecords of a part: those of this run if it makes the part, otherwise those of the published run."""
+    for made in parts:
+        if part in made.files:
+            return made.files[part]
+    return root | f"Published{part.capitalize()}Files" >> beam.Create(base.part(part) if base else [])
+
+
+def _publish(root: beam.Pipeline, plan: Plan, parts: list[Outputs]) -> beam.PCollection:
+    """Adds the steps that gather what the parts made, check it and publish it."""
+    run, people = plan.run, plan.people
     files = [f for part in parts for f in part.files.values()]
     counts = [c for part in parts for c in part.counts]
     dead = [d for part in parts for d in part.dead]
     forgotten = tuple(f for part in parts for f in part.forgotten)
     if forgotten:
         counts.append(forgotten | "AllForgotten" >> beam.Flatten() | "CountForgotten" >> CountForgotten())
-    dead.append(root | "NoLetters" >> beam.Create([SCHEMA.empty_table()]))  # a part may have none to give
+    dead.append(root | "NoLetters" >> beam.Create([SCHEMA.empty_table()]))  # Flatten needs at least one input
     letters = (
         tuple(dead)
         | "AllDeadLetters" >> beam.Flatten()
-        | "DeadLetters" >> WriteDeadLetters(plan.store, plan.run_id, plan.shards)
+        | "DeadLetters" >> WriteDeadLetters(run.store, run.run_id, run.shards)
     )
-    config = root | "Config" >> beam.Create([plan.job.to_yaml()]) | "WriteConfig" >> beam.Map(_write_config, plan)
-    said = plan.people.statement(plan.base.privacy if plan.base else None, plan.users)
-    limit = plan.job.limits.max_dead_letter_fraction
-    spec = PublishSpec(plan.catalog is not None, limit, plan.standing, said)
+    config = root | "Config" >> beam.Create([run.job.to_yaml()]) | "WriteConfig" >> beam.Map(_write_config, run)
+    said = people.people.statement(run.base.privacy if run.base else None, plan.users is not None)
+    limit = run.job.limits.max_dead_letter_fraction
+    spec = PublishSpec(plan.items is not None, limit, people.standing, said)
     totals = (*counts, letters["counts"]) | "AllCounts" >> beam.Flatten()
-    publish = PublishRun(plan.store, plan.run_id, spec, plan.created, totals)
+    publish = PublishRun(run.store, run.run_id, spec, run.created, totals)
     return (*files, letters["files"], config) | "AllFiles" >> beam.Flatten() | "Publish" >> publish
 
 
-def _carry(root: beam.Pipeline, plan: Plan) -> Outputs:
-    """Writes the published people anew, without those who are forgotten."""
+def _carry(root: beam.Pipeline, run: RunPlan, people: PeoplePlan) -> Outputs:
+    """Writes the published people anew, without the forgotten ones."""
     out = Outputs()
-    for part in sorted({f.part for f in plan.carried}):
-        records = [f for f in plan.carried if f.part == part]
+    for part in sorted({f.part for f in people.carried}):
+        records = [f for f in people.carried if f.part == part]
         name = part.capitalize()
-        shards = root | f"Published{name}ToCarry" >> beam.Create(records) | f"Carry{name}" >> ReadShards(plan.store)
-        left = profile.forget_users(shards, plan, out, f"Forget{name}")
-        write = WriteShards(plan.store, plan.run_id, part, len(records), {})
+        shards = root | f"Published{name}ToCarry" >> beam.Create(records) | f"Carry{name}" >> ReadShards(run.store)
+        left = users.forget_users(shards, people.people, out, f"Forget{name}")
+        write = WriteShards(run.store, run.run_id, part, len(records), {})
         out.files[part] = left | f"WriteCarried{name}" >> write
     return out
 
 
-def _write_config(text: str, plan: Plan) -> FileRecord:
-    return write_file(plan.store, "config", f"runs/{plan.run_id}/config.yaml", text.encode())
+def _write_config(text: str, run: RunPlan) -> FileRecord:
+    return write_file(run.store, "config", f"runs/{run.run_id}/config.yaml", text.encode())

@@ -9,13 +9,13 @@ import apache_beam as beam
 
 @dataclass
 class Outputs:
-    """What a pipeline leaves for the next one and for the publish.
+    """The outputs of a part of the graph.
 
     Attributes:
-        files: PCollections of FileRecord, by part.
+        files: PCollections of FileRecord, by part of the run.
         counts: PCollections of (name, int).
         dead: PCollections of dead-letter tables.
-        forgotten: PCollections of tables of people who were left out, as `unisono.transforms.privacy.forget` gives.
+        forgotten: PCollections of tables of the people who were left out, as `ForgetUsers` returns them.
     """
 
     files: dict[str, beam.PCollection] = field(default_factory=dict)

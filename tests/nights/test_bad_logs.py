@@ -14,7 +14,7 @@ import pytest
 
 from tests.nights.test_users_in_the_graph import Shop, part
 from tests.transforms.read.test_interactions import SPEC, log
-from unisono.pipelines.job.config import load_job
+from unisono.pipelines.job.load import load_job
 from unisono.pipelines.job.plan import plan_run
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.read.interactions import clean_interactions

@@ -11,7 +11,7 @@ from tests.conftest import Run
 from tests.object_store import object_store, upload
 from unisono.pipelines.ask.search import search
 from unisono.pipelines.graph import nightly
-from unisono.pipelines.job.config import load_job
+from unisono.pipelines.job.load import load_job
 from unisono.pipelines.job.plan import plan_run
 from unisono.pipelines.launch import beam_options, launch, run_job
 from unisono.transforms.base import files
@@ -65,7 +65,7 @@ def test_the_graph_is_a_dataflow_job(bucket: str, job: str) -> None:
     names = " ".join(t.unique_name for t in pipeline.components.transforms.values())
     for step in ("ReadCatalog", "ShardByItem", "EncodeImage", "FitSpace", "Fuse", "BuildProfiles", "Publish"):
         assert step in names
-    assert plan.store.manifest("df") is None  # a dry run publishes nothing
+    assert plan.run.store.manifest("df") is None  # a dry run publishes nothing
 
 
 def test_dataflow_needs_its_options_and_paths_that_its_workers_see(run: Run, job: str) -> None:

@@ -19,7 +19,7 @@ from tests.nights.test_users_in_the_graph import ITEMS, Shop, part
 from unisono.pipelines.ask.explain import explain
 from unisono.pipelines.ask.trial import read_events
 from unisono.pipelines.graph import nightly
-from unisono.pipelines.job.config import load_job, parse_job
+from unisono.pipelines.job.load import load_job, parse_job
 from unisono.pipelines.job.plan import plan_run
 from unisono.pipelines.launch import run_job
 from unisono.pipelines.summary import print_summary

@@ -19,7 +19,7 @@ from unisono.pipelines.ask.evaluate_space import evaluate_space
 from unisono.pipelines.ask.explain import explain
 from unisono.pipelines.ask.search import search
 from unisono.pipelines.graph import nightly
-from unisono.pipelines.job.config import load_job
+from unisono.pipelines.job.load import load_job
 from unisono.pipelines.job.plan import plan_run
 from unisono.pipelines.launch import beam_options, launch
 from unisono.transforms.base.errors import JobError
@@ -68,7 +68,7 @@ class Shop:
         (self.root / "job.yaml").write_text(yaml.safe_dump(body | job))
         plan = plan_run(load_job(str(self.root / "job.yaml")), run_id, **parts)
         launch(lambda root: nightly.build(root, plan), beam_options([]), {})
-        return plan.store
+        return plan.run.store
 
 
 @pytest.fixture

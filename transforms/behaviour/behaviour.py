@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import Annotated
 
 import apache_beam as beam
 import numpy as np
@@ -12,9 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse
 import scipy.sparse.linalg
+from pydantic import Field
 
 from unisono.transforms.base.columns import EMBEDDING, common_rows
 from unisono.transforms.base.errors import JobError
+from unisono.transforms.base.settings import NonNegative, Positive, one_of, settings
 from unisono.transforms.base.tables import ShardTable, concat_tables, from_vector_column, one_chunk, to_vector_column
 from unisono.transforms.behaviour.partial_correlation import leading_axes, partial_correlations
 from unisono.transforms.space.fit.whitening import turn_to
@@ -29,41 +31,27 @@ _MOST_PAIRS = 50_000_000  # of items that one worker takes for solving: 2 GB
 METHODS = ("ppmi", "ridge")
 
 
-@dataclass(frozen=True)
+@settings("behaviour")
 class BehaviourSpec:
-    """How co-occurrence makes embeddings.
+    """How co-occurrence in the log becomes embeddings of the items."""
 
-    Attributes:
-        dim: length of an embedding.
-        recent_items: of each user, the newest liked items that count as together.
-        min_users: items that fewer users liked get no embedding.
-        shift: `ppmi`: log(shift) is taken off the mutual information; 1: nothing.
-        method: `ppmi`: by mutual information, for any number of items; `ridge`: by partial correlation, which
-            recommends better, for up to 20,000 items (see `partial_correlation`).
-        ridge: `ridge`: added to each item's count.
-        power: of the singular values or eigenvalues in an embedding.
-        liked_above: an item is liked by whom its events' weights sum to more than this.
-    """
-
-    dim: int = 64
-    recent_items: int = 100
-    min_users: int = 2
-    shift: float = 1.0
-    method: str = "ppmi"
-    ridge: float = 200.0
-    power: float = 0.5
+    dim: Positive = 64
+    """Length of an embedding."""
+    recent_items: Annotated[int, Field(ge=2)] = 100
+    """How many of a user's liked items count as occurring together: the newest ones."""
+    min_users: Positive = 2
+    """An item that fewer users liked gets no embedding."""
+    shift: Annotated[float, Field(ge=1)] = 1.0
+    """For `ppmi`: log(shift) is subtracted from the pointwise mutual information. 1 subtracts nothing."""
+    method: Annotated[str, one_of(METHODS)] = "ppmi"
+    """`ppmi`: shifted mutual information, for any number of items. `ridge`: partial correlations (EASE made
+    symmetric), which recommend better, for up to 20,000 items."""
+    ridge: Annotated[float, Field(gt=0)] = 200.0
+    """For `ridge`: the number added to each item's count."""
+    power: NonNegative = 0.5
+    """The power of the singular values or eigenvalues in an embedding."""
     liked_above: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise JobError(f"behaviour.method: {self.method!r}; allowed: {', '.join(METHODS)}")
-        for key, least in (("dim", 1), ("recent_items", 2), ("min_users", 1), ("shift", 1), ("power", 0)):
-            if not least <= (value := getattr(self, key)) < np.inf:
-                raise JobError(f"behaviour.{key}: {value} is too little; give {least} or more")
-        if not 0 < self.ridge < np.inf:
-            raise JobError(f"behaviour.ridge: {self.ridge} is not above 0; give a number such as 200")
-        if not np.isfinite(self.liked_above):
-            raise JobError(f"behaviour.liked_above: {self.liked_above} is not finite; give a weight")
+    """A user likes an item if the weights of the user's events on it sum to more than this."""
 
 
 def count_pairs(events: pa.Table, recent_items: int, liked_above: float = 0.0) -> pa.Table:

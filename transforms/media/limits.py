@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from unisono.transforms.base.settings import Positive, settings
 
 
-@dataclass(frozen=True)
+@settings("limits")
 class MediaLimits:
-    """What a single input may cost before it becomes a dead letter.
+    """What a single input may cost before it becomes a dead letter."""
 
-    Attributes:
-        max_media_bytes: of one image or audio file as stored.
-        max_image_pixels: width × height, read from the header before anything is decoded.
-        max_audio_seconds: read from the header before anything is decoded.
-    """
-
-    max_media_bytes: int = 64 * 2**20
-    max_image_pixels: int = 64_000_000
-    max_audio_seconds: float = 1800.0
+    max_media_bytes: Positive = 64 * 2**20
+    """Size of one image or audio file as stored, in bytes."""
+    max_image_pixels: Positive = 64_000_000
+    """Width × height of an image, read from its header before anything is decoded."""
+    max_audio_seconds: Annotated[float, Field(gt=0)] = 1800.0
+    """Length of a sound, read from its header before anything is decoded."""

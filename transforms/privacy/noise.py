@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 from scipy.special import log_ndtr
 
-from unisono.transforms.base.errors import JobError
+from unisono.transforms.base.settings import settings
 from unisono.transforms.base.tables import from_vector_column, to_vector_column
 from unisono.transforms.store import dead_letters
 
@@ -23,30 +24,20 @@ _GRID_BITS = 16
 _BLOCK = 16_384  # rows whose float64 workings are held at once
 
 
-@dataclass(frozen=True)
+@settings("privacy.noise")
 class NoiseSpec:
-    """How much is hidden of the one vector that is published of a user.
+    """Gaussian noise on the one vector that is published of each user."""
 
-    Attributes:
-        epsilon, delta: of each release, for any two histories of one user.
-        clip: longest L2 norm that goes into the noise; profiles have length 1, so no more than that.
-    """
-
-    epsilon: float
-    delta: float
-    clip: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.epsilon < 500:
-            raise JobError(f"privacy.noise.epsilon: {self.epsilon}; give a number above 0 and below 500")
-        if not 1e-100 <= self.delta < 1:
-            raise JobError(f"privacy.noise.delta: {self.delta}; give a number from 1e-100 to below 1")
-        if not 0 < self.clip <= 1:
-            raise JobError(f"privacy.noise.clip: {self.clip}; give a number above 0, up to 1: profiles have length 1")
+    epsilon: Annotated[float, Field(gt=0, lt=500)]
+    """ε of each release, for any two histories of one user."""
+    delta: Annotated[float, Field(ge=1e-100, lt=1)]
+    """δ of each release, for any two histories of one user."""
+    clip: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Profiles are shortened to this L2 norm before noise is added. Profiles have length 1, so 1 changes nothing."""
 
     @property
     def sensitivity(self) -> float:
-        """How far apart two clipped vectors can be."""
+        """The largest distance between two clipped vectors."""
         return 2 * self.clip
 
     @cached_property

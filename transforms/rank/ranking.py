@@ -5,93 +5,89 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.typehints import with_output_types
+from pydantic import Field
 
-from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.progress import advance
+from unisono.transforms.base.settings import NonNegative, Positive, Share, settings
 from unisono.transforms.base.tables import ShardTable, from_vector_column, hash_ids, one_chunk
 from unisono.transforms.rank.topk import top_items
 from unisono.transforms.store.item_matrix import HasPath, ItemMatrix, modality_vectors, per_process
 
-INTERESTS = ("profile", "maximum", "weighted")
-FUSIONS = ("early", "late")
 _POOL = 4  # candidates per place for the diversity to choose from
 _MMR_USERS = 64
 
 
-@dataclass(frozen=True)
+Interests = Literal["profile", "maximum", "weighted"]
+INTERESTS = get_args(Interests)
+
+
+@settings("ranking")
 class RankingSpec:
-    """How users are matched with items.
+    """How items are ranked for users."""
 
-    Attributes:
-        k: places in a list.
-        interests: `profile`: the one vector; `maximum`: an item scores by the interest it suits best, each
-            drawn half way to the profile; `weighted`: by all of them, each by its importance.
-        fusion: `early`: users and items by their fused vectors; `late`: modality by modality, scores added.
-        weights: (modality, weight) of late fusion; one that is not named weighs 1.
-        diversity: 0 (none) to 1: how much likeness to items higher in the list counts against an item.
-        popularity_penalty: taken off the score of the most popular item, and of the others in proportion to
-            the logarithm of 1 + their interactions.
-        slices: parts the items are split into, each searched on its own: more than 1 where one worker cannot
-            hold all item vectors.
-        device: `auto` (CUDA where torch finds it), `cpu` or `cuda`.
-        popularity_bonus: the penalty's opposite: a prior for what many turn to. Not both.
-        popularity_half_life_days: after how many days an interaction counts half for either; None: they do not age.
-        caution: taken off the score of an item that nobody has turned to, and over √(1 + users) off the others'. The
-            vector of an item that few have touched is a guess, and of full length all the same.
-    """
-
-    k: int = 100
-    interests: str = "maximum"
-    fusion: str = "early"
-    weights: tuple[tuple[str, float], ...] = ()
-    diversity: float = 0.0
-    popularity_penalty: float = 0.0
-    slices: int = 1
-    device: str = "auto"
-    popularity_bonus: float = 0.0
-    popularity_half_life_days: float | None = None
-    caution: float = 0.0
+    k: Positive = 100
+    """Length of a user's list."""
+    interests: Interests = "maximum"
+    """`profile`: an item's score comes from the profile alone. `maximum`: from the interest it suits best, where each
+    interest is drawn half way to the profile. `weighted`: from all interests, each by its importance."""
+    fusion: Literal["early", "late"] = "early"
+    """`early`: users and items are compared by their fused vectors. `late`: modality by modality, and the scores are
+    added."""
+    weights: dict[str, NonNegative] = Field(default_factory=dict)
+    """For `fusion: late`: the weight of each modality. A modality that is not named weighs 1."""
+    exclude_seen: bool = True
+    """Items that the user has interacted with are not recommended. Known are the items of the log that
+    `interactions.path` names; of the earlier logs of incremental profiles, each user's newest
+    `profiles.recent_events` events."""
+    filter: str | None = None
+    """A boolean column of the catalogue, true where an item may be recommended."""
+    diversity: Share = 0.0
+    """How much likeness to items higher in the list counts against an item (maximal marginal relevance). 0 means not
+    at all."""
+    popularity_penalty: NonNegative = 0.0
+    """Subtracted from the score of the most popular item, and from the others in proportion to the logarithm of
+    1 + their interactions."""
+    popularity_bonus: NonNegative = 0.0
+    """The opposite of `popularity_penalty`: added in the same proportion. Only one of the two may be given."""
+    popularity_half_life_days: Annotated[float, Field(gt=0)] | None = None
+    """For either of them: after this many days an interaction counts half. null means that interactions do not age."""
+    caution: NonNegative = 0.0
+    """Subtracted from the score of an item that nobody has interacted with, and divided by √(1 + users) from the
+    others. The vector of an item that few users have touched is a guess, but has full length all the same."""
+    slices: Positive = 1
+    """How many parts the items are split into, each searched on its own. More than 1 is for item vectors that one
+    worker cannot hold."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where scores are computed. `auto` means CUDA if torch finds it."""
 
     def __post_init__(self) -> None:
-        if self.interests not in INTERESTS:
-            raise JobError(f"ranking.interests: {self.interests!r}; allowed: {', '.join(INTERESTS)}")
-        if self.fusion not in FUSIONS:
-            raise JobError(f"ranking.fusion: {self.fusion!r}; allowed: {', '.join(FUSIONS)}")
         if self.weights and self.fusion == "early":
-            raise JobError("ranking.weights: weigh modalities of late fusion; set ranking.fusion: late, or leave out")
-        if not 0 <= self.diversity <= 1:
-            raise JobError(f"ranking.diversity: {self.diversity}; give a number from 0 to 1")
-        for key in ("popularity_penalty", "popularity_bonus", "caution"):
-            if not 0 <= (value := getattr(self, key)) < np.inf:
-                raise JobError(f"ranking.{key}: {value}; give a number of 0 or more")
+            raise ValueError("weights: weigh modalities of late fusion; set ranking.fusion: late, or leave out")
         if self.popularity_penalty and self.popularity_bonus:
-            raise JobError("ranking.popularity_bonus: given beside popularity_penalty, its opposite; leave one out")
-        age = self.popularity_half_life_days
-        if age is not None and not 0 < age < np.inf:
-            raise JobError(f"ranking.popularity_half_life_days: {age}; give days above 0, or leave it out")
-        if age is not None and not self.popularity_gain:
-            raise JobError("ranking.popularity_half_life_days: is of popularity_bonus and popularity_penalty; give one")
+            raise ValueError("popularity_bonus: given beside popularity_penalty, its opposite; leave one out")
+        if self.popularity_half_life_days is not None and not self.popularity_gain:
+            raise ValueError("popularity_half_life_days: belongs to popularity_bonus or popularity_penalty; give one")
 
     @property
     def popularity_gain(self) -> float:
-        """What popularity adds to a score: the bonus, or less than nothing."""
+        """What the most popular item gains in score; negative for a penalty."""
         return self.popularity_bonus - self.popularity_penalty
 
     @property
     def counts_users(self) -> bool:
-        """Whether it matters how many turned to an item."""
+        """Whether scores depend on how many users interacted with an item."""
         return bool(self.popularity_gain or self.caution)
 
     @property
     def pool(self) -> int:
-        """How many candidates are looked for."""
+        """How many candidates are searched for each list."""
         return self.k * _POOL if self.diversity else self.k
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.typehints import with_output_types
+from pydantic import BeforeValidator
 
 from unisono.transforms.base.errors import JobError, Reason
+from unisono.transforms.base.modalities import CATALOG
 from unisono.transforms.base.progress import advance
+from unisono.transforms.base.settings import settings
 from unisono.transforms.base.tables import ShardTable, concat_tables, is_id_type, one_chunk, shard_of, split_by_shard
 from unisono.transforms.store.dead_letters import dead_letters_of_rows
 from unisono.transforms.store.parquet import ParquetFile, ReadRowGroups, list_parquet, require_column
@@ -22,31 +26,55 @@ JOINER = "\n"  # between text columns: white space to every tokenizer, and no se
 STAGE = "catalog"
 
 
-@dataclass(frozen=True)
-class CatalogSpec:
-    """Where a catalogue lies and which columns hold what.
+def _text_columns(value: Any) -> Any:
+    """Reads the name of a single column as a list of one; refuses templates that do more than name columns."""
+    if not isinstance(value, str):
+        return value
+    if "{" not in value:
+        return (value,)
+    if any(spec or how for _, _, spec, how in string.Formatter().parse(value)):
+        raise ValueError("a template takes plain {column} fields, without ! or :")
+    return value
 
-    Attributes:
-        path: glob of Parquet files, absolute or gs://.
-        id: column of strings or integers.
-        text: columns joined by a line break, or a template such as "{title}. {description}"; None: no text.
-        title: column shown to people; None: the first text column.
-        image, audio: column of URIs or bytes, one or a list; None: none.
-    """
+
+def columns_of_text(text: tuple[str, ...] | str) -> tuple[str, ...]:
+    """Names the columns of a list of columns or of a template, each once."""
+    if isinstance(text, str):
+        return tuple(dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(text) if name))
+    return text
+
+
+@settings("catalog")
+class CatalogSpec:
+    """Where the catalogue lies and which of its columns hold what."""
 
     path: str
+    """A Parquet file or a glob of Parquet files."""
     id: str
-    text: tuple[str, ...] | str | None = None
+    """The column of item ids: strings or integers. The output keeps the type."""
+    text: Annotated[tuple[str, ...] | str | None, BeforeValidator(_text_columns)] = None
+    """The text columns, which are joined by a line break, or a template such as "{title}. {description}"."""
     title: str | None = None
+    """The column shown to people. By default the first text column."""
     image: str | None = None
+    """The column of pictures: URIs or bytes, one or a list for each item."""
     audio: str | None = None
+    """The column of sounds: URIs or bytes, one or a list for each item."""
+    media_root: str | None = None
+    """The directory in which relative URIs are looked up. By default the directory of the catalogue."""
+    allow: tuple[str, ...] = ()
+    """Prefixes of URIs that may be read besides those under `media_root`."""
+
+    def __post_init__(self) -> None:
+        if self.text is not None and not self.text_columns:
+            raise ValueError("text: names no column")
+        if not self.modalities:
+            raise ValueError("names no modality; give at least one of text, image, audio")
 
     @property
     def text_columns(self) -> tuple[str, ...]:
         """The columns that the text is made of."""
-        if isinstance(self.text, str):
-            return tuple(dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(self.text) if name))
-        return self.text or ()
+        return () if self.text is None else columns_of_text(self.text)
 
     @property
     def title_column(self) -> str | None:
@@ -62,7 +90,7 @@ class CatalogSpec:
     @property
     def modalities(self) -> tuple[str, ...]:
         """The modalities that the catalogue has a column for."""
-        return tuple(m for m in ("text", "image", "audio") if getattr(self, m))
+        return tuple(m for m in CATALOG if getattr(self, m))
 
 
 @dataclass(frozen=True)
@@ -150,7 +178,7 @@ def compose_text(table: pa.Table, text: Sequence[str] | str) -> pa.ChunkedArray 
     Null where every column is null (the modality is missing); nulls beside other text are left out.
     """
     if isinstance(text, str):
-        names = CatalogSpec("", "", text=text).text_columns
+        names = columns_of_text(text)
         parts = [
             piece
             for literal, name, _, _ in string.Formatter().parse(text)

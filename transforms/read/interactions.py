@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.typehints import with_output_types
+from pydantic import BeforeValidator
 
 from unisono.transforms.base.errors import JobError, Reason
 from unisono.transforms.base.progress import advance
+from unisono.transforms.base.settings import settings
 from unisono.transforms.base.tables import (
     ShardTable,
     concat_tables,
@@ -41,28 +43,42 @@ _FIRST_US, _LAST_US = 31_536_000_000_000, 253_402_300_799_999_999
 _MAX_DETAIL = 500
 
 
-@dataclass(frozen=True)
+def _words(value: Any) -> Any:
+    """Reads event types as strings; refuses those that YAML has read as true or false."""
+    if not isinstance(value, Mapping):
+        return value
+    for event in value:
+        if isinstance(event, bool):
+            raise ValueError(f"YAML reads {event} as true or false; put the event type in quotes")
+    return {str(event): weight for event, weight in value.items()}
+
+
+@settings("interactions")
 class InteractionsSpec:
-    """Where the logs lie and which columns hold what.
+    """Where the interaction log lies and what its columns and events mean."""
 
-    Attributes:
-        path: glob of Parquet files, absolute or gs://, or several.
-        user, item: columns of strings or integers.
-        time: column of timestamps or dates (UTC where they carry no zone), or of integers with `time_unit`.
-        event: column of the event type (strings or integers); None: every event weighs 1.
-        weights: (event type, weight) pairs; weights may be negative. An event type without one is set aside.
-        time_unit: `s`, `ms` or `us` since 1970, for a time column of integers.
-        latest_us: events after it, microseconds since 1970, are of the future and set aside; None: none are.
-    """
-
-    path: str | tuple[str, ...]
+    path: str
+    """A Parquet file or a glob of Parquet files."""
     user: str
+    """The column of user ids: strings or integers."""
     item: str
+    """The column of item ids, of the same kind as the catalogue's."""
     time: str
+    """The column of times: timestamps or dates (UTC where they have no zone), or integers with `time_unit`."""
     event: str | None = None
-    weights: tuple[tuple[str, float], ...] | None = None
-    time_unit: str | None = None
-    latest_us: int | None = None
+    """The column of event types: strings or integers. Without it every event weighs 1."""
+    weights: Annotated[dict[str, float] | None, BeforeValidator(_words)] = None
+    """The weight of each event type; it may be negative. An event of a type without a weight is a dead letter."""
+    time_unit: Literal["s", "ms", "us"] | None = None
+    """The unit of an integer time column, counted from 1970."""
+
+    def __post_init__(self) -> None:
+        if (self.event is None) != (not self.weights):
+            given, missing = ("weights", "event") if self.event is None else ("event", "weights")
+            raise ValueError(
+                f"{missing}: missing, while interactions.{given} is given; "
+                "give both `event` and `weights`, or neither (then every event weighs 1)"
+            )
 
     @property
     def columns(self) -> list[str]:
@@ -78,6 +94,7 @@ class Interactions:
         user_type: of user ids once they are pseudonyms, if they become that.
         pseudonyms: what replaces user ids, as they are read; None: nothing.
         forget: whose rows are left out, as they are read; None: nobody's.
+        latest_us: events after this time, in microseconds since 1970, are dead letters. None means that none are.
     """
 
     spec: InteractionsSpec
@@ -87,6 +104,7 @@ class Interactions:
     item_type: pa.DataType
     pseudonyms: Pseudonyms | None = None
     forget: Forget | None = None
+    latest_us: int | None = None
 
     @property
     def schema(self) -> pa.Schema:
@@ -114,18 +132,14 @@ def event_schema(user_type: pa.DataType, item_type: pa.DataType) -> pa.Schema:
 # --- the job -----------------------------------------------------------------------------------------------
 
 
-def check_interactions(spec: InteractionsSpec) -> Interactions:
+def check_interactions(spec: InteractionsSpec, latest_us: int | None = None) -> Interactions:
     """Looks at the logs' footers and at the weights before any work.
 
     Raises:
         JobError: no file matches, a file is no Parquet, a column is missing or of a wrong type, no rows, or
             weights and event column do not go together.
     """
-    _check_weights(spec)
-    if spec.time_unit is not None and spec.time_unit not in _UNIT_US:
-        raise JobError(f"interactions.time_unit: {spec.time_unit!r} is no unit; allowed: s, ms, us")
-    pattern = spec.path if isinstance(spec.path, str) else list(spec.path)
-    files = list_parquet(pattern, "interactions.path")
+    files = list_parquet(spec.path, "interactions.path")
     rows = sum(f.num_rows for f in files)
     if rows == 0:
         raise JobError(
@@ -152,28 +166,15 @@ def check_interactions(spec: InteractionsSpec) -> Interactions:
             pa.types.is_integer,
             f"integers, for interactions.time_unit is {spec.time_unit}; leave it out for timestamps or dates",
         )
-    return Interactions(spec, tuple(files), rows, user_type, item_type)
-
-
-def _check_weights(spec: InteractionsSpec) -> None:
-    if (spec.event is None) != (not spec.weights):
-        given, missing = ("weights", "event") if spec.event is None else ("event", "weights")
-        raise JobError(
-            f"interactions.{missing}: missing, while interactions.{given} is given; give both, "
-            "or neither to weigh every event 1"
-        )
-    pairs = spec.weights or ()
-    for event, weight in pairs:
-        if not math.isfinite(weight):
-            raise JobError(f"interactions.weights.{event}: {weight} is not finite; give a number")
-    if len({event for event, _ in pairs}) < len(pairs):
-        raise JobError("interactions.weights: an event type is there twice; keep one weight for each")
+    return Interactions(spec, tuple(files), rows, user_type, item_type, latest_us=latest_us)
 
 
 # --- one table ---------------------------------------------------------------------------------------------
 
 
-def clean_interactions(table: pa.Table, spec: InteractionsSpec) -> tuple[pa.Table, pa.Table]:
+def clean_interactions(
+    table: pa.Table, spec: InteractionsSpec, latest_us: int | None = None
+) -> tuple[pa.Table, pa.Table]:
     """Gives raw events the columns that profiles are made of, and sets aside those that cannot be used.
 
     Args:
@@ -195,7 +196,7 @@ def clean_interactions(table: pa.Table, spec: InteractionsSpec) -> tuple[pa.Tabl
         (Reason.NULL_ITEM, items.is_valid().to_numpy()),
         (Reason.NULL_TIME, table[spec.time].is_valid().to_numpy()),
         (Reason.TIME_OUT_OF_RANGE, in_range),
-        (Reason.TIME_IN_FUTURE, time_us <= (_LAST_US if spec.latest_us is None else spec.latest_us)),
+        (Reason.TIME_IN_FUTURE, time_us <= (_LAST_US if latest_us is None else latest_us)),
         (Reason.UNKNOWN_EVENT, known),
     ]
     good = np.logical_and.reduce([ok for _, ok in checks])
@@ -234,11 +235,11 @@ def _weigh(table: pa.Table, spec: InteractionsSpec) -> tuple[np.ndarray, np.ndar
     """Gives each event its weight, float64 [n], and says whether its type has one, bool [n]."""
     if spec.event is None:
         return np.ones(table.num_rows), np.ones(table.num_rows, bool)
-    pairs = spec.weights or ()
-    names = pa.array([str(name) for name, _ in pairs], pa.string())
+    weights = spec.weights or {}
+    names = pa.array(list(weights), pa.string())
     place = pc.index_in(_plain(table[spec.event]).cast(pa.string()), value_set=names)
     known = place.is_valid().to_numpy()
-    values = np.array([weight for _, weight in pairs], np.float64)
+    values = np.array(list(weights.values()), np.float64)
     return values[place.fill_null(0).to_numpy()], known
 
 
@@ -314,7 +315,7 @@ class _CleanFn(beam.DoFn):
             table, found = leave_out(table, at.spec.user, self._gone)
             if found.num_rows:
                 yield beam.pvalue.TaggedOutput("found", found)
-        events, dead = clean_interactions(table, at.spec)
+        events, dead = clean_interactions(table, at.spec, at.latest_us)
         yield beam.pvalue.TaggedOutput("rows", raw.num_rows)
         if dead.num_rows:
             yield beam.pvalue.TaggedOutput("dead", dead)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import apache_beam as beam
 import numpy as np
@@ -12,10 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
 from apache_beam.typehints import with_output_types
+from pydantic import Field
 
 from unisono.transforms.base.columns import HALF_LIFE, SPACE
-from unisono.transforms.base.errors import JobError, Reason
+from unisono.transforms.base.errors import Reason
 from unisono.transforms.base.progress import NAMESPACE, advance
+from unisono.transforms.base.settings import Positive, Share, settings
 from unisono.transforms.base.tables import ShardTable, one_chunk, to_vector_column
 from unisono.transforms.base.threads import InOrder, at_end_of_bundle
 from unisono.transforms.privacy.noise import Draw, NoiseSpec, noised_profiles, secure_normal, withhold
@@ -42,52 +44,33 @@ from unisono.transforms.users.state import (
 _MIN_RELATIVE_NORM = 1e-6
 
 
-@dataclass(frozen=True)
+@settings("profiles")
 class ProfileSpec:
-    """How events make a profile.
+    """How a user's history becomes one vector."""
 
-    Attributes:
-        half_life_days: after how many days an event weighs half; None: events do not age.
-        min_events: users with fewer used events are cold: their profile leans on what everybody likes.
-        interests: at most so many a user; 0: none are looked for.
-        interest_split: the part of a user's scatter that two interests must differ by to stay two.
-        recent_events: of a user, those that interests, affinities and refinement are made of.
-        delta: how much of a profile stays itself when it is refined; 1: it is not refined.
-        temperature: of the attention that refines; the smaller, the more the nearest items count.
-        session_minutes: a pause that ends a session, within which repeats count once; None: all count.
-        max_events_per_day: of one user; above it the user is taken for a robot. None: no limit.
-        robots: `cap`: a robot's newest events of each day count; `drop`: it gets no profile.
-        modalities: those to give affinities of.
-        modality_vectors: give a vector for each of them, too.
-    """
-
-    half_life_days: float | None = None
-    min_events: int = 1
-    interests: int = 0
-    interest_split: float = 0.02
-    recent_events: int = 100
-    delta: float = 1.0
-    temperature: float = 0.1
-    session_minutes: float | None = None
-    max_events_per_day: int | None = None
-    robots: str = "cap"
-    modalities: tuple[str, ...] = ()
-    modality_vectors: bool = False
-
-    def __post_init__(self) -> None:
-        if self.half_life_days is not None and not 0 < self.half_life_days < float("inf"):
-            raise JobError(
-                f"profiles.half_life_days: {self.half_life_days} is no span of time; "
-                "give days above 0, or null for events that do not age"
-            )
-        for key, least in (("min_events", 1), ("interests", 0), ("recent_events", 1)):
-            if (value := getattr(self, key)) < least:
-                raise JobError(f"profiles.{key}: {value} is too few; give {least} or more")
-        for key, low, high in (("delta", 0, 1), ("interest_split", 0, 1), ("temperature", 0.01, 100)):
-            if not low <= (value := getattr(self, key)) <= high:
-                raise JobError(f"profiles.{key}: {value} is outside {low} to {high}")
-        if self.robots not in ("cap", "drop"):
-            raise JobError(f"profiles.robots: {self.robots!r}; allowed: cap, drop")
+    half_life_days: Annotated[float, Field(gt=0)] | None = 30.0
+    """After this many days an event has half its weight. null means that events do not age."""
+    min_events: Positive = 1
+    """A user with fewer usable events is cold: the profile leans on what everybody likes."""
+    interests: Annotated[int, Field(ge=0, le=100)] = 3
+    """The most interest vectors a user gets beside the profile. 0 means none."""
+    interest_split: Share = 0.02
+    """Two interests stay apart if they differ by more than this share of the user's scatter."""
+    recent_events: Positive = 100
+    """Interests, affinities and refinement use this many of a user's newest events."""
+    delta: Share = 1.0
+    """The share of the profile that is kept when attention over the user's own items refines it. 1: no refinement."""
+    temperature: Annotated[float, Field(ge=0.01, le=100)] = 0.1
+    """Temperature of that attention. The smaller it is, the more the nearest items count."""
+    session_minutes: Annotated[float, Field(gt=0)] | None = None
+    """A pause of this length ends a session; repeats within a session count once. null means that all events count."""
+    max_events_per_day: Positive | None = 5000
+    """A user with more events on one day is taken for a robot. null means no limit."""
+    robots: Literal["cap", "drop"] = "cap"
+    """`cap`: the newest events of each of the robot's days count. `drop`: a robot gets no profile."""
+    incremental: bool | Literal["restart"] = False
+    """true: the log holds new events only, which are added to the published run's sums. `restart`: the log holds all
+    events, and new sums begin with it. false: the log holds all events, and no sums are kept."""
 
 
 def profile_schema(
@@ -115,11 +98,13 @@ class Surroundings:
         items: the item vectors.
         modalities: by name the items' vectors of one modality, float32 [items, dim], zero rows where missing.
         prior: float32 [dim], the direction of what everybody likes; None: cold users get no profile.
+        with_vectors: a profile has a vector for each of `modalities`, too.
     """
 
     items: ItemMatrix
     modalities: Mapping[str, np.ndarray] = field(default_factory=dict)
     prior: np.ndarray | None = None
+    with_vectors: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,7 +236,7 @@ def profiles_of(sums: UserState, around: Surroundings, spec: ProfileSpec) -> tup
     recent = sums.recent
     weight = recent.weight * decay(np.repeat(sums.newest, recent.counts) - recent.time, spec.half_life_days)
     temperature = spec.temperature if spec.delta < 1 else None
-    views = {m: view_modality(recent, weight, around.modalities[m], vectors, temperature) for m in spec.modalities}
+    views = {m: view_modality(recent, weight, around.modalities[m], vectors, temperature) for m in around.modalities}
     if spec.delta < 1:
         refined = refine_profiles(vectors, views, spec.delta)
         vectors = np.where(cold[:, None], vectors, refined)
@@ -261,13 +246,13 @@ def profiles_of(sums: UserState, around: Surroundings, spec: ProfileSpec) -> tup
         to_vector_column(vectors),
         interests,
         *(pa.array(v.affinity.astype(np.float32), mask=np.isnan(v.affinity)) for v in views.values()),
-        *(_modality_vectors(v) for v in views.values() if spec.modality_vectors),
+        *(_modality_vectors(v) for v in views.values() if around.with_vectors),
         pa.array(sums.events),
         times(sums.newest, sums.events > 0),
         pa.array(cold),
     ]
     items = around.items
-    schema = profile_schema(sums.user_ids.type, items.dim, items.id_type, spec.modalities, spec.modality_vectors)
+    schema = profile_schema(sums.user_ids.type, items.dim, items.id_type, list(views), around.with_vectors)
     table = pa.table(columns, schema=schema)
     return table if keep.all() else table.filter(pa.array(keep)), cancelled
 
@@ -310,6 +295,8 @@ class BuildProfiles(beam.PTransform):
         state: PCollection of (shard, pa.Table), the state of earlier nights by the same shards; None: none.
         keep_state: give `state`, for the nights to come.
         users_of_dead: PCollection of (shard, pa.Table), see `build_profiles`; None: of none.
+        modalities: those that profiles have an affinity to.
+        modality_vectors: profiles have a vector for each of them, too.
         noise: what hides the published profiles; None: they are published as they are. With it no prior is used, for
             a prior is made of everybody's events.
 
@@ -329,12 +316,15 @@ class BuildProfiles(beam.PTransform):
         keep_state: bool = False,
         users_of_dead: beam.PCollection | None = None,
         noise: NoiseSpec | None = None,
+        *,
+        modalities: Sequence[str] = (),
+        modality_vectors: bool = False,
     ) -> None:
         super().__init__()
         if noise and (popularity is not None or keep_state):
             raise ValueError("noise covers neither a prior nor a state")
         self._items, self._popularity, self._state, self._users_of_dead = items, popularity, state, users_of_dead
-        self._args = (spec, root, cache_dir, keep_state, noise)
+        self._args = (spec, root, cache_dir, keep_state, noise, tuple(modalities), modality_vectors)
 
     def expand(self, shards: beam.PCollection) -> dict[str, beam.PCollection]:
         if self._state is None:
@@ -357,10 +347,17 @@ def _with_state(shard: int, both: dict[str, Iterable[pa.Table]]) -> tuple[int, t
 @with_output_types(ShardTable, counts=tuple[str, int], state=ShardTable, dead=pa.Table)
 class _BuildProfilesFn(beam.DoFn):
     def __init__(
-        self, spec: ProfileSpec, root: str, cache_dir: str | None, keep_state: bool, noise: NoiseSpec | None
+        self,
+        spec: ProfileSpec,
+        root: str,
+        cache_dir: str | None,
+        keep_state: bool,
+        noise: NoiseSpec | None,
+        modalities: tuple[str, ...],
+        modality_vectors: bool,
     ) -> None:
         self._spec, self._root, self._cache_dir, self._keep_state = spec, root, cache_dir, keep_state
-        self._noise = noise
+        self._noise, self._modalities, self._with_vectors = noise, modalities, modality_vectors
         self._around: Surroundings | None = None
         self._said: dict[bytes, bytes] = {}  # the metadata of the items' files
         self._space: dict[bytes, bytes] = {}
@@ -410,8 +407,8 @@ class _BuildProfilesFn(beam.DoFn):
 
     def _open(self, items: Sequence[str | HasPath], popularity: pa.Table | None) -> None:
         matrix = per_process(items, self._root, self._cache_dir)
-        modalities = {m: modality_vectors(items, m, self._root, self._cache_dir) for m in self._spec.modalities}
+        modalities = {m: modality_vectors(items, m, self._root, self._cache_dir) for m in self._modalities}
         prior = None if popularity is None else popular_direction(popularity, matrix)
-        self._around = Surroundings(matrix, modalities, prior)
+        self._around = Surroundings(matrix, modalities, prior, self._with_vectors)
         self._said = first_schema(items, self._root).metadata or {}
         self._space = {k: v for k, v in self._said.items() if k in (SPACE, b"unisono.dim")}

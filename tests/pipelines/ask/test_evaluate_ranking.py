@@ -17,7 +17,7 @@ from unisono.pipelines.ask.evaluate_ranking import OWN, evaluate_ranking, print_
 from unisono.pipelines.ask.ranking_case import make_case, serve
 from unisono.pipelines.ask.trial import read_embeddings, read_events, without
 from unisono.pipelines.cli import app
-from unisono.pipelines.job.config import load_job
+from unisono.pipelines.job.load import load_job
 from unisono.pipelines.launch import run_job
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.measure.splits import SplitSpec, split_events

@@ -11,15 +11,15 @@ from typer.testing import CliRunner
 from tests.transforms.space.test_space_methods import draw, moments_of, table_of
 from unisono.pipelines.ask.evaluate_space import evaluate_space, pad_embeddings, print_evaluation
 from unisono.pipelines.cli import app
-from unisono.pipelines.job.config import load_job
+from unisono.pipelines.job.load import load_job
 from unisono.transforms.base import files
 from unisono.transforms.base.columns import embeddings_of
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import to_vector_column
-from unisono.transforms.space.fit.fusion import FusionSpec, fit_fusion
+from unisono.transforms.space.fit.fusion import fit_fusion
 from unisono.transforms.space.fit.methods import fit_space
 from unisono.transforms.space.fit.quality import isotropy, measure_space, missing_with_and_without
-from unisono.transforms.space.fit.spec import SpaceSpec
+from unisono.transforms.space.fit.spec import FusionSpec, SpaceSpec
 from unisono.transforms.space.space import linear_space
 from unisono.transforms.store.runs import Manifest, Store, shard_path, table_bytes, write_file
 

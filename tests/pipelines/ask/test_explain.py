@@ -12,7 +12,7 @@ import yaml
 
 from unisono.pipelines.ask.explain import explain
 from unisono.pipelines.graph import nightly
-from unisono.pipelines.job.config import load_job
+from unisono.pipelines.job.load import load_job
 from unisono.pipelines.job.plan import plan_run
 from unisono.pipelines.launch import beam_options, launch
 from unisono.transforms.base.errors import JobError
@@ -55,7 +55,7 @@ def run(shop: Path, name: str, **sections: dict) -> Store:
     (shop / f"{name}.yaml").write_text(yaml.safe_dump(job))
     plan = plan_run(load_job(str(shop / f"{name}.yaml")), "r", items=True, users=True, recommend=True)
     launch(lambda root: nightly.build(root, plan), beam_options([]), {})
-    return plan.store
+    return plan.run.store
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_late_fusion_averages_over_the_modalities_an_item_has(shop):
     has = np.arange(USERS) != 4  # a user without a text vector
     users = shop["users"].append_column("text_vector", to_vector_column(text, has))
     users = users.append_column("image_vector", to_vector_column(image))
-    spec = RankingSpec(k=9, fusion="late", interests="profile", weights=(("text", 2.0),), device="cpu")
+    spec = RankingSpec(k=9, fusion="late", interests="profile", weights={"text": 2.0}, device="cpu")
     parts = {
         m: np.asarray(ItemMatrix.open(shop["files"], cache_dir=shop["cache"], vector_column=f"{m}_vector").vectors)
         for m in ("image", "text")
@@ -204,15 +204,15 @@ def test_no_users(shop):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"interests": "all"}, "ranking.interests: 'all'; allowed"),
-        ({"fusion": "middle"}, "ranking.fusion: 'middle'; allowed"),
-        ({"weights": (("text", 1.0),)}, "ranking.weights: weigh modalities of late fusion"),
-        ({"diversity": 1.5}, "ranking.diversity: 1.5"),
-        ({"popularity_penalty": -1.0}, "ranking.popularity_penalty: -1.0"),
-        ({"caution": float("nan")}, "ranking.caution: nan"),
+        ({"interests": "all"}, "ranking.interests: Input should be 'profile', 'maximum' or 'weighted'"),
+        ({"fusion": "middle"}, "ranking.fusion: Input should be 'early' or 'late'"),
+        ({"weights": {"text": 1.0}}, "ranking.weights: weigh modalities of late fusion"),
+        ({"diversity": 1.5}, "ranking.diversity: .* 1 .got 1.5"),
+        ({"popularity_penalty": -1.0}, "ranking.popularity_penalty: .* 0 .got -1.0"),
+        ({"caution": float("nan")}, "ranking.caution: .* finite"),
         ({"popularity_penalty": 0.1, "popularity_bonus": 0.1}, "ranking.popularity_bonus: given beside"),
-        ({"popularity_half_life_days": 3.0}, "ranking.popularity_half_life_days: is of popularity_bonus"),
-        ({"popularity_bonus": 1.0, "popularity_half_life_days": 0.0}, "ranking.popularity_half_life_days: 0.0"),
+        ({"popularity_half_life_days": 3.0}, "ranking.popularity_half_life_days: belongs to popularity_bonus"),
+        ({"popularity_bonus": 1.0, "popularity_half_life_days": 0.0}, "half_life_days: .* greater than 0"),
     ],
     ids=["interests", "fusion", "weights", "diversity", "penalty", "caution", "both", "age alone", "no age"],
 )

@@ -294,13 +294,13 @@ def test_order_of_merging_does_not_reach_the_space():
     ("dims", "arguments", "message"),
     [
         pytest.param(DIMS, {"method": "cca", "dim": 4}, r"space\.method: cca aligns two", id="cca-of-three"),
-        pytest.param(DIMS, {"method": "magic", "dim": 4}, r"space\.method: 'magic' is none of", id="method"),
+        pytest.param(DIMS, {"method": "magic", "dim": 4}, r"space\.method: .*got 'magic'", id="method"),
         pytest.param(DIMS, {"dim": 17}, r"space\.dim: 17 is not in 1 … 16, .*audio 7, image 9", id="dim"),
-        pytest.param(DIMS, {"dim": 0}, r"space\.dim: 0", id="no-dim"),
+        pytest.param(DIMS, {"dim": 0}, r"space\.dim: .*got 0", id="no-dim"),
         pytest.param({"image": 9, "text": 12}, {"dim": 10}, r"space\.dim: 10 is not in 1 … 9", id="two"),
         pytest.param({"text": 12}, {"dim": 13}, r"space\.dim: 13 is not in 1 … 12", id="one"),
-        pytest.param(DIMS, {"dim": 4, "regularization": -1.0}, r"space\.regularization: -1", id="ridge"),
-        pytest.param(DIMS, {"dim": 4, "weighting": float("nan")}, r"space\.weighting: nan", id="weighting"),
+        pytest.param(DIMS, {"dim": 4, "regularization": -1.0}, r"space\.regularization: .*got -1", id="ridge"),
+        pytest.param(DIMS, {"dim": 4, "weighting": float("nan")}, r"space\.weighting: .*finite", id="weighting"),
     ],
 )
 def test_bad_settings_are_named(dims, arguments, message):

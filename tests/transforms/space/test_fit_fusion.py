@@ -14,8 +14,6 @@ from unisono.transforms.base.columns import embeddings_of
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import from_vector_column, to_vector_column
 from unisono.transforms.space.fit.fusion import (
-    FUSIONS,
-    FusionSpec,
     balanced_weights,
     fit_fusion,
     inner_moments,
@@ -24,7 +22,7 @@ from unisono.transforms.space.fit.fusion import (
 )
 from unisono.transforms.space.fit.impute import fit_conditional_mean
 from unisono.transforms.space.fit.methods import fit_space
-from unisono.transforms.space.fit.spec import SpaceSpec
+from unisono.transforms.space.fit.spec import FUSIONS, FusionSpec, SpaceSpec
 from unisono.transforms.space.fuse import fuse_table, item_vectors
 from unisono.transforms.space.parts.imputer import ConditionalMean
 from unisono.transforms.space.space import Space, linear_space
@@ -210,7 +208,7 @@ def test_one_modality_and_bad_method():
     for method in LINEAR:
         items, _ = fuse_table(table_of(batch), fit_fusion(space, table_of(batch), FusionSpec(method, impute=True)))
         assert items.num_rows == batch["text"][1].sum()
-    with pytest.raises(JobError, match=r"fusion\.method: 'sum' is none of mean, weighted"):
+    with pytest.raises(JobError, match=r"fusion\.method: Input should be 'mean', 'weighted'"):
         fit_fusion(space, table_of(batch), FusionSpec("sum"))
     assert set(LINEAR) <= set(FUSIONS)
     assert dataclasses.replace(space, weigher=None).dim == 4

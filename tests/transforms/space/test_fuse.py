@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import from_vector_column, to_vector_column
-from unisono.transforms.space.fit.fusion import FusionSpec, fit_fusion
+from unisono.transforms.space.fit.fusion import fit_fusion
+from unisono.transforms.space.fit.spec import FusionSpec
 from unisono.transforms.space.fuse import fuse as fuse_weighted
 from unisono.transforms.space.fuse import fuse_table
 from unisono.transforms.space.parts.linear import FixedWeights
@@ -99,7 +100,7 @@ def test_what_cancels_out_or_weighs_nothing_is_not_ok():
 def test_bad_weights_are_named(weight):
     rows = pa.table({"item_id": ["a"], "image_embedding": to_vector_column(np.ones((1, 5), np.float32))})
     with pytest.raises(JobError, match=r"fusion\.weights\.image"):
-        fit_fusion(space({"image": 5}), rows, FusionSpec(weights={"image": weight}))
+        fit_fusion(space({"image": 5}), rows, FusionSpec("weighted", weights={"image": weight}))
     with pytest.raises(JobError, match="fusion: there is no modality"):
         fuse({}, {})
 

@@ -13,10 +13,10 @@ from unisono.transforms.base.columns import embeddings_of
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.nearest import chance_recall, retrieval
 from unisono.transforms.base.tables import to_vector_column
-from unisono.transforms.space.fit.fusion import FusionSpec, fit_fusion
+from unisono.transforms.space.fit.fusion import fit_fusion
 from unisono.transforms.space.fit.methods import fit_space
 from unisono.transforms.space.fit.moments import Moments
-from unisono.transforms.space.fit.spec import SpaceSpec
+from unisono.transforms.space.fit.spec import FusionSpec, SpaceSpec
 from unisono.transforms.space.fit.trained import heads as fit
 from unisono.transforms.space.fit.trained import objectives
 from unisono.transforms.space.fit.trained import weighers as fusion

@@ -1,6 +1,7 @@
 """Versions of a space, smaller vectors, and the whole job twice: on the demo shop, as a graph."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +15,16 @@ from tests.transforms.space.test_space_methods import draw, moments_of, table_of
 from unisono.pipelines.ask.search import Searcher
 from unisono.pipelines.demo.shop import generate_shop
 from unisono.pipelines.graph import nightly
-from unisono.pipelines.job.config import load_job
+from unisono.pipelines.job.load import load_job
 from unisono.pipelines.job.plan import plan_run
 from unisono.pipelines.launch import beam_options, launch
 from unisono.transforms.base.columns import embeddings_of
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.nearest import neighbour_overlap
 from unisono.transforms.base.tables import from_vector_column, to_vector_column, unpack_vectors
-from unisono.transforms.space.fit.fusion import FusionSpec
 from unisono.transforms.space.fit.refit import anchor, order_axes
 from unisono.transforms.space.fit.run import FitSettings, fit_run, held_out
-from unisono.transforms.space.fit.spec import SpaceSpec
+from unisono.transforms.space.fit.spec import FusionSpec, SpaceSpec
 from unisono.transforms.space.fit.whitening import turn_to
 from unisono.transforms.space.fuse import item_vectors
 from unisono.transforms.store.item_matrix import ItemMatrix
@@ -103,7 +103,8 @@ def test_policies():
     previous = vectors_table(old, batch)
 
     def again(data=batch, ids="lite", space=None, **more):
-        how = FitSettings(space or SpaceSpec("gcca", 8, 0.1), FusionSpec("mean"), encoder_ids={"text": ids}, **more)
+        spec = replace(space or SpaceSpec("gcca", 8, 0.1), **more)
+        how = FitSettings(spec, FusionSpec("mean"), encoder_ids={"text": ids})
         return fit(data, how, old, previous)[0]
 
     kept = again(refit="never")
@@ -123,7 +124,8 @@ def test_policies():
     with pytest.raises(JobError, match=r"space\.refit: never, .*another space, fusion or length"):
         again(refit="never", space=SpaceSpec("gcca", 5, 0.1))
     assert again(ids="mini", refit="on_drift").info["refit"]["not_kept"].startswith("its text encoder")
-    assert fit(batch, settings(refit="never"))[0].info["refit"]["refitted"] is True  # nothing is published yet
+    never = FitSettings(SpaceSpec("gcca", 8, 0.1, refit="never"), FusionSpec("mean"))
+    assert fit(batch, never)[0].info["refit"]["refitted"] is True  # nothing is published yet
 
 
 def test_lengths_that_differ_are_said():

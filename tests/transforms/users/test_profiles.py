@@ -280,7 +280,7 @@ def test_logs_to_profiles_through_beam(world, tmp_path: Path, shards):
     logs = raw.drop_columns(["stars"]).append_column("event", events)
     for part, rows in enumerate((logs.slice(0, 700), logs.slice(700))):
         pq.write_table(rows, tmp_path / f"log-{part}.parquet", row_group_size=150)
-    weights = tuple((name, w) for w, name in names.items())
+    weights = {name: w for w, name in names.items()}
     spec = InteractionsSpec(str(tmp_path / "log-*.parquet"), "who", "what", "when", "event", weights)
     looked = check_interactions(spec)
     expected = reference(raw.rename_columns(["user_id", "item_id", "time", "weight"]), vectors, 14)

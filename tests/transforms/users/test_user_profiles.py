@@ -96,7 +96,7 @@ def test_interests_are_wards_clusters_and_their_medoids(items, most, split):
 
 
 def test_interests_survive_the_store(items):
-    built = build_profiles(draw_events(500, 30, 2), Surroundings(items), ProfileSpec(interests=3))
+    built = build_profiles(draw_events(500, 30, 2), Surroundings(items), ProfileSpec(None, interests=3))
     back = read_shard(table_bytes(built.users).tobytes(), None)
     assert back["interests"].to_pylist() == built.users["interests"].to_pylist()
     vectors, weights, counts = read_interests(back["interests"])
@@ -120,7 +120,7 @@ def test_cold_users_lean_on_the_prior_and_less_with_every_event(items):
         ("a", 5, 0, 1), ("b", 5, 0, 1), ("b", 5, 0, 1), ("c", 5, 0, 1), ("c", 5, 1, 1), ("c", 5, 2, 1),
         ("d", -1, 0, 1), ("e", 5, 0, 1), ("e", 5, 1, -1),
     ])  # fmt: skip
-    spec = ProfileSpec(min_events=3, interests=2)
+    spec = ProfileSpec(None, min_events=3, interests=2)
     built = build_profiles(table, Surroundings(items, prior=prior), spec)
     users = built.users
     assert users["user_id"].to_pylist() == ["a", "b", "c", "d", "e"]
@@ -146,7 +146,7 @@ def test_repeats_count_once_a_session(items):
         ("a", 1, 80 * minute, 1),  # another session
         ("b", 1, 80 * minute, 1),
     ])  # fmt: skip
-    built = build_profiles(table, Surroundings(items), ProfileSpec(session_minutes=30))
+    built = build_profiles(table, Surroundings(items), ProfileSpec(None, interests=0, session_minutes=30))
     assert built.users["events"].to_pylist() == [4, 1]
     assert built.counts["events.set_aside"] == 2
     kept = [START_US + round(t * minute * DAY_US) for t in (20, 45)]
@@ -164,7 +164,8 @@ def test_a_user_of_a_million_events_is_named(items, robots):
         "weight": np.ones(n),
     })
     table = pa.concat_tables([events_of([("ann", 4, 0, 1)]), robot])
-    built = build_profiles(table, Surroundings(items), ProfileSpec(max_events_per_day=1000, robots=robots))
+    spec = ProfileSpec(None, interests=0, max_events_per_day=1000, robots=robots)
+    built = build_profiles(table, Surroundings(items), spec)
     (letter,) = built.dead.to_pylist()
     assert (letter["stage"], letter["reason"]) == ("profiles", "too_many_events")
     assert letter["detail"].startswith("user=bot ")
@@ -196,9 +197,8 @@ def modalities_of(seed: int) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("delta", [1.0, 0.6, 0.0])
 def test_affinity_and_refinement_agree_with_loops(items, delta):
     table, matrices = draw_events(800, 40, 5), modalities_of(6)
-    names = ("image", "text")
-    spec = ProfileSpec(20, recent_events=15, delta=delta, temperature=0.2, modalities=names, modality_vectors=True)
-    users = build_profiles(table, Surroundings(items, matrices), spec).users
+    spec = ProfileSpec(20, interests=0, recent_events=15, delta=delta, temperature=0.2)
+    users = build_profiles(table, Surroundings(items, matrices, with_vectors=True), spec).users
     plain = build_profiles(table, Surroundings(items), ProfileSpec(20)).users
     profiles = from_vector_column(plain["vector"])[0].astype(np.float64)
     history, _ = order_history(table, items)
@@ -231,7 +231,7 @@ def test_affinity_and_refinement_agree_with_loops(items, delta):
 
 # --- nights ------------------------------------------------------------------------------------------------
 
-FULL = ProfileSpec(15, min_events=2, interests=3, recent_events=20, delta=0.7, modalities=("image", "text"))
+FULL = ProfileSpec(15, min_events=2, interests=3, recent_events=20, delta=0.7)
 
 
 def test_neither_the_order_of_rows_nor_the_shard_shows(items):

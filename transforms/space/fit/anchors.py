@@ -62,7 +62,7 @@ def fit_anchors(sample: pa.Table, moments: Moments, used: list[str], spec: Space
             x = np.where(present[:, None], x, 0).astype(np.float64)
             batch[m] = maps[m].similarities(x), present
         sums.add(batch)
-    dim = min(spec.dim, len(rows))
+    dim = min(spec.axes, len(rows))
     values, axes = scipy.linalg.eigh(np.mean([sums.covariance(m, m) for m in used], axis=0))
     axes = np.ascontiguousarray((axes[:, ::-1])[:, :dim])
     axes *= signs(axes)

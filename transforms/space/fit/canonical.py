@@ -48,11 +48,11 @@ def solve_gcca(moments: Moments, used: list[str], spec: SpaceSpec) -> Solution:
     whiteners = {m: whitener(moments, m, r) for m in used}
     # The longest modality's rank comes off for the reason that `max_dim` gives.
     ranks = [whiteners[m].basis.shape[1] for m in paired]
-    axes = min(spec.dim, sum(ranks) - max(ranks)) if paired else 0
+    axes = min(spec.axes, sum(ranks) - max(ranks)) if paired else 0
     maps, correlations = _joint_axes(moments, {m: whiteners[m] for m in paired}, axes)
     if not correlations.size:  # modalities never meet, or share nothing: each keeps its own neighbours
         paired = []
-    axes = correlations.size or min(spec.dim, max(w.axes.shape[1] for w in whiteners.values()))
+    axes = correlations.size or min(spec.axes, max(w.axes.shape[1] for w in whiteners.values()))
     maps = {m: maps[m] * correlations**spec.weighting for m in paired}
     maps |= {m: padded(whiteners[m].axes, axes) for m in used if m not in maps}
     return maps, {
@@ -96,8 +96,8 @@ def solve_pca(moments: Moments, used: list[str], spec: SpaceSpec) -> Solution:
     """
     covariance = moments.covariance(used[0], used[0])
     variances, axes = principal_axes(covariance)
-    axes = axes[:, : spec.dim]
-    part = variances[: spec.dim] / np.trace(covariance)
+    axes = axes[:, : spec.axes]
+    part = variances[: spec.axes] / np.trace(covariance)
     return {used[0]: axes * signs(axes)}, {
         "unaligned": [],
         "spectrum": part.tolist(),

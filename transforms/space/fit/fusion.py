@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib import import_module
 from itertools import permutations
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,35 +17,16 @@ from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.nearest import chance_mrr, retrieval
 from unisono.transforms.space.fit.impute import fit_conditional_mean, joint_covariance
 from unisono.transforms.space.fit.moments import Moments
+from unisono.transforms.space.fit.spec import FusionSpec
 from unisono.transforms.space.fit.whitening import signs
 from unisono.transforms.space.parts.linear import FixedWeights, Output
 from unisono.transforms.space.space import Space
-
-
-@dataclass(frozen=True)
-class FusionSpec:
-    """How aligned modalities become one vector.
-
-    Attributes:
-        method: one of `FUSIONS`.
-        weights: `weighted`: of each modality, ≥ 0, 1 where not named; or `learned`.
-        impute: missing modalities are predicted from the present ones.
-        seed, epochs: of learned methods, as in `SpaceSpec`.
-    """
-
-    method: str = "weighted"
-    weights: Mapping[str, float] | Literal["learned"] = field(default_factory=dict)
-    impute: bool = False
-    seed: int = 0
-    epochs: int | None = None
-
 
 # Learned: fit(space, sample, spec) → Weigher and what to say of it. The sample is as in `alignment._SAMPLED`.
 _LEARNED: dict[str, str] = {
     "attention": "unisono.transforms.space.fit.trained.weighers:fit_weigher",
     "gated": "unisono.transforms.space.fit.trained.weighers:fit_weigher",
 }
-FUSIONS = ("mean", "weighted", "concat", *_LEARNED)
 
 
 def inner_moments(space: Space, sample: pa.Table) -> Moments:
@@ -73,11 +54,6 @@ def fit_fusion(
     Raises:
         JobError: a setting is not allowed.
     """
-    if spec.method not in FUSIONS:
-        raise JobError(f"fusion.method: {spec.method!r} is none of {', '.join(FUSIONS)}; choose one of them")
-    for m, weight in spec.weights.items() if spec.weights != "learned" else ():
-        if not 0 <= weight < np.inf:
-            raise JobError(f"fusion.weights.{m}: {weight} is not a number ≥ 0; set one")
     moments = inner_moments(space, sample)
     names = [m for m in space.modalities if moments.count(m)]
     spread = {m: similarity_spread(moments, m) for m in names}

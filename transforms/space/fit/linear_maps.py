@@ -27,7 +27,7 @@ def solve_none(moments: Moments, used: list[str], spec: SpaceSpec) -> Solution:
         JobError: the embeddings differ in length.
     """
     _check_one_length(moments, used, "none")
-    axes = _shared_axes(np.mean([moments.covariance(m, m) for m in used], axis=0), spec.dim)
+    axes = _shared_axes(np.mean([moments.covariance(m, m) for m in used], axis=0), spec.axes)
     return dict.fromkeys(used, axes), {"unaligned": []}
 
 
@@ -54,11 +54,11 @@ def solve_whiten(moments: Moments, used: list[str], spec: SpaceSpec) -> Solution
         kind = "zca"
         bases = {m: w.basis[:, cut:] @ w.axes[:, cut:].T for m, w in whiteners.items()}
         # Whitened variances are nearly alike: those before whitening give the order.
-        axes = _shared_axes(np.mean([moments.covariance(m, m) for m in used], axis=0), spec.dim)
+        axes = _shared_axes(np.mean([moments.covariance(m, m) for m in used], axis=0), spec.axes)
         maps = {m: basis @ axes for m, basis in bases.items()}
     else:
         kind = "pca"
-        dim = min(spec.dim, max(w.axes.shape[1] - cut for w in whiteners.values()))
+        dim = min(spec.axes, max(w.axes.shape[1] - cut for w in whiteners.values()))
         maps = {}
         for m, w in whiteners.items():
             basis = w.basis[:, cut : cut + dim]
@@ -130,7 +130,7 @@ def _hub(moments: Moments, used: list[str], spec: SpaceSpec) -> tuple[str, np.nd
     if spec.hub is not None and spec.hub not in used:
         raise JobError(f"space.hub: {spec.hub!r} cannot be used; choose one of {', '.join(used)}")
     hub = spec.hub or max(used, key=lambda m: (sum(moments.count(m, o) for o in used if o != m), m))
-    axes = principal_axes(moments.covariance(hub, hub))[1][:, : spec.dim]
+    axes = principal_axes(moments.covariance(hub, hub))[1][:, : spec.axes]
     return hub, axes * signs(axes)
 
 

@@ -14,7 +14,7 @@ from unisono.transforms.base.errors import JobError
 from unisono.transforms.space.fit.canonical import solve_gcca, solve_pca
 from unisono.transforms.space.fit.linear_maps import solve_none, solve_procrustes, solve_ridge, solve_whiten
 from unisono.transforms.space.fit.moments import Moments
-from unisono.transforms.space.fit.spec import Solution, SpaceSpec
+from unisono.transforms.space.fit.spec import METHODS, Solution, SpaceSpec
 from unisono.transforms.space.space import Space, linear_space
 
 # From moments: fit(moments, usable modalities, spec) → maps and what to say of them.
@@ -35,7 +35,6 @@ _SAMPLED: dict[str, str] = {
     "attention": "unisono.transforms.space.fit.trained.heads:fit_heads",
     "autoencoder": "unisono.transforms.space.fit.trained.heads:fit_heads",
 }
-METHODS = ("auto", *(m for m in _SOLVERS if m != "pca"), *_SAMPLED)
 
 
 def needs_sample(method: str) -> bool:
@@ -57,6 +56,11 @@ def max_dim(method: str, dims: Mapping[str, int], hub: str | None = None) -> int
     if method in _SAMPLED and len(lengths) > 1:
         return sum(lengths)
     return sum(lengths) if len(lengths) == 1 else sum(lengths[:-1])
+
+
+def possible_axes(spec: SpaceSpec, dims: Mapping[str, int]) -> int:
+    """The number of axes that is asked for, or as many as there can be."""
+    return min(spec.axes, max_dim(spec.method, dims, spec.hub))
 
 
 def fit_space(moments: Moments, spec: SpaceSpec, sample: pa.Table | None = None) -> Space:
@@ -95,7 +99,7 @@ def fit_space(moments: Moments, spec: SpaceSpec, sample: pa.Table | None = None)
     pairs = list(combinations(moments.dims, 2))
     info = {
         "asked": spec.method,
-        "axes_asked": spec.dim,
+        "axes_asked": spec.axes,
         "items": {m: moments.count(m) for m in moments.dims},
         "pairs": {f"{a}-{b}": moments.count(a, b) for a, b in pairs},
         "unseen_pairs": [f"{a}-{b}" for a, b in pairs if not moments.count(a, b)],
@@ -107,7 +111,7 @@ def fit_space(moments: Moments, spec: SpaceSpec, sample: pa.Table | None = None)
 
 def _check(moments: Moments, spec: SpaceSpec) -> None:
     """Refuses settings that cannot be met."""
-    method, dim = spec.method, spec.dim
+    method, dim = spec.method, spec.axes
     if method not in METHODS:
         raise JobError(f"space.method: {method!r} is none of {', '.join(METHODS)}; choose one of them")
     if method == "cca" and len(moments.dims) > 2:

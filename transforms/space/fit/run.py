@@ -13,13 +13,13 @@ import pyarrow as pa
 from unisono.transforms.base.columns import common_rows, embeddings_of, in_sample, unit_rows
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import from_vector_column, hash_ids
-from unisono.transforms.space.fit.fusion import FusionSpec, fit_fusion, inner_moments
+from unisono.transforms.space.fit.fusion import fit_fusion, inner_moments
 from unisono.transforms.space.fit.impute import fit_conditional_mean
 from unisono.transforms.space.fit.methods import fit_space, needs_sample
 from unisono.transforms.space.fit.moments import Moments
 from unisono.transforms.space.fit.quality import measure_space, size_costs
 from unisono.transforms.space.fit.refit import OVERLAP_ROWS, anchor, blend, compare, lineage, may_keep, order_axes
-from unisono.transforms.space.fit.spec import SpaceSpec
+from unisono.transforms.space.fit.spec import FusionSpec, SpaceSpec
 from unisono.transforms.space.fuse import fuse, item_vectors
 from unisono.transforms.space.space import Space
 from unisono.transforms.store.small_vectors import axis_scale
@@ -30,30 +30,23 @@ _LEAST_VALIDATION = 20
 
 @dataclass(frozen=True)
 class FitSettings:
-    """Everything that a run's space depends on besides its data.
+    """Everything that the fit of a run's space depends on besides its data.
 
     Attributes:
-        refit: `always`; `never`: the published space is used as it is; `on_drift`: a new one is published when it
-            would move the published vectors further than `drift_threshold`.
-        drift_threshold: in 1 − mean cosine of the common items' vectors, new (turned, not blended) to published.
-        inertia: how much of a published space that could be kept a refit keeps: see `refit.blend`.
-        output_dim: how many axes the vectors keep; None: all.
-        moments_sample: the fraction of the items that the moments are of.
-        encoder_ids: of each modality.
+        space: the settings of the space.
+        fusion: the settings of the fusion.
+        output_dim: how many axes the vectors keep. None means all.
+        encoder_ids: the encoder_id of each modality.
     """
 
     space: SpaceSpec = field(default_factory=SpaceSpec)
     fusion: FusionSpec = field(default_factory=FusionSpec)
-    refit: str = "always"
-    drift_threshold: float = 0.02
-    inertia: float = 0.5
     output_dim: int | None = None
-    moments_sample: float = 1.0
     encoder_ids: Mapping[str, str] = field(default_factory=dict)
 
     def key(self) -> dict[str, Any]:
         """What of it a space must have been fitted with to be used again, in JSON types."""
-        asked = {"space": asdict(self.space), "fusion": asdict(self.fusion), "output_dim": self.output_dim}
+        asked = {"space": self.space.key(), "fusion": asdict(self.fusion), "output_dim": self.output_dim}
         out: dict[str, Any] = json.loads(json.dumps(asked, default=dict))
         return out
 
@@ -86,23 +79,23 @@ def fit_run(
         refused = may_keep(published, settings.encoder_ids, moments.dims)
         if not refused and published.info.get("settings") != settings.key():
             refused = "the job file asks for another space, fusion or length"
-    if settings.refit == "never" and published is not None:
+    if settings.space.refit == "never" and published is not None:
         if refused:
             raise JobError(f"space.refit: never, but the published space cannot be used: {refused}; set always once")
         return _keep(published, sample, "never", {})
     space, quality = _fit_new(moments, sample, settings)
     dim = min(settings.output_dim or space.dim, space.dim)
-    report: dict[str, Any] = {"policy": settings.refit, "refitted": True}
+    report: dict[str, Any] = {"policy": settings.space.refit, "refitted": True}
     if published is None or previous is None or previous.num_rows == 0:
         space = space.turned(np.eye(space.dim)[:, :dim]) if dim < space.dim else space
     else:
-        space, found = _face(space, sample, published, previous, dim, settings.inertia if not refused else 0.0)
+        space, found = _face(space, sample, published, previous, dim, settings.space.inertia if not refused else 0.0)
         report |= {"published": published.space_id, **found}
         known, why = lineage(space, published, found)
         space = space.with_info(comparable=known, not_comparable=why)
-        if settings.refit == "on_drift" and not refused and "turned" in found:
-            drift = {"drift": 1 - found["turned"]["mean_cosine"], "threshold": settings.drift_threshold}
-            if drift["drift"] <= settings.drift_threshold:
+        if settings.space.refit == "on_drift" and not refused and "turned" in found:
+            drift = {"drift": 1 - found["turned"]["mean_cosine"], "threshold": settings.space.drift_threshold}
+            if drift["drift"] <= settings.space.drift_threshold:
                 return _keep(published, sample, "on_drift", drift)
             report |= drift
         if refused:
@@ -175,7 +168,7 @@ def held_out(sample: pa.Table, settings: FitSettings) -> np.ndarray:
     """Chooses a tenth of the sample by hash, of what the moments are of and no named anchors: bool [n]."""
     # Shards go by the low bits of the hash, samples by the high ones.
     chosen = (hash_ids(sample["item_id"]) >> np.uint64(20)) % np.uint64(1000) < np.uint64(int(_VALIDATION * 1000))
-    chosen &= in_sample(sample["item_id"], settings.moments_sample)
+    chosen &= in_sample(sample["item_id"], settings.space.sample)
     if isinstance(settings.space.anchors, tuple):
         named = pa.array(settings.space.anchors).cast(sample["item_id"].type)
         chosen[common_rows(sample["item_id"], pa.chunked_array([named]))[0]] = False

@@ -13,6 +13,7 @@ import pyarrow as pa
 from unisono.transforms.base import files
 from unisono.transforms.base.columns import EMBEDDING, in_sample
 from unisono.transforms.base.tables import concat_tables, sort_by_id, to_vector_column
+from unisono.transforms.space.fit.methods import needs_sample
 from unisono.transforms.space.fit.moments import Moments
 from unisono.transforms.space.fit.run import FitSettings, fit_run
 from unisono.transforms.space.space import Space
@@ -21,6 +22,17 @@ from unisono.transforms.store.small_vectors import read_vectors
 
 SAMPLE_ROWS = 20_000  # for methods fitted from moments: fusion, axes and quality look at so many items
 TRAINING_ROWS = 100_000  # for methods fitted on embeddings
+
+
+def sample_fraction(method: str, rows: int) -> float:
+    """The share of a catalogue that a space is fitted and measured on.
+
+    Args:
+        method: of the space.
+        rows: of the catalogue.
+    """
+    wanted = TRAINING_ROWS if needs_sample(method) else SAMPLE_ROWS
+    return min(1.0, wanted / max(rows, 1))
 
 
 class SampleEmbeddings(beam.PTransform):

@@ -27,7 +27,7 @@ from unisono.transforms.space.space import Space
 if TYPE_CHECKING:
     import torch
 
-    from unisono.transforms.space.fit.fusion import FusionSpec
+    from unisono.transforms.space.fit.spec import FusionSpec
 
 _HIDDEN = 64
 _SCALE = 1.4
@@ -136,7 +136,7 @@ def fit_weigher(space: Space, sample: pa.Table, spec: FusionSpec) -> tuple[Gated
     Raises:
         JobError: torch is not installed, or training diverged.
     """
-    recipe = replace(_RECIPE, seed=spec.seed)
+    recipe = replace(_RECIPE, seed=spec.seed or 0)
     recipe = replace(recipe, epochs=spec.epochs) if spec.epochs is not None else recipe
     bare = replace(space, outputs={}, mixer=None, weigher=None, imputer=None).align(embeddings_of(sample))
     parts = np.stack([bare.vectors[m] for m in space.modalities])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from unisono.pipelines.job.config import load_job, parse_job
+from unisono.pipelines.job.load import load_job, parse_job
 from unisono.transforms.base.errors import JobError
 
 GOOD = {"store": "out", "catalog": {"path": "c/*.parquet", "id": "id", "text": ["title"]}}
@@ -90,7 +90,7 @@ def test_relative_paths_are_relative_to_the_file() -> None:
     assert job.catalog.path == "/jobs/shop/c/*.parquet"
     assert job.media_source.root == "/jobs/shop/media"
     assert job.media_source.allow == ("/jobs/shop/other", "gs://shop/media/")
-    assert job.interactions_spec.path == "/jobs/shop/log/*.parquet"
+    assert job.log.path == "/jobs/shop/log/*.parquet"
     assert job.encoder_spec("text").model == "/jobs/shop/minilm"
     assert job.encoder_spec("image").model == "open_clip/ViT-B-32"  # a name, not a path
     assert job.encoder_spec("image").options == (("weights", "/jobs/b32"),)
@@ -109,12 +109,12 @@ def test_a_joint_encoder_takes_the_catalogues_columns_and_others_may_be_none() -
     job = parse_job(body, "/jobs/job.yaml")
     assert job.modalities == ("image", "audio", "joint")
     assert dict(job.encoder_spec("joint").options) == {"parts": ("text", "image", "audio")}
-    assert job.catalog_spec.modalities == ("text", "image", "audio")  # the joint encoder reads the text
+    assert job.read_catalog.modalities == ("text", "image", "audio")  # the joint encoder reads the text
     assert parse_job(yaml.safe_load(job.to_yaml()), "/elsewhere/config.yaml") == job
     body["encoders"] = {"text": "none", "joint": {"model": "st/x", "parts": ["image"]}}
     job = parse_job(body, "/jobs/job.yaml")
-    assert job.catalog_spec.modalities == ("image", "audio")
-    assert job.catalog_spec.title_column == "title"  # still shown
+    assert job.read_catalog.modalities == ("image", "audio")
+    assert job.read_catalog.title_column == "title"  # still shown
     hash(job.encoder_spec("joint"))
 
 
@@ -122,7 +122,7 @@ def test_a_joint_encoder_takes_the_catalogues_columns_and_others_may_be_none() -
     ("text", "columns"), [("title", ("title",)), ("{a}: {b}", ("a", "b")), (["a", "b"], ("a", "b"))], ids=str
 )
 def test_text_is_a_column_a_list_or_a_template(text, columns) -> None:
-    assert parse_job(changed(catalog__text=text), "/j/j.yaml").catalog_spec.text_columns == columns
+    assert parse_job(changed(catalog__text=text), "/j/j.yaml").catalog.text_columns == columns
 
 
 def test_what_is_written_to_the_run_reads_back_the_same() -> None:

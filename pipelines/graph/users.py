@@ -1,0 +1,126 @@
+"""Interaction log + items/ → users/."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import apache_beam as beam
+import pyarrow as pa
+
+from unisono.pipelines.graph.outputs import Outputs
+from unisono.pipelines.job.plan import RunPlan
+from unisono.pipelines.job.users import FOLDED, LogPlan, UsersPlan
+from unisono.transforms.base.tables import ShardTable
+from unisono.transforms.privacy.forget import ForgetUsers
+from unisono.transforms.privacy.noise import withhold
+from unisono.transforms.privacy.statement import People
+from unisono.transforms.read.interactions import GroupUsersOfDead, ReadInteractions, ShardByUser
+from unisono.transforms.store.runs import FileRecord, ReadShards, WriteShards, write_file
+from unisono.transforms.users.popularity import CountItems
+from unisono.transforms.users.profiles import BuildProfiles
+from unisono.transforms.users.state import remembered_events
+
+
+@dataclass(frozen=True)
+class Log:
+    """Events by user shard, as PCollections.
+
+    Attributes:
+        events: (shard, table) of the events of this run's log.
+        known: `events`, and in an incremental run the newest earlier events that the published state keeps.
+        counted: the events that the popularity of items is counted from. These are the rows of `known`; where no
+            state is added, they are taken before the shuffle, so that profiles need not wait for the count.
+        state: (shard, table) of the published state. None if there is none.
+        users_of_dead: (shard, table) of the users who have events that became dead letters.
+    """
+
+    events: beam.PCollection
+    known: beam.PCollection
+    counted: beam.PCollection
+    state: beam.PCollection | None
+    users_of_dead: beam.PCollection
+
+
+def read_log(root: beam.Pipeline, run: RunPlan, log: LogPlan, people: People, out: Outputs) -> Log:
+    """Adds the steps from the log to events by user shard. Their counts and dead letters go to `out`."""
+    read = root | "ReadInteractions" >> ReadInteractions(log.interactions)
+    dead = read["dead"]
+    out.dead.append(dead | "Withhold" >> beam.Map(withhold).with_output_types(pa.Table) if people.noise else dead)
+    if people.forget:
+        out.forgotten.append(read["found"])
+    users_of_dead = read["users_of_dead"] | "UsersOfDead" >> GroupUsersOfDead(log.shards)
+    out.counts.append(read["rows"] | "CountEvents" >> beam.Map(lambda n: ("interactions.rows", n)))
+    events = read["events"] | "ShardByUser" >> ShardByUser(log.shards, log.interactions)
+    if not log.state:
+        unshuffled = read["events"] | "Unshuffled" >> beam.Map(lambda t: (0, t)).with_output_types(ShardTable)
+        return Log(events, events, unshuffled, None, users_of_dead)
+    state = root | "PublishedState" >> beam.Create(log.state) | "ReadState" >> ReadShards(run.store)
+    state = forget_users(state, people, out, "ForgetInState")
+    known = (
+        {"events": events, "state": state}
+        | "Remember" >> beam.CoGroupByKey()
+        | "Remembered" >> beam.MapTuple(_remember).with_output_types(ShardTable)
+    )
+    return Log(events, known, known, state, users_of_dead)
+
+
+def forget_users(shards: beam.PCollection, people: People, out: Outputs, name: str) -> beam.PCollection:
+    """Removes the rows of forgotten people from `(shard, table)`. The people found go to `out`."""
+    if people.forget is None:
+        return shards
+    left = shards | name >> ForgetUsers(people.forget)
+    out.forgotten.append(left["found"])
+    return left["shards"]
+
+
+def _remember(shard: int, both: dict[str, Iterable[pa.Table]]) -> ShardTable:
+    (events,) = both["events"]
+    earlier = [remembered_events(s).cast(events.schema) for s in both["state"]]
+    return shard, pa.concat_tables([events, *earlier]).combine_chunks()
+
+
+def build(
+    root: beam.Pipeline, run: RunPlan, users: UsersPlan, log: Log, shards: int, people: People, items: beam.PCollection
+) -> Outputs:
+    """Adds the steps from events to user profiles to a graph.
+
+    Args:
+        root: the graph.
+        run: what every part of the run needs.
+        users: the plan of this part.
+        log: as `read_log` returns it.
+        shards: the number of user shards.
+        people: what is done for the people in the log.
+        items: FileRecords of items/.
+    """
+    out, job = Outputs(), run.job
+    keep = bool(job.profiles.incremental)
+    popularity = None if people.noise else log.counted | "EventsPerItem" >> CountItems()
+    built = log.events | "BuildProfiles" >> BuildProfiles(
+        beam.pvalue.AsList(items),
+        job.profiles,
+        run.store.root,
+        popularity=popularity,
+        state=log.state,
+        keep_state=keep,
+        users_of_dead=log.users_of_dead,
+        noise=people.noise,
+        modalities=job.space_modalities,
+        modality_vectors=bool(job.late_modalities),
+    )
+    out.counts.append(built["counts"])
+    out.dead.append(built["dead"])
+    if keep:
+        write = WriteShards(run.store, run.run_id, "state", shards, {})
+        out.files["state"] = built["state"] | "WriteState" >> write
+        folded = root | "FoldedLogs" >> beam.Create([json.dumps(users.folded, indent=1)])
+        out.files["folded"] = folded | "WriteFolded" >> beam.Map(_write_folded, run)
+    write = WriteShards(run.store, run.run_id, "users", shards, {})
+    out.files["users"] = built["users"] | "WriteUsers" >> write
+    return out
+
+
+def _write_folded(text: str, run: RunPlan) -> FileRecord:
+    return write_file(run.store, "folded", f"runs/{run.run_id}/{FOLDED}", text.encode())
