@@ -1,13 +1,8 @@
-"""How a joint space is fitted: its settings, and what a solver gives."""
+"""The settings of the alignment methods."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-
-Solution = tuple[dict[str, np.ndarray], dict[str, Any]]  # maps, what to say about them
 
 
 @dataclass(frozen=True)
