@@ -128,8 +128,8 @@ def part_class(kind: str) -> Any:
         ValueError: no method has parts of this kind.
     """
     known = dict(_COMMON_PARTS)
-    for method in (*METHODS.values(), *FUSIONS.values()):
-        known |= method.parts
+    for parts in (*(m.parts for m in METHODS.values()), *(f.parts for f in FUSIONS.values())):
+        known |= parts
     if kind not in known:
         raise ValueError(f"parts of kind {kind!r} are unknown")
     return known[kind].load()

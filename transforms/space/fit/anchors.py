@@ -21,7 +21,7 @@ from unisono.transforms.space.space import Batch, Space
 
 ANCHORS = 512  # how many anchors are drawn if the job file does not say
 _LEAST = 2
-_KEPT = 0.25  # the fraction of the cosines that is kept: of 1, 0.25, 0.1 the best on the demo, on the stamps equal to 0.1
+_KEPT = 0.25  # the fraction of cosines that is kept: of 1, 0.25, 0.1 the best on the demo; on the stamps equal to 0.1
 _BLOCK_ROWS = 4096
 
 
