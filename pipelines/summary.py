@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from unisono.transforms.space.info import SpaceInfo
 from unisono.transforms.store.runs import Manifest, Store, read_json
 
 _SHOWN = 12  # of the reasons for dead letters
@@ -72,8 +73,9 @@ def _add_space(table: Table, store: Store, manifest: Manifest) -> None:
     """Says how long the vectors came out, and which modalities are not in them and why."""
     record = next(r for r in manifest.part("space") if r.path.endswith("space.json"))
     space = read_json(store, record.path)
-    asked = space["info"].get("axes_asked", space["dim"])
+    info = SpaceInfo.from_json(space["info"])
+    asked = space["dim"] if info.axes_asked is None else info.axes_asked
     note = "" if asked == space["dim"] else f"{asked} asked for; the data has no more on which modalities agree"
     table.add_row("joint space", f"{space['dim']} axes, {space['method']}", note)
-    for modality, why in space["info"].get("left_out", {}).items():
+    for modality, why in info.left_out.items():
         table.add_row("", f"without {modality}", why)

@@ -25,7 +25,7 @@ from unisono.transforms.measure.rank_metrics import (
 )
 from unisono.transforms.measure.splits import SplitSpec
 from unisono.transforms.rank.ranking import INTERESTS, RankingSpec
-from unisono.transforms.space.fit.spec import FUSIONS
+from unisono.transforms.space.registry import FUSIONS
 
 KS = (5, 10, 20, 50)
 OWN = "unisono"

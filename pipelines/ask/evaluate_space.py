@@ -21,8 +21,9 @@ from unisono.transforms.space.fit.fusion import fit_fusion
 from unisono.transforms.space.fit.methods import fit_space, possible_axes
 from unisono.transforms.space.fit.moments import Moments
 from unisono.transforms.space.fit.quality import measure_space, missing_with_and_without
-from unisono.transforms.space.fit.spec import FUSIONS, METHODS, FusionSpec, SpaceSpec
+from unisono.transforms.space.fit.spec import FusionSpec, SpaceSpec
 from unisono.transforms.space.fit.step import TRAINING_ROWS
+from unisono.transforms.space.registry import FUSIONS, METHODS
 from unisono.transforms.space.space import Space
 from unisono.transforms.store.parquet import list_parquet, read_row_group, require_column
 from unisono.transforms.store.runs import Store, read_table

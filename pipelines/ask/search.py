@@ -81,7 +81,7 @@ class Searcher:
         if modality not in self.space.modalities:
             return {}
         encoder = get_encoder(self.job.encoder_spec(modality))
-        fitted = self.space.info.get("encoder_ids", {}).get(modality)
+        fitted = self.space.info.encoder_ids.get(modality)
         if fitted and fitted != encoder.encoder_id:
             raise JobError(
                 f"--{modality}: the run was made with encoder {fitted}, this machine has {encoder.encoder_id}; "

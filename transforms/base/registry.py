@@ -1,4 +1,4 @@
-"""Tables of implementations by name. An implementation's module is imported when it is first used."""
+"""Tables of implementations by name. The module of an implementation is imported when it is first used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unisono.transforms.base.errors import JobError
 
 @dataclass(frozen=True)
 class Lazy:
-    """An object that is named by its place, so that its module need not be imported to list it.
+    """The address of a class or function. Listing addresses imports nothing.
 
     Attributes:
         place: "module:attribute", such as "unisono.transforms.space.fit.canonical:solve_gcca".
@@ -21,7 +21,7 @@ class Lazy:
     place: str
 
     def load(self) -> Any:
-        """Imports the module and returns the object."""
+        """Imports the module and returns the class or function."""
         module, _, name = self.place.partition(":")
         return getattr(import_module(module), name)
 
@@ -30,11 +30,11 @@ Entry = TypeVar("Entry", bound=Lazy)
 
 
 class Registry(Mapping[str, Entry], Generic[Entry]):
-    """Entries by name, in the order in which they are offered to a user.
+    """Entries by name, in the order in which a user sees them.
 
     Args:
-        key: the job-file key that chooses among them, such as `space.method`; error messages start with it.
-        entries: one line for each implementation.
+        key: the job-file key whose value is one of the names, such as `space.method`. Error messages start with it.
+        entries: the entry of each name.
     """
 
     def __init__(self, key: str, entries: Mapping[str, Entry]) -> None:
@@ -51,10 +51,10 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         return len(self._entries)
 
     def check(self, name: str) -> str:
-        """Returns `name` if there is such an entry.
+        """Returns `name` if it has an entry.
 
         Raises:
-            JobError: there is none.
+            JobError: there is no entry of this name.
         """
         if name not in self._entries:
             raise JobError(f"{self.key}: {name!r} is none of {', '.join(self)}; choose one of them")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
@@ -66,7 +66,7 @@ def settings(key: str) -> Callable[[type[T]], type[T]]:
 class _OneOf:
     """The check behind `one_of`."""
 
-    names: tuple[str, ...]
+    names: Collection[str]
 
     def __call__(self, value: str) -> str:
         if value not in self.names:
@@ -75,15 +75,15 @@ class _OneOf:
         return value
 
 
-def one_of(names: Iterable[str]) -> AfterValidator:
-    """Restricts a string to names that stand elsewhere, such as those of a registry."""
-    return AfterValidator(_OneOf(tuple(names)))
+def one_of(names: Collection[str]) -> AfterValidator:
+    """Restricts a string to names that stand elsewhere, such as those of a registry, read at each check."""
+    return AfterValidator(_OneOf(names))
 
 
 def names_allowed(metadata: object) -> tuple[str, ...]:
     """The names that an entry of an annotation's metadata restricts a string to; () for other entries."""
     check = metadata.func if isinstance(metadata, AfterValidator) else None
-    return check.names if isinstance(check, _OneOf) else ()
+    return tuple(check.names) if isinstance(check, _OneOf) else ()
 
 
 def first_error(

@@ -1,1 +1,1 @@
-"""Behaviour as a modality: embeddings of items from who interacted with them."""
+"""Behaviour as a modality: item embeddings computed from which items the same users liked."""

@@ -1,4 +1,4 @@
-"""Behaviour as a modality: item embeddings from what the same people turned to."""
+"""Behaviour as a modality: item embeddings computed from which items the same users liked."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from unisono.transforms.space.fit.whitening import turn_to
 from unisono.transforms.store.runs import FileRecord, Store, read_table, shard_path, table_bytes, write_file
 
 BEHAVIOUR = "behaviour"
-ENCODER_ID = b"unisono.encoder_id.behaviour"  # in the metadata of a table of behaviour embeddings
-_SMOOTHING = 0.75  # of the context's frequency: Levy, Goldberg and Dagan, TACL 3, 2015
-_MOST_PAIRS = 50_000_000  # of items that one worker takes for solving: 2 GB
+ENCODER_ID = b"unisono.encoder_id.behaviour"  # metadata key of a table of behaviour embeddings
+_SMOOTHING = 0.75  # the power of the context item's frequency: Levy, Goldberg and Dagan, TACL 3, 2015
+_MOST_PAIRS = 50_000_000  # the most pairs of items that one worker can solve for: 2 GB
 
 
-METHODS = ("ppmi", "ridge")
+BEHAVIOUR_METHODS = ("ppmi", "ridge")
 
 
 @settings("behaviour")
@@ -43,7 +43,7 @@ class BehaviourSpec:
     """An item that fewer users liked gets no embedding."""
     shift: Annotated[float, Field(ge=1)] = 1.0
     """For `ppmi`: log(shift) is subtracted from the pointwise mutual information. 1 subtracts nothing."""
-    method: Annotated[str, one_of(METHODS)] = "ppmi"
+    method: Annotated[str, one_of(BEHAVIOUR_METHODS)] = "ppmi"
     """`ppmi`: shifted mutual information, for any number of items. `ridge`: partial correlations (EASE made
     symmetric), which recommend better, for up to 20,000 items."""
     ridge: Annotated[float, Field(gt=0)] = 200.0
@@ -57,14 +57,17 @@ class BehaviourSpec:
 def count_pairs(events: pa.Table, recent_items: int, liked_above: float = 0.0) -> pa.Table:
     """Counts how many users of a shard liked both items of each pair.
 
-    A user likes an item whose events' weights sum to more than `liked_above`; of those, the `recent_items` last acted
-    on count (ties by id).
+    A user likes an item if the weights of the user's events on it sum to more than `liked_above`. Only the
+    `recent_items` liked items with the newest events count; items with events at the same time are ordered by id.
 
     Args:
-        events: as `clean_interactions` gives them, in any order.
+        events: events as `clean_interactions` returns them, in any order.
+        recent_items: how many liked items of a user count.
+        liked_above: see above.
 
     Returns:
-        a, b, n: pairs in both orders; a = b: how many users like the item.
+        A table of a, b and n: each pair of items in both orders, and the number of users who liked both. A row with
+        a = b holds the number of users who liked the item.
     """
     liked = events.group_by(["user_id", "item_id"]).aggregate([("weight", "sum"), ("time", "max")])
     liked = liked.filter(pc.greater(liked["weight_sum"], liked_above))
@@ -86,18 +89,22 @@ def count_pairs(events: pa.Table, recent_items: int, liked_above: float = 0.0) -
 
 
 def add_pairs(tables: Iterable[pa.Table]) -> pa.Table:
-    """Adds up counts of pairs."""
+    """Adds up the counts of several tables that `count_pairs` returned."""
     merged = concat_tables(list(tables)).group_by(["a", "b"]).aggregate([("n", "sum")])
     return pa.table({"a": merged["a"], "b": merged["b"], "n": merged["n_sum"]})
 
 
 def shifted_ppmi(counts: scipy.sparse.csr_array, shift: float) -> scipy.sparse.csr_array:
-    """Turns symmetric counts with an empty diagonal into shifted positive pointwise mutual information.
+    """Computes the shifted positive pointwise mutual information of counted pairs.
 
-    max(0, log(n_ij · Σ n^¾ / (n_i · n_j^¾)) − log shift), then averaged with its transpose, since the smoothed
-    frequency is of one side.
+    max(0, log(n_ij · Σ n^¾ / (n_i · n_j^¾)) − log shift). Only the frequency of j is smoothed by the power ¾, so the
+    result is averaged with its transpose.
 
     Source: Levy and Goldberg, "Neural word embedding as implicit matrix factorization", NIPS 2014.
+
+    Args:
+        counts: [n, n], symmetric, with an empty diagonal.
+        shift: ≥ 1. 1 subtracts nothing.
     """
     coo = counts.tocoo()
     total = np.asarray(counts.sum(1)).ravel().astype(np.float64)
@@ -108,24 +115,25 @@ def shifted_ppmi(counts: scipy.sparse.csr_array, shift: float) -> scipy.sparse.c
 
 
 def embed_pairs(pairs: pa.Table, spec: BehaviourSpec) -> pa.Table:
-    """Gives each item that enough users liked an embedding.
+    """Computes an embedding for each item that enough users liked.
 
-    `ppmi`: U·Σ^power of the truncated SVD of the items' shifted information. `ridge`: the same of the leading
-    eigenvectors of their partial correlations.
+    With the method `ppmi` an embedding is a row of U Σ^power, from the truncated SVD of the items' `shifted_ppmi`. With
+    `ridge` it is a row of `leading_axes` of the items' partial correlations.
 
     Args:
-        pairs: a, b, n, as `add_pairs` gives, in any order.
+        pairs: a, b and n, as `add_pairs` returns them, in any order.
+        spec: the settings.
 
     Returns:
-        item_id, by id, and `behaviour_embedding` float32 [dim] (zeros where the rank ends); items that share
-        no user with another have none.
+        A table of `item_id`, in ascending order, and `behaviour_embedding`, float32 [dim]. Values beyond the rank of
+        the matrix are zero. Items that share no user with another item are left out.
 
     Raises:
-        JobError: there are more pairs than one worker holds.
+        JobError: there are more pairs than one worker can hold.
     """
     if pairs.num_rows > _MOST_PAIRS:
         raise JobError(
-            f"behaviour: {pairs.num_rows:,} pairs of items, over {_MOST_PAIRS:,}; lower behaviour.recent_items "
+            f"behaviour: {pairs.num_rows:,} pairs of items, more than {_MOST_PAIRS:,}; lower behaviour.recent_items "
             "or raise behaviour.min_users"
         )
     single = pairs.filter(pc.equal(pairs["a"], pairs["b"]))
@@ -152,12 +160,12 @@ def embed_pairs(pairs: pa.Table, spec: BehaviourSpec) -> pa.Table:
 
 
 def _truncated(matrix: scipy.sparse.csr_array, dim: int, power: float) -> np.ndarray:
-    """U·Σ^power of the highest singular values, signs such that each column's largest entry is positive."""
+    """Computes U Σ^power for the largest singular values: float64 [n, ≤ dim], each column's largest entry positive."""
     n = matrix.shape[0]
     if n <= max(2 * dim, 200):
         u, s, _ = np.linalg.svd(matrix.toarray())
     else:
-        # Of a fixed start ARPACK gives fixed digits.
+        # With a fixed start vector, ARPACK returns the same digits in every run.
         u, s, _ = scipy.sparse.linalg.svds(matrix, k=dim, v0=np.full(n, n**-0.5))
         u, s = u[:, ::-1], s[::-1]
     u, s = u[:, :dim], s[:dim]
@@ -168,18 +176,19 @@ def _truncated(matrix: scipy.sparse.csr_array, dim: int, power: float) -> np.nda
 
 
 def face_published(table: pa.Table, spec: BehaviourSpec, published: pa.Table | None) -> pa.Table:
-    """Turns behaviour embeddings to the published ones, as a refit turns the space, and names their axes.
+    """Turns behaviour embeddings to the published ones, as a refit turns the space, and sets their encoder_id.
 
-    A log of one more day gives a decomposition with other axes. Turned back (Procrustes over the common items), an
-    item's embedding stays near yesterday's, so that the published map of the modality still fits it.
+    One more day of events changes the axes of the decomposition. After the turn (Procrustes over the common items) an
+    item's embedding is close to its published one, and the published map of the modality still suits it.
 
     Args:
-        table: as `embed_pairs` gives.
-        published: such a table, of the published run, with its metadata; None: there is none.
+        table: a table that `embed_pairs` returned.
+        spec: the settings.
+        published: the table of the published run, with its metadata. None means that there is none.
 
     Returns:
-        The table, its metadata with an encoder_id: the published one where the axes are, else a new one, made of
-        the spec and the embeddings.
+        The table with an encoder_id in its metadata. The encoder_id names the settings and the axes: the published axes
+        if the embeddings were turned to them, otherwise new ones, named by a hash of the embeddings.
     """
     name = BEHAVIOUR + EMBEDDING
     vectors, _ = from_vector_column(table[name])
@@ -197,7 +206,12 @@ def face_published(table: pa.Table, spec: BehaviourSpec, published: pa.Table | N
 
 
 def join_behaviour(table: pa.Table, behaviour: pa.Table) -> pa.Table:
-    """Adds the column `behaviour_embedding` to a shard of embeddings: null for items nobody has touched."""
+    """Adds the column `behaviour_embedding` to a shard of embeddings. It is null for items that are not in `behaviour`.
+
+    Args:
+        table: a shard of embeddings, with `item_id`.
+        behaviour: a table that `embed_pairs` returned.
+    """
     name = BEHAVIOUR + EMBEDDING
     vectors, _ = from_vector_column(behaviour[name])
     ids = one_chunk(behaviour["item_id"])
@@ -216,16 +230,17 @@ def join_behaviour(table: pa.Table, behaviour: pa.Table) -> pa.Table:
 
 
 class EmbedBehaviour(beam.PTransform):
-    """Turns events, `(shard, pa.Table)` as `ShardByUser` gives, into the one table of behaviour embeddings.
+    """Turns events, `(shard, pa.Table)` as `ShardByUser` returns them, into one table of behaviour embeddings.
 
     Args:
-        spec: how.
-        store, run_id: where to.
-        published: the file of the published run's; None: there is none.
+        spec: the settings.
+        store: where to write the table.
+        run_id: the run to write to.
+        published: the file of the published run's table. None means that there is none.
 
     Returns:
-        A dict of PCollections: `table` (one pa.Table, as `face_published` gives), `files` (FileRecord), `encoder`
-        (one ("behaviour", encoder_id)).
+        A dict of PCollections. `table`: one element, a table that `face_published` returned. `files`: its FileRecord.
+        `encoder`: one element, ("behaviour", encoder_id).
     """
 
     def __init__(self, spec: BehaviourSpec, store: Store, run_id: str, published: FileRecord | None = None) -> None:
@@ -254,7 +269,11 @@ class EmbedBehaviour(beam.PTransform):
 
 
 class JoinBehaviour(beam.PTransform):
-    """Adds `behaviour_embedding` to `(shard, embeddings)`; takes the table of `EmbedBehaviour`."""
+    """Adds the column `behaviour_embedding` to `(shard, embeddings)`.
+
+    Args:
+        table: a PCollection of one element, the `table` of `EmbedBehaviour`.
+    """
 
     def __init__(self, table: beam.PCollection) -> None:
         super().__init__()

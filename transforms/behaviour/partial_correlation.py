@@ -1,4 +1,4 @@
-"""What two items have in common beyond what all others explain: partial correlations from counts of pairs."""
+"""Partial correlations of items from counts of pairs: what two items have in common beyond all other items."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ import scipy.sparse
 
 from unisono.transforms.base.errors import JobError
 
-MOST_ITEMS = 20_000  # dense and inverted: 3.2 GB, a few minutes
+MOST_ITEMS = 20_000  # a dense matrix of so many items takes 3.2 GB, its inversion a few minutes
 
 
 def partial_correlations(counts: scipy.sparse.csr_array, ridge: float) -> np.ndarray:
-    """Gives −P_ij / √(P_ii P_jj) with P = (counts + ridge · I)^{-1}, zero on the diagonal: float64 [n, n].
+    """Computes −P_ij / √(P_ii P_jj) with P = (counts + ridge · I)^{-1}, zero on the diagonal: float64 [n, n].
 
-    With counts = XᵀX, column j of EASE's item–item weights is −P_ij / P_jj: what is left between two items once the
-    others are held fixed. Scaled by both ends instead of one it is symmetric, so that one vector an item can carry it.
+    With counts = XᵀX, column j of the item–item weights of EASE is −P_ij / P_jj: the relation of two items with all
+    other items held fixed. Divided by √(P_ii P_jj) instead of P_jj, the matrix is symmetric, and inner products of one
+    vector for each item can approximate it.
 
     Args:
-        counts: [n, n], how many users turned to both items; on the diagonal, to the item.
-        ridge: λ > 0; the larger, the more pairs speak for themselves.
+        counts: [n, n], the number of users who liked both items, and on the diagonal the number who liked the item.
+        ridge: λ > 0. The larger it is, the less the other items are taken into account.
 
     Raises:
-        JobError: there are more items than can be inverted.
+        JobError: there are more items than the matrix to invert may have.
 
     Source: Steck, "Embarrassingly shallow autoencoders for sparse data", WWW 2019, eq. 8 (the weights); Lauritzen,
     "Graphical models", 1996, eq. 5.8 (partial correlation from the inverse).
@@ -30,26 +31,31 @@ def partial_correlations(counts: scipy.sparse.csr_array, ridge: float) -> np.nda
     n = counts.shape[0]
     if n > MOST_ITEMS:
         raise JobError(
-            f"behaviour.method: ridge inverts a matrix of {n:,} items, over {MOST_ITEMS:,}; raise behaviour.min_users "
-            "or use method ppmi"
+            f"behaviour.method: ridge inverts a matrix of {n:,} items, and at most {MOST_ITEMS:,} are allowed; "
+            "raise behaviour.min_users or use method ppmi"
         )
     dense = counts.toarray().astype(np.float64)
     dense[np.diag_indices(n)] += ridge
     inverse = scipy.linalg.cho_solve(scipy.linalg.cho_factor(dense), np.eye(n))
     scale = 1.0 / np.sqrt(np.diag(inverse))
-    out = -(inverse + inverse.T) / 2 * np.outer(scale, scale)  # symmetric to the last digit
+    out = -(inverse + inverse.T) / 2 * np.outer(scale, scale)  # exactly symmetric
     out[np.diag_indices(n)] = 0.0
     return np.asarray(out)
 
 
 def leading_axes(matrix: np.ndarray, dim: int, power: float) -> np.ndarray:
-    """Gives U Λ^power of the largest eigenvalues of a symmetric matrix, those above zero: float64 [n, ≤ dim].
+    """Computes U Λ^power for the largest positive eigenvalues of a symmetric matrix: float64 [n, ≤ dim].
 
-    Each column's largest entry is positive. With power ½ inner products of rows approximate the matrix, with 1 its
-    square: what is alike to the same others, too.
+    Each column's largest entry is positive. With power ½, inner products of rows approximate the matrix. With power 1
+    they approximate its square, in which two items are also related if they are related to the same other items.
 
     Source: Caron, "Experiments with LSA scoring", 2001 (the power as a setting); Levy, Goldberg, Dagan, "Improving
     distributional similarity with lessons learned from word embeddings", TACL 3, 2015, §3.3.
+
+    Args:
+        matrix: [n, n], symmetric.
+        dim: the largest number of columns to return.
+        power: the power of the eigenvalues.
     """
     n = len(matrix)
     dim = min(dim, n)

@@ -1,1 +1,1 @@
-"""The joint space: what maps each modality into it, and how modalities become one vector."""
+"""The joint space: it maps each modality into one common space and fuses an item's modalities into one vector."""

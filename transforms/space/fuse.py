@@ -1,4 +1,4 @@
-"""From aligned vectors of each modality to one item vector."""
+"""Fuses the vectors of an item's modalities into one item vector, and builds the table of items/."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from unisono.transforms.store.dead_letters import dead_letters_of_rows
 from unisono.transforms.store.small_vectors import encode_vectors, scale_metadata
 
 _BLOCK_ROWS = 1024
-_CANCELLED = 1e-6  # a sum shorter than this part of its weights has no direction
+_CANCELLED = 1e-6  # a sum shorter than this fraction of its total weight has no direction
 
 
 @dataclass(frozen=True, eq=False)
 class Fused:
-    """Item vectors and how they split.
+    """Item vectors, and the weight of each modality in them.
 
     Attributes:
-        vectors: float32 [n, dim], unit rows; zeros where not ok.
-        part_weights: for each modality float32 [n], such that a vector is Σ_m part_weights[m] · aligned_m; 0
-            where the modality takes no part.
-        ok: bool [n]; False where nothing takes part, or what does cancels out.
+        vectors: float32 [n, dim], unit rows. Rows are zero where `ok` is False.
+        part_weights: for each modality float32 [n]: an item's vector is Σ_m part_weights[m] · the vector of modality m.
+            The weight is 0 where the item's vector does not use the modality.
+        ok: bool [n]. False where no modality has a weight, or where the weighted vectors cancel.
     """
 
     vectors: np.ndarray
@@ -39,14 +39,14 @@ class Fused:
 
 
 def fuse(vectors: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray]) -> Fused:
-    """Adds up the modalities of each item by their weights, scaled to unit length.
+    """Adds up the weighted vectors of each item's modalities and scales the sum to unit length.
 
     Args:
-        vectors: for each modality its vectors in the joint space, float32 [n, dim] unit rows. Rows of weight 0
-            may hold anything.
-        weights: for each modality float64 [n], ≥ 0; 0 where it takes no part.
+        vectors: for each modality its vectors in the joint space, float32 [n, dim], unit rows. Rows of weight 0 may
+            hold anything.
+        weights: for each modality float64 [n], ≥ 0. 0 where the item's vector does not use the modality.
 
-    Guarantees: a row's bits depend on that row alone, and not on the order of the modalities.
+    Guarantees: the bits of a row depend on that row alone, and not on the order in which modalities are passed.
 
     Raises:
         JobError: there is no modality.
@@ -68,13 +68,13 @@ def fuse(vectors: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray]) -
         split = np.where(ok[rows], given / np.where(ok[rows], norm, 1.0), 0.0).astype(np.float32)
         for m, part in zip(names, split, strict=True):
             parts[m][rows] = part
-        # From the rounded parts, so that the stored parts give the stored vector to its last digit.
+        # Computed from the rounded weights: the stored parts then add up to the stored vector exactly.
         out[rows] = _weighted_sum(blocks, split.astype(np.float64))
     return Fused(out, parts, ok)
 
 
 def item_vectors(space: Space, table: pa.Table) -> tuple[Fused, Aligned]:
-    """Maps a table's `<m>_embedding` columns (null: missing) into the space and fuses them."""
+    """Maps the `<m>_embedding` columns of a table (null: missing) into the space and fuses them."""
     batch = {m: pair for m, pair in embeddings_of(table).items() if m in space.modalities}
     none = np.zeros(table.num_rows, bool)
     for m in space.modalities:
@@ -83,27 +83,65 @@ def item_vectors(space: Space, table: pa.Table) -> tuple[Fused, Aligned]:
     return fuse(aligned.vectors, aligned.weights), aligned
 
 
+def items_schema(
+    id_type: pa.DataType,
+    dim: int,
+    modalities: Sequence[str],
+    dtype: str = "float32",
+    imputes: bool = False,
+    carried: Sequence[pa.Field] = (),
+) -> pa.Schema:
+    """Returns the schema of items/.
+
+    The columns, in this order:
+    `item_id`: `id_type`.
+    The carried columns, such as `title`: as in the catalogue.
+    `vector`: fixed_size_list<dtype>[dim], not null: the item vector.
+    `modalities`: list<string>: the item's own modalities that the vector uses.
+    `imputed`: list<string>: the modalities that the vector uses and that were predicted from the item's other
+    modalities. Only if the space imputes.
+    Then, for each modality of the space in ascending order:
+    `<m>_vector`: fixed_size_list<dtype>[dim]: the modality's own unit vector. Null where the modality is neither
+    present nor imputed.
+    `<m>_weight`: float32: vector = Σ_m `<m>_weight` · `<m>_vector`, exact in float32 where the vectors are stored as
+    float32. Null where `<m>_vector` is null.
+
+    Args:
+        id_type: string or integer type of the catalogue's ids.
+        dim: the number of axes of the space.
+        modalities: the modalities of the space.
+        dtype: float32, float16 or int8. For int8 the file's metadata hold the scale of each axis.
+        imputes: the space predicts missing modalities.
+        carried: columns that are copied from the catalogue.
+    """
+    vectors = pa.list_(pa.from_numpy_dtype(np.dtype(dtype)), dim)
+    fields = [pa.field("item_id", id_type), *carried, pa.field("vector", vectors, nullable=False)]
+    fields += [pa.field(name, pa.list_(pa.string())) for name in ("modalities", *(["imputed"] if imputes else []))]
+    for m in sorted(modalities):
+        fields += [pa.field(f"{m}_vector", vectors), pa.field(f"{m}_weight", pa.float32())]
+    return pa.schema(fields)
+
+
 def fuse_table(
     table: pa.Table, space: Space, carry: Sequence[str] = (), dtype: str = "float32"
 ) -> tuple[pa.Table, pa.Table]:
-    """Turns a table of embeddings into one of item vectors, rows in their order.
+    """Turns a table of embeddings into a table of item vectors. Rows keep their order.
 
     Args:
         table: `item_id`, `<m>_embedding` (null: missing), and the columns of `carry`.
         space: the joint space.
-        carry: names of columns to take over as they are, those that the table has.
-        dtype: of the vectors: see `small_vectors.encode_vectors`.
+        carry: names of columns to copy. Names that the table lacks are ignored.
+        dtype: how vectors are stored, see `small_vectors.encode_vectors`.
 
     Returns:
-        Items (`item_id`, carried columns, `vector` fixed_size_list[dim], `modalities` list<string>: those of
-        the item that are in the vector, `imputed` list<string> if the space imputes: those predicted from the
-        others, and for each modality of the space `<m>_vector` and `<m>_weight`, null where neither), and the
-        rows (`item_id`, carried columns) that give no vector. vector = Σ_m `<m>_weight` · `<m>_vector`, to the
-        last digit of float32.
+        The items that have a vector, see `items_schema`; and `item_id` and the carried columns of the rows that have
+        none.
     """
     fused, aligned = item_vectors(space, table)
     kept = table.select(["item_id", *(c for c in carry if c in table.column_names)])
-    names = space.modalities
+    names, dim = space.modalities, space.dim
+    carried = [pa.field(c, kept[c].type) for c in kept.column_names[1:]]
+    schema = items_schema(kept["item_id"].type, dim, names, dtype, space.imputer is not None, carried)
     in_vector = {m: aligned.weights[m] > 0 for m in names}
     columns: dict[str, pa.Array | pa.ChunkedArray] = {c: kept[c] for c in kept.column_names}
     columns["vector"] = to_vector_column(encode_vectors(fused.vectors, dtype, space.scale))
@@ -114,33 +152,31 @@ def fuse_table(
         there = aligned.present[m] | (aligned.imputed[m] & in_vector[m])
         columns[f"{m}_vector"] = to_vector_column(encode_vectors(aligned.vectors[m], dtype, space.scale), there)
         columns[f"{m}_weight"] = pa.array(fused.part_weights[m], mask=~there)
-    items = pa.table(columns)
-    place = items.schema.get_field_index("vector")
-    # Never null, and declared so: readers of any kind then see one fixed length.
-    items = items.cast(items.schema.set(place, items.schema.field(place).with_nullable(False)))
+    items = pa.table(columns, schema=schema)
     if fused.ok.all():
         return items, kept.slice(0, 0)
     return items.filter(pa.array(fused.ok)), kept.filter(pa.array(~fused.ok))
 
 
 def _where(vectors: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Casts to float64, zeros where not present."""
+    """Casts vectors to float64 and sets the rows that are not present to zero."""
     out = vectors.astype(np.float64)
     out[~present] = 0.0
     return out
 
 
 def _weighted_sum(blocks: Mapping[str, np.ndarray], weights: np.ndarray) -> np.ndarray:
-    """Σ_m weights[m] · blocks[m], element by element in the order of the modalities: float64 [n, dim]."""
+    """Computes Σ_m weights[m] · blocks[m] in the order of `blocks`: float64 [n, dim]."""
     return np.sum([w[:, None] * block for w, block in zip(weights, blocks.values(), strict=True)], axis=0)
 
 
 def _squares(vectors: np.ndarray) -> np.ndarray:
+    """Returns the squared length of each row."""
     return np.einsum("ij,ij->i", vectors, vectors)
 
 
 def _name_lists(used: np.ndarray, names: Sequence[str]) -> pa.Array:
-    """Turns bool [n, len(names)] into list<string> [n]."""
+    """Lists the names whose column is True, for each row of bool [n, len(names)]: list<string> [n]."""
     ends = np.cumsum(used.sum(1), dtype=np.int32)
     values = pa.array(names, pa.string()).take(pa.array(np.nonzero(used)[1]))
     return pa.ListArray.from_arrays(pa.array(np.concatenate([np.zeros(1, np.int32), ends])), values)
@@ -150,12 +186,12 @@ class FuseItems(beam.PTransform):
     """Turns `(shard, embeddings)` into `(shard, items)`.
 
     Args:
-        space: PCollection of the one space, as bytes.
-        dtype: of the vectors; `int8` needs a space that knows its `scale`.
+        space: a PCollection of one element, the bytes of the space.
+        dtype: how vectors are stored. int8 needs a space that knows its `scale`.
 
     Returns:
-        A dict of PCollections: `shards` (the schema's metadata name the space), `dead` (pa.Table: rows that
-        give no vector, as dead letters of stage `catalog`).
+        A dict of PCollections. `shards`: `(shard, items)`, see `items_schema`; the schema's metadata name the space.
+        `dead`: dead letters of stage `catalog`, one for each row that has no vector.
     """
 
     def __init__(self, space: beam.PCollection, dtype: str = "float32") -> None:
@@ -177,7 +213,7 @@ class _FuseItemsFn(beam.DoFn):
         self._space: Space | None = None
 
     def process(self, element: ShardTable, space: bytes) -> Iterable[object]:
-        if self._space is None:  # one space a run, so one a worker
+        if self._space is None:  # a run has one space
             self._space = Space.from_bytes(space)
         shard, table = element
         items, lost = fuse_table(table, self._space, ["title"], self._dtype)

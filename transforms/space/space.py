@@ -1,4 +1,4 @@
-"""The joint space: what maps each modality into it, as numbers in one file, applied row by row."""
+"""The joint space: the parts that map each modality into it, how they are applied, and how they are written."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import safetensors.numpy
 
 from unisono.transforms.base.columns import COMPARABLE, NOT_COMPARABLE
 from unisono.transforms.base.errors import JobError
+from unisono.transforms.space.info import SpaceInfo
 from unisono.transforms.space.parts.linear import (
     ZERO,
     Imputer,
@@ -26,41 +26,25 @@ from unisono.transforms.space.parts.linear import (
     Tensors,
     Weigher,
 )
+from unisono.transforms.space.registry import part_class
 
-_FORMAT = 2  # of space.safetensors and space.json
-BLOCK_ROWS = 256  # rows mapped at a time, always: see `Space.align`
+_FORMAT = 2  # the version of space.safetensors and space.json
+BLOCK_ROWS = 256  # `Space.align` maps exactly so many rows at a time, also where fewer are left
 
 Batch = Mapping[str, tuple[np.ndarray, np.ndarray]]  # modality: vectors [n, d], present bool [n]
 
 
-_KINDS = {
-    "linear": "unisono.transforms.space.parts.linear:LinearMap",
-    "fixed": "unisono.transforms.space.parts.linear:FixedWeights",
-    "anchors": "unisono.transforms.space.parts.anchors:AnchorMap",
-    "trained_head": "unisono.transforms.space.parts.trained:TrainedHead",
-    "cross_attention": "unisono.transforms.space.parts.trained:CrossAttention",
-    "gated": "unisono.transforms.space.parts.trained:GatedWeights",
-    "attention_pool": "unisono.transforms.space.parts.trained:AttentionWeights",
-    "conditional_mean": "unisono.transforms.space.parts.imputer:ConditionalMean",
-}
-
-
-def _part(kind: str, tensors: Tensors) -> Any:
-    """Makes a part of a kind, whose module is imported only now."""
-    module, _, name = _KINDS[kind].partition(":")
-    return getattr(import_module(module), name).from_tensors(tensors)
-
-
 @dataclass(frozen=True, eq=False)
 class Aligned:
-    """Items in the joint space, modality by modality.
+    """Items in the joint space, one modality at a time.
 
     Attributes:
-        vectors: for each modality float32 [n, dim], unit rows; zeros where neither present nor imputed.
-        present: for each modality bool [n].
-        imputed: for each modality bool [n]: predicted from the others.
-        weights: for each modality float64 [n], ≥ 0: an item's vector has the direction of
-            Σ_m weights[m] · vectors[m]. 0 where neither present nor imputed.
+        vectors: for each modality float32 [n, dim], unit rows. Rows are zero where the modality is neither present nor
+            imputed.
+        present: for each modality bool [n]: the item has it, and its embedding has a direction in the space.
+        imputed: for each modality bool [n]: its vector was predicted from the item's other modalities.
+        weights: for each modality float64 [n], ≥ 0. An item's vector has the direction of Σ_m weights[m] · vectors[m].
+            A weight is 0 where the modality is neither present nor imputed.
     """
 
     vectors: dict[str, np.ndarray]
@@ -69,23 +53,22 @@ class Aligned:
     weights: dict[str, np.ndarray]
 
 
-# --- the space ---------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, eq=False)
 class Space:
-    """Maps modalities into the common space, and says how they count in an item.
+    """Maps each modality into the joint space and weighs the modalities of an item.
 
-    What happens to an item: projection of each present modality, unit length, mixer, unit length, weights,
-    imputation, output, unit length. A step that is None is left out.
+    The steps for an item: project each present modality, scale to unit length, mix, scale to unit length, weigh,
+    impute, apply the outputs, scale to unit length. A step whose part is None is left out.
 
     Attributes:
-        method: what was solved or trained.
-        projections: of each modality.
-        outputs: of each modality; empty: the projections' axes as they are.
-        mixer, weigher, imputer: None: none; weights are then 1.
-        scale: float64 [dim], the value of an int8 step on each axis; None: not known.
-        info: what it was fitted on and how well, in JSON types; see `alignment.fit_space`.
+        method: the name of the method that fitted the projections.
+        projections: the map of each modality.
+        outputs: the last map of each modality. Empty means that the projections' axes are the axes of the space.
+        mixer: lets the modalities of an item change one another. None means that each stays as it was projected.
+        weigher: weighs the modalities of an item. None means that every weight is 1.
+        imputer: predicts missing modalities. None means that they stay missing.
+        scale: float64 [dim], the size of an int8 step on each axis. None means that it is not known.
+        info: what the space was fitted on and how.
     """
 
     method: str
@@ -95,28 +78,28 @@ class Space:
     weigher: Weigher | None = None
     imputer: Imputer | None = None
     scale: np.ndarray | None = None
-    info: Mapping[str, Any] = field(default_factory=dict)
+    info: SpaceInfo = field(default_factory=SpaceInfo)
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """The modalities it can map, in ascending order."""
+        """The modalities that the space can map, in ascending order."""
         return tuple(sorted(self.projections))
 
     @property
     def dim(self) -> int:
-        """The number of axes of what comes out."""
+        """The number of axes of the vectors that `align` and `project` return."""
         if self.outputs:
             return int(next(iter(self.outputs.values())).map.shape[1])
         return self.inner_dim
 
     @property
     def inner_dim(self) -> int:
-        """The number of axes of the projections."""
+        """The number of axes of the projections, before the outputs."""
         return next(iter(self.projections.values())).dim
 
     @cached_property
     def space_id(self) -> str:
-        """Sixteen hex digits that change whenever a vector could."""
+        """Sixteen hex digits. They differ between two spaces that could map an embedding differently."""
         digest = hashlib.sha256(f"{self.method}|{json.dumps(self._kinds(), sort_keys=True)}".encode())
         for name, array in sorted(self._tensors().items()):
             digest.update(f"|{name}{array.dtype.str}{array.shape}".encode())
@@ -124,11 +107,15 @@ class Space:
         return digest.hexdigest()[:16]
 
     def with_info(self, **entries: Any) -> Space:
-        """Copies the space with further entries in `info`; its `space_id` stays."""
-        return replace(self, info={**self.info, **entries})
+        """Copies the space with some fields of `info` replaced. The `space_id` stays the same."""
+        return replace(self, info=replace(self.info, **entries))
 
     def turned(self, turn: np.ndarray) -> Space:
-        """Copies the space with a further linear map behind it, float64 [dim, out], orthonormal columns."""
+        """Copies the space with one more linear map at its end.
+
+        Args:
+            turn: float64 [dim, out], orthonormal columns.
+        """
         outputs = self.outputs or {m: Output(np.zeros(self.dim), np.eye(self.dim)) for m in self.modalities}
         return replace(
             self, outputs={m: Output(o.shift, np.ascontiguousarray(o.map @ turn)) for m, o in outputs.items()}
@@ -137,17 +124,18 @@ class Space:
     # --- applying it ---
 
     def project(self, modality: str, x: np.ndarray) -> np.ndarray:
-        """Maps embeddings of one modality alone, as of a query.
+        """Maps embeddings of a single modality, such as those of a query.
 
         Args:
             modality: one of `modalities`.
             x: any float [n, d_m], finite.
 
         Returns:
-            float32 [n, dim], unit rows; zeros where x has no part in the space, as when it equals the mean.
+            float32 [n, dim], unit rows. A row is zero if its embedding has no direction in the space, for example
+            because it equals the mean.
 
         Raises:
-            JobError: the embeddings have another length than those that the space was fitted on.
+            JobError: the space was fitted on embeddings of another length.
         """
         return self._run({modality: (x, np.ones(len(x), bool))}, impute=False).vectors[modality]
 
@@ -155,15 +143,15 @@ class Space:
         """Maps the modalities of items.
 
         Args:
-            batch: for each modality its embeddings, any float [n, d_m], and present, bool [n]. Rows that are
-                not present may hold anything. Modalities that the space does not know are passed over; one
-                that is not there is missing everywhere.
+            batch: for each modality its embeddings, any float [n, d_m], and present, bool [n]. Rows that are not
+                present may hold anything. A modality that the space does not know is ignored. A modality of the space
+                that the batch lacks is missing in every item.
 
-        Guarantees: a row's bits depend on that row alone. (Blocks always have the same size, so that BLAS
-        does the same operations in the same order for each row; the arithmetic is float64.)
+        Guarantees: the bits of a row depend on that row alone. All blocks have the same size, because BLAS orders its
+        operations by the size of the matrix. The arithmetic is float64.
 
         Raises:
-            JobError: embeddings have another length than those that the space was fitted on.
+            JobError: the space was fitted on embeddings of another length.
         """
         return self._run(batch, impute=True)
 
@@ -174,7 +162,7 @@ class Space:
             if m in batch and batch[m][0].shape[1] != self.projections[m].dim_in:
                 raise JobError(
                     f"encoders.{m}: embeddings have {batch[m][0].shape[1]} values, and the space was fitted on "
-                    f"{self.projections[m].dim_in}; fit it again, or encode with the encoder that it was fitted on"
+                    f"{self.projections[m].dim_in}; fit the space again, or encode with the encoder it was fitted on"
                 )
         vectors = np.zeros((len(names), n, self.dim), np.float32)
         present, imputed = np.zeros((len(names), n), bool), np.zeros((len(names), n), bool)
@@ -190,20 +178,14 @@ class Space:
     def _block(
         self, batch: Batch, rows: slice, impute: bool
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Maps up to BLOCK_ROWS rows: vectors [K, BLOCK_ROWS, dim], present, imputed, weights [K, BLOCK_ROWS]."""
-        names, n = self.modalities, rows.stop - rows.start
-        parts = np.zeros((len(names), BLOCK_ROWS, self.inner_dim))
-        present = np.zeros((len(names), BLOCK_ROWS), bool)
-        for k, m in enumerate(names):
-            if m not in batch or not batch[m][1][rows].any():
-                continue
-            present[k, :n] = batch[m][1][rows]
-            projection = self.projections[m]
-            x = np.zeros((BLOCK_ROWS, projection.dim_in))
-            x[:n] = batch[m][0][rows]
-            x[~present[k]] = 0.0
-            parts[k], kept = _unit(projection.apply(x), present[k], projection.floor)
-            present[k] &= kept
+        """Maps up to BLOCK_ROWS rows.
+
+        Returns:
+            vectors float32 [K, BLOCK_ROWS, dim]; present, imputed and weights [K, BLOCK_ROWS]. K counts the modalities
+            of the space, in ascending order.
+        """
+        names = self.modalities
+        parts, present = self._projected(batch, rows)
         if self.mixer is not None:
             mixed = self.mixer.mix(parts, present)
             for k in range(len(names)):
@@ -212,7 +194,7 @@ class Space:
         weights = self.weigher.weigh(parts, present) if self.weigher is not None else None
         if impute and self.imputer is not None:
             parts = self.imputer.impute(parts, present)
-            # What the weigher cannot know of a modality that is not there is what the others say of it.
+            # For an imputed modality, weigh its predicted vector.
             seen = np.broadcast_to(present.any(0), present.shape)
             given = self.weigher.weigh(parts, seen) if self.weigher is not None else None
             weights = None if weights is None or given is None else np.where(present, weights, given)
@@ -227,13 +209,31 @@ class Space:
             length = np.sqrt(np.einsum("ij,ij->i", y, y))
             some = seen[k] & (length > ZERO)
             out[k] = np.where(some[:, None], y / np.where(some, length, 1.0)[:, None], 0.0)
-            # A part's own length counts: it is 1 but for an imputed part, and for an output that shortens.
+            # The length counts too: an imputed vector and an output that does not keep lengths make it differ from 1.
             weights[k] *= np.where(some, length if m in self.outputs or (impute and self.imputer) else 1.0, 0.0)
         return out, present, seen & ~present, weights
+
+    def _projected(self, batch: Batch, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Projects up to BLOCK_ROWS rows: unit vectors float64 [K, BLOCK_ROWS, inner_dim], present [K, BLOCK_ROWS]."""
+        names, n = self.modalities, rows.stop - rows.start
+        parts = np.zeros((len(names), BLOCK_ROWS, self.inner_dim))
+        present = np.zeros((len(names), BLOCK_ROWS), bool)
+        for k, m in enumerate(names):
+            if m not in batch or not batch[m][1][rows].any():
+                continue
+            present[k, :n] = batch[m][1][rows]
+            projection = self.projections[m]
+            x = np.zeros((BLOCK_ROWS, projection.dim_in))
+            x[:n] = batch[m][0][rows]
+            x[~present[k]] = 0.0
+            parts[k], kept = _unit(projection.apply(x), present[k], projection.floor)
+            present[k] &= kept
+        return parts, present
 
     # --- as bytes ---
 
     def _named(self) -> Iterator[tuple[str, Part]]:
+        """Names every part, as the tensors in space.safetensors are named."""
         for m in self.modalities:
             yield f"projection.{m}", self.projections[m]
         for name, part in (("mixer", self.mixer), ("weigher", self.weigher), ("imputer", self.imputer)):
@@ -252,29 +252,33 @@ class Space:
         return out if self.scale is None else out | {"scale": self.scale}
 
     def to_bytes(self) -> bytes:
-        """Writes `space.safetensors`; what `to_json` gives is its metadata."""
+        """Returns the content of space.safetensors. Its metadata hold the content of space.json."""
         return safetensors.numpy.save(self._tensors(), metadata={"space": self.to_json(indent=None)})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Space:
-        """Reads what `to_bytes` wrote.
+        """Reads what `to_bytes` returned.
 
         Raises:
-            JobError: the bytes are not a space, or not the one they say they are.
+            JobError: the bytes are not a space, or the tensors do not belong to the space_id in the metadata.
         """
         try:
             tensors = safetensors.numpy.load(data)
-            # safetensors gives metadata of files only; it is in the JSON header, after eight bytes of length.
+            # `safetensors.numpy.load` does not return the metadata. They are in the JSON header, which follows eight
+            # bytes with its length.
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
             body = json.loads(header["__metadata__"]["space"])
-            parts = {name: _part(kind, _under(tensors, name)) for name, kind in body["parts"].items()}
+            parts = {
+                name: part_class(kind).from_tensors(_under(tensors, name)) for name, kind in body["parts"].items()
+            }
             projections = {k.removeprefix("projection."): v for k, v in parts.items() if k.startswith("projection.")}
             shifts = [k.split(".")[1] for k in tensors if k.startswith("output.") and k.endswith(".shift")]
             outputs = {m: Output(tensors[f"output.{m}.shift"], tensors[f"output.{m}.map"]) for m in shifts}
             pieces = (parts.get("mixer"), parts.get("weigher"), parts.get("imputer"))
-            out = cls(body["method"], projections, outputs, *pieces, tensors.get("scale"), body["info"])
+            info = SpaceInfo.from_json(body["info"])
+            out = cls(body["method"], projections, outputs, *pieces, tensors.get("scale"), info)
         except (KeyError, ValueError, TypeError, safetensors.SafetensorError) as e:
-            raise JobError(f"space.safetensors: not a space of Unisono's ({e}); fit the space again") from e
+            raise JobError(f"space.safetensors: not a joint space written by Unisono ({e}); fit the space again") from e
         if out.space_id != body["space_id"]:
             raise JobError(
                 f"space.safetensors: holds space {out.space_id} and says {body['space_id']}; "
@@ -283,7 +287,7 @@ class Space:
         return out
 
     def to_json(self, indent: int | None = 1) -> str:
-        """Writes `space.json`: all but the numbers of the parts."""
+        """Returns the content of space.json: everything except the numbers of the parts."""
         body = {
             "format": _FORMAT,
             "space_id": self.space_id,
@@ -291,20 +295,37 @@ class Space:
             "dim": self.dim,
             "modalities": {m: self.projections[m].dim_in for m in self.modalities},
             "parts": self._kinds(),
-            "info": self.info,
+            "info": self.info.to_json(),
         }
         return json.dumps(body, indent=indent, sort_keys=True, allow_nan=False) + "\n"
 
 
 def linear_space(
-    method: str, means: Mapping[str, np.ndarray], maps: Mapping[str, np.ndarray], info: Mapping[str, Any] | None = None
+    method: str, means: Mapping[str, np.ndarray], maps: Mapping[str, np.ndarray], info: SpaceInfo | None = None
 ) -> Space:
-    """Makes a space of one linear map per modality: means float64 [d_m], maps float64 [d_m, dim]."""
-    return Space(method, {m: LinearMap(means[m], np.ascontiguousarray(maps[m])) for m in maps}, info=info or {})
+    """Makes a space of one linear map for each modality.
+
+    Args:
+        method: the name of the method that found the maps.
+        means: the mean embedding of each modality, float64 [d_m].
+        maps: the map of each modality, float64 [d_m, dim].
+        info: what the space was fitted on. None means that nothing is known.
+    """
+    projections = {m: LinearMap(means[m], np.ascontiguousarray(maps[m])) for m in maps}
+    return Space(method, projections, info=info or SpaceInfo())
 
 
 def _unit(y: np.ndarray, present: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray]:
-    """Scales rows to unit length in float64; zeros, and False, where not present or no longer than `floor`."""
+    """Scales rows to unit length.
+
+    Args:
+        y: float64 [n, dim].
+        present: bool [n].
+        floor: rows no longer than this have no direction.
+
+    Returns:
+        float64 [n, dim], zero rows where a row is not present or has no direction; kept, bool [n], False for those.
+    """
     norm = np.sqrt(np.einsum("ij,ij->i", y, y))
     keep = present & (norm > floor)
     norm[~keep] = np.inf
@@ -312,10 +333,11 @@ def _unit(y: np.ndarray, present: np.ndarray, floor: float) -> tuple[np.ndarray,
 
 
 def _under(tensors: Tensors, name: str) -> Tensors:
+    """Returns the tensors of one part by their own names."""
     return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
 
 
 def comparable_metadata(space: Space) -> dict[bytes, bytes]:
-    """Gives what the metadata of item files say of the spaces that theirs may be compared with."""
-    known, why = space.info.get("comparable", []), space.info.get("not_comparable", "")
+    """Returns the metadata of an item file that name the spaces whose vectors may be compared with the file's."""
+    known, why = list(space.info.comparable or ()), space.info.not_comparable
     return {COMPARABLE: json.dumps(known).encode()} | ({NOT_COMPARABLE: why.encode()} if why else {})

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from tests.transforms.space.test_space_methods import draw, moments_of, table_of
+from tests.transforms.space.sample import draw, moments_of, table_of
 from unisono.pipelines.ask.evaluate_space import evaluate_space, pad_embeddings, print_evaluation
 from unisono.pipelines.cli import app
 from unisono.pipelines.job.load import load_job

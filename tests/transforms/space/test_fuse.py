@@ -1,4 +1,4 @@
-"""Fusion: what always holds, and the table of item vectors."""
+"""Fusion: what always holds, and the table and schema of item vectors."""
 
 import dataclasses
 import itertools
@@ -14,7 +14,7 @@ from unisono.transforms.base.tables import from_vector_column, to_vector_column
 from unisono.transforms.space.fit.fusion import fit_fusion
 from unisono.transforms.space.fit.spec import FusionSpec
 from unisono.transforms.space.fuse import fuse as fuse_weighted
-from unisono.transforms.space.fuse import fuse_table
+from unisono.transforms.space.fuse import fuse_table, items_schema
 from unisono.transforms.space.parts.linear import FixedWeights
 from unisono.transforms.space.space import linear_space
 
@@ -22,7 +22,7 @@ NAMES = ("audio", "image", "text")
 
 
 def fuse(aligned, weights):
-    """Fixed weights; what is not present weighs nothing."""
+    """Fuses with fixed weights. A modality that is not present weighs nothing."""
     return fuse_weighted(
         {m: x for m, (x, _) in aligned.items()}, {m: p * float(weights.get(m, 1.0)) for m, (_, p) in aligned.items()}
     )
@@ -35,7 +35,7 @@ def draw(n, dim=6, missing=0.4, seed=0):
         x = rng.standard_normal((n, dim))
         x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
         present = rng.random(n) >= missing
-        x[~present] = np.nan  # what is missing must not be read
+        x[~present] = np.nan  # rows that are missing must not be read
         aligned[m] = x, present
     return aligned
 
@@ -52,9 +52,9 @@ def test_fusion_invariants(n, missing, seed, weights):
     fused = fuse(aligned, weights)
     anything = np.any([p for _, p in aligned.values()], axis=0) if n else np.zeros(0, bool)
     np.testing.assert_array_equal(fused.ok, anything)  # random directions do not cancel out
-    # unit norm, and zeros (never NaN) where not ok
+    # Unit rows, and zeros (never NaN) where not ok.
     np.testing.assert_allclose(np.linalg.norm(fused.vectors.astype(np.float64), axis=1), fused.ok, atol=3e-7)
-    # the parts add up to the vector, and are in the ratio of the weights
+    # The weighted parts add up to the vector, and their weights have the ratio of the given ones.
     parts = {m: np.where(p[:, None], x, 0).astype(np.float64) for m, (x, p) in aligned.items()}
     total = sum(fused.part_weights[m][:, None].astype(np.float64) * parts[m] for m in NAMES)
     np.testing.assert_array_equal(fused.vectors, total.astype(np.float32))
@@ -64,13 +64,13 @@ def test_fusion_invariants(n, missing, seed, weights):
     both = aligned["text"][1] & aligned["image"][1] & fused.ok
     ratio = fused.part_weights["text"][both] / fused.part_weights["image"][both]
     np.testing.assert_allclose(ratio, weights.get("text", 1.0) / weights.get("image", 1.0), rtol=1e-6)
-    # a ten-line reference
+    # Compared with the formula.
     want = sum(weights.get(m, 1.0) * parts[m] for m in NAMES)
     norm = np.linalg.norm(want, axis=1, keepdims=True)
     np.testing.assert_allclose(fused.vectors, np.divide(want, norm, where=norm > 0, out=want), atol=1e-6)
 
 
-def test_order_of_modalities_and_of_rows_does_not_show():
+def test_the_order_of_modalities_and_rows_makes_no_difference():
     aligned = draw(2500, dim=33)
     whole = fuse(aligned, {"text": 0.7, "image": 1.3})
     for names in itertools.permutations(NAMES):
@@ -83,7 +83,7 @@ def test_order_of_modalities_and_of_rows_does_not_show():
         np.testing.assert_array_equal(some.part_weights[m], whole.part_weights[m][index])
 
 
-def test_what_cancels_out_or_weighs_nothing_is_not_ok():
+def test_vectors_that_cancel_and_weights_of_zero_are_not_ok():
     x = np.eye(3, dtype=np.float32)
     one = np.ones(3, bool)
     opposite = np.stack([-x[0], x[1], x[0]])
@@ -122,7 +122,7 @@ def test_fuse_table_writes_the_columns_of_items(ids):
         "item_id": ids,
         "title": ["D", None, "A", "C"],
         "text_embedding": to_vector_column(text, has_text),
-        "image_embedding": to_vector_column(image, has_image),  # and the audio column is not there at all
+        "image_embedding": to_vector_column(image, has_image),  # there is no column of audio
     }
     weighted = dataclasses.replace(fitted, weigher=FixedWeights(np.array([1.0, 1.0, 2.0])))
     items, rest = fuse_table(pa.table(columns), weighted, ["title", "subtitle"])
@@ -161,7 +161,7 @@ def test_fuse_table_of_slices_and_of_nothing():
 
 
 def test_an_embedding_at_the_mean_counts_as_missing():
-    mean = np.array([0.25, -0.5, 3.0])  # exact in float16, so that what is left is exactly nothing
+    mean = np.array([0.25, -0.5, 3.0])  # exact in float16: the centred embedding is exactly zero
     fitted = linear_space("pca", {"text": mean}, {"text": np.eye(3)})
     raw = np.stack([mean, mean + 1]).astype(np.float16)
     items, rest = fuse_table(
@@ -169,3 +169,26 @@ def test_an_embedding_at_the_mean_counts_as_missing():
     )
     assert items["item_id"].to_pylist() == ["b"]
     assert rest["item_id"].to_pylist() == ["a"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("imputes", [False, True], ids=["plain", "imputes"])
+@pytest.mark.parametrize("id_type", [pa.int64(), pa.string(), pa.large_string()], ids=str)
+def test_items_have_the_declared_schema(dtype, imputes, id_type):
+    rng = np.random.default_rng(0)
+    embeddings = {m: rng.standard_normal((60, d)).astype(np.float32) for m, d in (("image", 5), ("text", 6))}
+    columns = {f"{m}_embedding": to_vector_column(x, rng.random(60) < 0.7) for m, x in embeddings.items()}
+    columns |= {"item_id": pa.array(range(60)).cast(id_type), "title": pa.array([None] * 60, pa.string())}
+    table = pa.table(columns)
+    fitted = fit_fusion(space({"image": 5, "text": 6}), table, FusionSpec("mean", impute=imputes))
+    fitted = dataclasses.replace(fitted, scale=np.full(4, 1 / 127))
+    items, lost = fuse_table(table, fitted, ["title"], dtype)
+    schema = items_schema(id_type, 4, ["text", "image"], dtype, imputes, [pa.field("title", pa.string())])
+    assert items.schema.equals(schema)
+    assert fuse_table(table.slice(0, 0), fitted, ["title"], dtype)[0].schema.equals(schema)
+    assert items.num_rows + lost.num_rows == 60
+    names = ["item_id", "title", "vector", "modalities", *(["imputed"] if imputes else [])]
+    assert schema.names == [*names, "image_vector", "image_weight", "text_vector", "text_weight"]
+    assert not schema.field("vector").nullable
+    assert schema.field("text_vector").type == pa.list_({"float32": pa.float32(), "float16": pa.float16()}.get(
+        dtype, pa.int8()), 4)  # fmt: skip

@@ -1,1 +1,1 @@
-"""Fitting a space: moments, methods, fusion, refits, quality."""
+"""Fits a space: moments, alignment methods, fusion methods, refits, quality."""

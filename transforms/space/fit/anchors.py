@@ -1,6 +1,8 @@
-"""Alignment by anchors: an embedding is described by what it is near to, among items that all modalities know."""
+"""Alignment by anchors: an embedding is described by its similarities to items that have every modality."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -13,55 +15,41 @@ from unisono.transforms.base.tables import hash_ids
 from unisono.transforms.space.fit.moments import Moments
 from unisono.transforms.space.fit.spec import SpaceSpec
 from unisono.transforms.space.fit.whitening import signs, whitener
+from unisono.transforms.space.info import SpaceInfo
 from unisono.transforms.space.parts.anchors import AnchorMap
-from unisono.transforms.space.space import Space
+from unisono.transforms.space.space import Batch, Space
 
-ANCHORS = 512  # drawn where none are named
+ANCHORS = 512  # how many anchors are drawn if the job file does not say
 _LEAST = 2
-_KEPT = 0.25  # of the anchors, the nearest: ASIF's k; of 1, 0.25, 0.1 the best on the demo, level with 0.1 on stamps
+_KEPT = 0.25  # the fraction of cosines that is kept: of 1, 0.25, 0.1 the best on the demo; on the stamps equal to 0.1
 _BLOCK_ROWS = 4096
 
 
+def fit_anchors(moments: Moments, used: list[str], spec: SpaceSpec, sample: pa.Table) -> Space:
+    """Fits relative representations: the axes of all modalities are similarities to the same anchor items.
 
-
-def fit_anchors(sample: pa.Table, moments: Moments, used: list[str], spec: SpaceSpec) -> Space:
-    """Fits relative representations: the same anchor items, seen by each modality, are the axes of all.
-
-    Embeddings are centred and whitened (shrunk), so that a cosine is not ruled by a few strong directions. Of the
-    cosines to the anchors the largest quarter is kept, as ASIF does (its k), less their mean over the sample. The
-    anchors are then reduced to `dim` axes, one orthonormal matrix for all modalities: the principal axes of the
-    mean covariance of the modalities' similarities.
+    Embeddings are centred and whitened with a shrunk covariance, because otherwise a few strong directions would decide
+    every cosine. Of an embedding's cosines to the anchors the largest quarter is kept, as in ASIF, and their mean over
+    the sample is subtracted. One orthonormal matrix, the same for all modalities, then reduces the anchors to `dim`
+    axes: the principal axes of the mean covariance of the modalities' similarities.
 
     Source: Moschella et al., "Relative representations enable zero-shot latent space communication", ICLR 2023,
     eq. 1; Norelli et al., "ASIF: coupled data turns unimodal models to multimodal without training", NeurIPS 2023,
-    algorithm 1 (sparse, across modalities).
+    algorithm 1 (sparse, across modalities; its k is what is kept here).
 
     Args:
-        sample: must hold the named anchors.
+        moments: the moments of the embeddings.
+        used: the modalities to align.
+        spec: `dim`, `regularization` and `anchors` are used.
+        sample: see `registry.AlignmentMethod`. It must contain the anchors that `spec` names.
 
     Raises:
-        JobError: an anchor is not there or lacks a modality, or too few items have every modality.
+        JobError: a named anchor is not in the sample or lacks a modality, or too few items have every modality.
     """
     rows = anchor_rows(sample, used, spec)
     embeddings = embeddings_of(sample)
-    maps = {}
-    for m in used:
-        basis = whitener(moments, m, spec.regularization).basis
-        y = (embeddings[m][0][rows].astype(np.float64) - moments.mean(m)) @ basis
-        norm = np.linalg.norm(y, axis=1, keepdims=True)
-        anchors = np.divide(y, norm, out=np.zeros_like(y), where=norm > 0)
-        kept = max(1, round(_KEPT * len(rows)))
-        none = np.zeros(len(rows))
-        maps[m] = AnchorMap(moments.mean(m), basis, anchors, kept, none, np.eye(len(rows)))
-    sums = Moments.zero(dict.fromkeys(used, len(rows)))
-    for start in range(0, sample.num_rows, _BLOCK_ROWS):
-        block = slice(start, start + _BLOCK_ROWS)
-        batch = {}
-        for m in used:
-            x, present = (part[block] for part in embeddings[m])
-            x = np.where(present[:, None], x, 0).astype(np.float64)
-            batch[m] = maps[m].similarities(x), present
-        sums.add(batch)
+    maps = {m: _whitened_anchors(moments, m, embeddings[m][0][rows], spec) for m in used}
+    sums = _similarity_moments(maps, embeddings, sample.num_rows)
     dim = min(spec.axes, len(rows))
     values, axes = scipy.linalg.eigh(np.mean([sums.covariance(m, m) for m in used], axis=0))
     axes = np.ascontiguousarray((axes[:, ::-1])[:, :dim])
@@ -70,12 +58,55 @@ def fit_anchors(sample: pa.Table, moments: Moments, used: list[str], spec: Space
         m: AnchorMap(a.mean, a.whitening, a.anchors, a.kept, sums.mean(m), axes) for m, a in maps.items()
     }
     ids = sample["item_id"].take(pa.array(rows)).to_pylist()
-    info = {"unaligned": [], "anchors": ids, "kept": maps[used[0]].kept, "spectrum": values[::-1][:dim].tolist()}
-    return Space("anchors", fitted, info=info)
+    findings = {"anchors": ids, "kept": maps[used[0]].kept, "spectrum": values[::-1][:dim].tolist()}
+    return Space("anchors", fitted, info=SpaceInfo(findings=findings))
+
+
+def _whitened_anchors(moments: Moments, m: str, anchors: np.ndarray, spec: SpaceSpec) -> AnchorMap:
+    """Makes the map of one modality before its similarities are centred and reduced: the anchors are its axes.
+
+    Args:
+        moments: the moments of the embeddings.
+        m: the modality.
+        anchors: the anchors' embeddings, any float [A, d].
+        spec: `regularization` is used.
+    """
+    basis = whitener(moments, m, spec.regularization).basis
+    y = (anchors.astype(np.float64) - moments.mean(m)) @ basis
+    norm = np.linalg.norm(y, axis=1, keepdims=True)
+    unit = np.divide(y, norm, out=np.zeros_like(y), where=norm > 0)
+    kept = max(1, round(_KEPT * len(anchors)))
+    return AnchorMap(moments.mean(m), basis, unit, kept, np.zeros(len(anchors)), np.eye(len(anchors)))
+
+
+def _similarity_moments(maps: Mapping[str, AnchorMap], embeddings: Batch, rows: int) -> Moments:
+    """Sums the moments of the similarities of all items of the sample."""
+    sums = Moments.zero({m: len(a.anchors) for m, a in maps.items()})
+    for start in range(0, rows, _BLOCK_ROWS):
+        block = slice(start, start + _BLOCK_ROWS)
+        batch = {}
+        for m, anchor_map in maps.items():
+            x, present = (part[block] for part in embeddings[m])
+            x = np.where(present[:, None], x, 0).astype(np.float64)
+            batch[m] = anchor_map.similarities(x), present
+        sums.add(batch)
+    return sums
 
 
 def anchor_rows(sample: pa.Table, used: list[str], spec: SpaceSpec) -> np.ndarray:
-    """Finds the named anchors, or draws those with every modality whose ids hash lowest: int64 [A]."""
+    """Finds the anchors' rows in the sample: int64 [A].
+
+    The anchors are the items that the job file names. If it names none, they are the items with the lowest id hashes
+    among those that have every modality.
+
+    Args:
+        sample: see `registry.AlignmentMethod`.
+        used: the modalities that an anchor must have.
+        spec: `anchors` is used.
+
+    Raises:
+        JobError: a named anchor is not in the sample or lacks a modality, or too few items have every modality.
+    """
     embeddings = embeddings_of(sample)
     whole = np.all([embeddings[m][1] for m in used], axis=0)
     ids = sample["item_id"].combine_chunks()
@@ -90,5 +121,8 @@ def anchor_rows(sample: pa.Table, used: list[str], spec: SpaceSpec) -> np.ndarra
     candidates = np.flatnonzero(whole)
     order = candidates[np.argsort(hash_ids(ids)[candidates], kind="stable")]
     if len(order) < _LEAST:
-        raise JobError(f"space.method: anchors need {_LEAST} items with every modality, there are {len(order)}")
+        raise JobError(
+            f"space.method: anchors needs {_LEAST} items with every modality, and {len(order)} have it; "
+            "choose another method"
+        )
     return order[: spec.anchors or ANCHORS]

@@ -1,4 +1,4 @@
-"""Predicts the missing modalities of an item from those it has, in the joint space."""
+"""Fits the imputation of missing modalities."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from unisono.transforms.space.parts.imputer import ConditionalMean
 
 
 def fit_conditional_mean(aligned: Moments, regularization: float | None = None) -> ConditionalMean:
-    """Fits the predictor to the moments of vectors in the joint space.
+    """Fits the prediction of missing modalities to the moments of vectors in the joint space.
 
-    Available-case covariances need not be positive semidefinite together; negative eigenvalues are set to zero,
-    which gives the nearest matrix that is (Higham, "Computing a nearest symmetric positive semidefinite matrix",
-    Linear Algebra and its Applications 103, 1988, theorem 2.1).
+    Available-case covariances need not form a positive semidefinite matrix. Its negative eigenvalues are set to zero:
+    the result is the nearest positive semidefinite matrix.
+
+    Source: Higham, "Computing a nearest symmetric positive semidefinite matrix", Linear Algebra and its Applications
+    103, 1988, theorem 2.1.
 
     Args:
-        aligned: of the unit vectors of each modality.
-        regularization: r in λ_m = r · trace(C_mm) / dim. None: by `whitening.default_regularization`.
+        aligned: the moments of the unit vectors of each modality.
+        regularization: r in λ_m = r · trace(C_mm) / dim. None means `whitening.default_regularization`.
     """
     joint = joint_covariance(aligned)
     values, vectors = scipy.linalg.eigh(joint)
@@ -35,5 +37,5 @@ def fit_conditional_mean(aligned: Moments, regularization: float | None = None) 
 
 
 def joint_covariance(moments: Moments) -> np.ndarray:
-    """Puts the available-case covariances of all pairs together: float64 [Σ d, Σ d], modalities ascending."""
+    """Joins the available-case covariances of all pairs: float64 [Σ d, Σ d], modalities in ascending order."""
     return np.block([[moments.covariance(a, b) for b in moments.dims] for a in moments.dims])

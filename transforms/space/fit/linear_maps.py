@@ -1,59 +1,69 @@
-"""Linear maps into a space that is given, not sought: the encoders' own, or that of one modality, the hub."""
+"""Linear maps into a space that exists already: the encoders' own space, or the space of one modality, the hub."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.linalg
 
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.space.fit.moments import Moments
+from unisono.transforms.space.fit.solution import Solution
+from unisono.transforms.space.fit.spec import SpaceSpec
 from unisono.transforms.space.fit.whitening import default_regularization, padded, principal_axes, signs, whitener
-
-if TYPE_CHECKING:
-    from unisono.transforms.space.fit.spec import Solution, SpaceSpec
 
 
 def solve_none(moments: Moments, used: list[str], spec: SpaceSpec) -> Solution:
-    """Centring only: the encoders share a space already.
+    """Centres the embeddings of encoders that share a space already.
 
-    The maps are one and the same orthonormal matrix, the principal axes of the modalities' mean covariance, so
-    that with `dim` as long as an embedding every cosine is that of the centred embeddings.
+    All modalities have the same orthonormal map: the principal axes of the mean of their covariances. If `dim` is the
+    length of the embeddings, every cosine is the cosine of the centred embeddings.
 
-    Source: Liang et al., "Mind the gap", NeurIPS 2022 (a modality's mean is what sets it apart in a shared space).
+    Source: Liang et al., "Mind the gap", NeurIPS 2022 (in a shared space, modalities differ by their means).
+
+    Args:
+        moments: the moments of the embeddings.
+        used: the modalities to map.
+        spec: `dim` is used.
 
     Raises:
         JobError: the embeddings differ in length.
     """
     _check_one_length(moments, used, "none")
     axes = _shared_axes(np.mean([moments.covariance(m, m) for m in used], axis=0), spec.axes)
-    return dict.fromkeys(used, axes), {"unaligned": []}
+    return Solution(dict.fromkeys(used, axes), [])
 
 
 def solve_whiten(moments: Moments, used: list[str], spec: SpaceSpec) -> Solution:
-    """Shrunk whitening of each modality: ZCA where the embeddings are of one length, else PCA.
+    """Whitens each modality with a shrunk covariance: by ZCA if all embeddings have one length, else by PCA.
 
-    ZCA maps by (C + λI)^{-1/2}, which stays nearest to the embedding it is given, so that axes that encoders share
-    stay shared; the result is turned to the principal axes of the modalities' mean covariance, alike for all. PCA
-    maps to each modality's own principal axes: no axis means the same in two modalities, as only `concat` allows.
-    The `remove_top` strongest axes of each modality are taken out first.
+    ZCA maps by (C + λI)^{-1/2}. Its result is as close to the embeddings as whitening allows, so axes that the encoders
+    share stay shared. All modalities are then turned to the principal axes of the mean of their covariances. PCA maps
+    each modality to its own principal axes. An axis then means something else in each modality, so only the fusion
+    method `concat` suits it. In both cases the `remove_top` strongest axes of each modality are removed first.
 
     Source: Kessy, Lewin, Strimmer, "Optimal whitening and decorrelation", The American Statistician 72(4), 2018,
     eq. 3 and 7 (ZCA, PCA); Ledoit, Wolf 2004 and Chen et al. 2010 (shrinkage); Mu, Viswanath, "All-but-the-top",
     ICLR 2018, algorithm 1 (top components).
+
+    Args:
+        moments: the moments of the embeddings.
+        used: the modalities to map.
+        spec: `dim`, `regularization` and `remove_top` are used.
+
+    Raises:
+        JobError: `remove_top` would leave a modality no axis.
     """
     whiteners = {m: whitener(moments, m, spec.regularization) for m in used}
     cut = spec.remove_top
     for m, w in whiteners.items():
         if w.axes.shape[1] <= cut:
             raise JobError(
-                f"space.remove_top: {cut} of the {w.axes.shape[1]} axes that {m} has; leave at least one"
+                f"space.remove_top: {cut} of the {w.axes.shape[1]} axes that {m} has; leave at least one axis"
             )
     if len({moments.dims[m] for m in used}) == 1:
         kind = "zca"
         bases = {m: w.basis[:, cut:] @ w.axes[:, cut:].T for m, w in whiteners.items()}
-        # Whitened variances are nearly alike: those before whitening give the order.
+        # Whitened variances are nearly equal, so the variances before whitening order the axes.
         axes = _shared_axes(np.mean([moments.covariance(m, m) for m in used], axis=0), spec.axes)
         maps = {m: basis @ axes for m, basis in bases.items()}
     else:
@@ -63,23 +73,32 @@ def solve_whiten(moments: Moments, used: list[str], spec: SpaceSpec) -> Solution
         for m, w in whiteners.items():
             basis = w.basis[:, cut : cut + dim]
             maps[m] = np.pad(basis * signs(basis), ((0, 0), (0, dim - basis.shape[1])))
-    return maps, {
-        "unaligned": [] if kind == "zca" or len(used) == 1 else used,
+    findings = {
         "whitening": kind,
         "remove_top": cut,
         "rank": {m: w.axes.shape[1] for m, w in whiteners.items()},
         "regularization": {m: w.regularization for m, w in whiteners.items()},
     }
+    return Solution(maps, [] if kind == "zca" or len(used) == 1 else used, findings)
 
 
 def solve_procrustes(moments: Moments, used: list[str], spec: SpaceSpec) -> Solution:
-    """Orthogonal maps to the hub's principal axes.
+    """Finds orthogonal maps to the hub's principal axes.
 
-    With E the hub's leading principal axes and C_mh E = U S Vᵀ, a modality's map is U Vᵀ, which among the maps
-    with orthonormal columns (rows, where the embedding is shorter than `dim`) has the largest Σ ⟨mapped, hub⟩.
+    With E the hub's leading principal axes and C_mh E = U S Vᵀ, the map of a modality is U Vᵀ. Among the maps with
+    orthonormal columns it has the largest Σ ⟨mapped, hub⟩. (Its rows are orthonormal if the embedding is shorter than
+    `dim`.)
 
     Source: Schönemann, "A generalized solution of the orthogonal Procrustes problem", Psychometrika 31(1), 1966;
     Conneau et al., "Word translation without parallel data", ICLR 2018, eq. 2.
+
+    Args:
+        moments: the moments of the embeddings.
+        used: the modalities to map.
+        spec: `dim` and `hub` are used.
+
+    Raises:
+        JobError: the hub is none of `used`.
     """
     hub, axes = _hub(moments, used, spec)
     maps, spectrum, unaligned = {hub: axes}, {}, []
@@ -92,17 +111,25 @@ def solve_procrustes(moments: Moments, used: list[str], spec: SpaceSpec) -> Solu
             continue
         u, s, vt = np.linalg.svd(moments.covariance(m, hub) @ axes, full_matrices=False)
         maps[m], spectrum[m] = u @ vt, s.tolist()
-    return maps, {"hub": hub, "unaligned": unaligned, "singular_values": spectrum}
+    return Solution(maps, unaligned, {"hub": hub, "singular_values": spectrum})
 
 
 def solve_ridge(moments: Moments, used: list[str], spec: SpaceSpec) -> Solution:
-    """Linear maps to the hub's principal axes by ridge regression.
+    """Finds linear maps to the hub's principal axes by ridge regression.
 
     W_m = (C_mm + λI)^{-1} C_mh E, with E the hub's leading principal axes and λ = r · trace(C_mm) / d_m. C_mm is
-    over all rows that have m, C_mh over those that have both: the available cases.
+    computed from all rows that have m, C_mh from all rows that have both.
 
     Source: Hoerl, Kennard, "Ridge regression", Technometrics 12(1), 1970, eq. 2.1; Mikolov, Le, Sutskever,
     "Exploiting similarities among languages for machine translation", 2013, eq. 3 (maps from space to space).
+
+    Args:
+        moments: the moments of the embeddings.
+        used: the modalities to map.
+        spec: `dim`, `regularization` and `hub` are used.
+
+    Raises:
+        JobError: the hub is none of `used`.
     """
     hub, axes = _hub(moments, used, spec)
     maps, strength, unaligned = {hub: axes}, {}, []
@@ -120,13 +147,17 @@ def solve_ridge(moments: Moments, used: list[str], spec: SpaceSpec) -> Solution:
         cross = moments.covariance(m, hub) @ axes
         try:
             maps[m] = scipy.linalg.solve(own, cross, assume_a="pos")
-        except np.linalg.LinAlgError:  # λ = 0 and a null space: the shortest of the solutions
+        except np.linalg.LinAlgError:  # λ = 0 and C_mm has a null space: take the shortest solution
             maps[m] = scipy.linalg.pinvh(own) @ cross
-    return maps, {"hub": hub, "unaligned": unaligned, "regularization": strength}
+    return Solution(maps, unaligned, {"hub": hub, "regularization": strength})
 
 
 def _hub(moments: Moments, used: list[str], spec: SpaceSpec) -> tuple[str, np.ndarray]:
-    """Chooses the hub, and gives its leading principal axes: float64 [d, at most dim]."""
+    """Chooses the hub: the one asked for, or the modality that most items have together with another one.
+
+    Returns:
+        The hub; its leading principal axes, float64 [d, ≤ dim].
+    """
     if spec.hub is not None and spec.hub not in used:
         raise JobError(f"space.hub: {spec.hub!r} cannot be used; choose one of {', '.join(used)}")
     hub = spec.hub or max(used, key=lambda m: (sum(moments.count(m, o) for o in used if o != m), m))
@@ -135,7 +166,7 @@ def _hub(moments: Moments, used: list[str], spec: SpaceSpec) -> tuple[str, np.nd
 
 
 def _shared_axes(covariance: np.ndarray, dim: int) -> np.ndarray:
-    """Orthonormal axes [d, dim], the largest variance first, those without any variance last."""
+    """Returns orthonormal axes [d, dim] in descending order of variance, including axes without any variance."""
     axes = scipy.linalg.eigh(covariance)[1][:, ::-1][:, :dim]
     return axes * signs(axes)
 

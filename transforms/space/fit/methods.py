@@ -1,80 +1,53 @@
-"""The methods that fit a joint space, by name: from moments alone, or from a sample of embeddings too."""
+"""Fits the projections of a joint space by the method that the job file names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from importlib import import_module
 from itertools import combinations
 
 import numpy as np
 import pyarrow as pa
 
 from unisono.transforms.base.errors import JobError
-from unisono.transforms.space.fit.canonical import solve_gcca, solve_pca
-from unisono.transforms.space.fit.linear_maps import solve_none, solve_procrustes, solve_ridge, solve_whiten
+from unisono.transforms.space.fit.canonical import solve_pca
 from unisono.transforms.space.fit.moments import Moments
-from unisono.transforms.space.fit.spec import METHODS, Solution, SpaceSpec
+from unisono.transforms.space.fit.solution import Solution
+from unisono.transforms.space.fit.spec import SpaceSpec
+from unisono.transforms.space.info import SpaceInfo
+from unisono.transforms.space.registry import METHODS
 from unisono.transforms.space.space import Space, linear_space
 
-# From moments: fit(moments, usable modalities, spec) → maps and what to say of them.
-_SOLVERS: dict[str, Callable[[Moments, list[str], SpaceSpec], Solution]] = {
-    "pca": solve_pca,
-    "cca": solve_gcca,
-    "gcca": solve_gcca,
-    "none": solve_none,
-    "whiten": solve_whiten,
-    "procrustes": solve_procrustes,
-    "ridge": solve_ridge,
-}
-# From a sample too: fit(sample, moments, usable modalities, spec) → Space, its `info` what to say of it. The
-# sample is a table of `item_id` and `<m>_embedding` columns (null: missing), rows in the order of their ids.
-_SAMPLED: dict[str, str] = {
-    "anchors": "unisono.transforms.space.fit.anchors:fit_anchors",
-    "contrastive": "unisono.transforms.space.fit.trained.heads:fit_heads",
-    "attention": "unisono.transforms.space.fit.trained.heads:fit_heads",
-    "autoencoder": "unisono.transforms.space.fit.trained.heads:fit_heads",
-}
+_CANONICAL = ("auto", "cca", "gcca")  # three names of one method
 
 
 def needs_sample(method: str) -> bool:
-    """Says whether a method is fitted on embeddings, not on moments alone."""
-    return method in _SAMPLED
+    """Says whether a method is fitted on a sample of embeddings. Other methods see only the moments."""
+    return METHODS[method].needs_sample
 
 
 def max_dim(method: str, dims: Mapping[str, int], hub: str | None = None) -> int:
-    """The most axes a method can find, given each modality's embedding length.
-
-    The encoders' own space and whitening have as many axes as the longest embedding, maps to a hub as the hub;
-    the other methods make their own. CCA and GCCA: the embeddings together less the longest, since a symmetric
-    matrix with a zero diagonal block of that size has no more positive eigenvalues (Cauchy's interlacing); for
-    two modalities that is the shorter one.
-    """
-    lengths = sorted(dims.values())
-    if method in ("none", "whiten", "procrustes", "ridge"):
-        return dims.get(hub or "", lengths[-1])
-    if method in _SAMPLED and len(lengths) > 1:
-        return sum(lengths)
-    return sum(lengths) if len(lengths) == 1 else sum(lengths[:-1])
+    """Returns the largest number of axes that a method can find, see `registry.AlignmentMethod.max_dim`."""
+    return METHODS[method].max_dim(dims, hub)
 
 
 def possible_axes(spec: SpaceSpec, dims: Mapping[str, int]) -> int:
-    """The number of axes that is asked for, or as many as there can be."""
+    """Returns the number of axes that is asked for, or as many as there can be."""
     return min(spec.axes, max_dim(spec.method, dims, spec.hub))
 
 
 def fit_space(moments: Moments, spec: SpaceSpec, sample: pa.Table | None = None) -> Space:
-    """Fits a joint space: the projections, and what else the method needs to align modalities.
+    """Fits a joint space: the projections, and any other parts that the method needs to align modalities.
+
+    If only one modality can be used, the space is its centred principal components, whatever the method asked for.
 
     Args:
-        moments: of the embeddings.
-        spec: how. With one modality that can be used the space is its centred principal components, whatever
-            was asked.
-        sample: `item_id` and `<m>_embedding` columns (null: missing); for methods of which `needs_sample`.
+        moments: the moments of the embeddings.
+        spec: the settings.
+        sample: see `registry.AlignmentMethod`. Only for methods that need a sample.
 
     Returns:
-        A space whose `info` holds `items` and `pairs` (how many rows), `unseen_pairs`, `left_out` (modality:
-        why), `unaligned` (modalities never seen with another), `axes_asked` and what its method says.
+        A space without fusion. The fields of its `info` from `asked` to `findings` are set.
 
     Raises:
         JobError: a setting is not allowed, or no modality can be used.
@@ -84,55 +57,63 @@ def fit_space(moments: Moments, spec: SpaceSpec, sample: pa.Table | None = None)
     used = [m for m in moments.dims if m not in left_out]
     if not used:
         why = "; ".join(f"{m}: {reason}" for m, reason in left_out.items()) or "there are no embeddings"
-        raise JobError(f"space: no modality can be fitted ({why}); give two different items of one at least")
-    method = "pca" if len(used) == 1 else spec.method
-    if method in ("auto", "cca", "gcca"):
-        method = "cca" if len(used) == 2 else "gcca"
-    if method in _SAMPLED:
-        if sample is None:
-            raise JobError(f"space.method: {method} is fitted on a sample of embeddings, and there is none")
-        module, _, name = _SAMPLED[method].partition(":")
-        space: Space = getattr(import_module(module), name)(sample, moments, used, spec)
-    else:
-        maps, found = _SOLVERS[method](moments, used, spec)
-        space = linear_space(method, {m: moments.mean(m) for m in used}, maps, found)
+        raise JobError(
+            f"space: no modality can be fitted ({why}); at least one modality needs two items with different embeddings"
+        )
+    space = _fit(moments, used, spec, sample)
     pairs = list(combinations(moments.dims, 2))
-    info = {
-        "asked": spec.method,
-        "axes_asked": spec.axes,
-        "items": {m: moments.count(m) for m in moments.dims},
-        "pairs": {f"{a}-{b}": moments.count(a, b) for a, b in pairs},
-        "unseen_pairs": [f"{a}-{b}" for a, b in pairs if not moments.count(a, b)],
-        "left_out": left_out,
-        **space.info,
-    }
-    return replace(space, method=method, info=info)
+    info = replace(
+        space.info,
+        asked=spec.method,
+        axes_asked=spec.axes,
+        items={m: moments.count(m) for m in moments.dims},
+        pairs={f"{a}-{b}": moments.count(a, b) for a, b in pairs},
+        unseen_pairs=tuple(f"{a}-{b}" for a, b in pairs if not moments.count(a, b)),
+        left_out=left_out,
+    )
+    return replace(space, info=info)
+
+
+def _fit(moments: Moments, used: list[str], spec: SpaceSpec, sample: pa.Table | None) -> Space:
+    """Fits the usable modalities by the method asked for."""
+    if len(used) == 1:
+        return _linear("pca", moments, solve_pca(moments, used, spec))
+    method = spec.method
+    if method in _CANONICAL:
+        method = "cca" if len(used) == 2 else "gcca"
+    fit = METHODS[method].load()
+    if not METHODS[method].needs_sample:
+        return _linear(method, moments, fit(moments, used, spec))
+    if sample is None:
+        raise JobError(f"space.method: {method} is fitted on a sample of embeddings, and there is none; pass a sample")
+    space: Space = fit(moments, used, spec, sample)
+    return replace(space, method=method)
+
+
+def _linear(method: str, moments: Moments, found: Solution) -> Space:
+    """Makes the space of a method that returned linear maps."""
+    info = SpaceInfo(unaligned=tuple(found.unaligned), findings=found.findings)
+    return linear_space(method, {m: moments.mean(m) for m in found.maps}, found.maps, info)
 
 
 def _check(moments: Moments, spec: SpaceSpec) -> None:
     """Refuses settings that cannot be met."""
-    method, dim = spec.method, spec.axes
-    if method not in METHODS:
-        raise JobError(f"space.method: {method!r} is none of {', '.join(METHODS)}; choose one of them")
-    if method == "cca" and len(moments.dims) > 2:
+    method, dim = METHODS[spec.method], spec.axes
+    if method.most_modalities is not None and len(moments.dims) > method.most_modalities:
         raise JobError(
-            f"space.method: cca aligns two modalities, and the job has {', '.join(moments.dims)}; "
-            "use gcca or auto"
+            f"space.method: {spec.method} aligns at most {method.most_modalities} modalities, and the job has "
+            f"{', '.join(moments.dims)}; use gcca or auto"
         )
-    most = max_dim(method, moments.dims, spec.hub) if moments.dims else dim
-    if not 1 <= dim <= most:
+    most = method.max_dim(moments.dims, spec.hub) if moments.dims else dim
+    if dim > most:
         lengths = ", ".join(f"{m} {d}" for m, d in moments.dims.items())
-        raise JobError(f"space.dim: {dim} is not in 1 … {most}, which embeddings of {lengths} values allow")
-    if spec.regularization is not None and not 0 <= spec.regularization < np.inf:
         raise JobError(
-            f"space.regularization: {spec.regularization} is not a number ≥ 0; set one or leave it out"
+            f"space.dim: {dim} is not in 1 … {most}, which embeddings of {lengths} values allow; set it in this range"
         )
-    if not 0 <= spec.weighting < np.inf:
-        raise JobError(f"space.weighting: {spec.weighting} is not a number ≥ 0; set one, or leave it out")
 
 
 def _unusable(moments: Moments, m: str) -> str:
-    """Says why a modality cannot be fitted, or nothing."""
+    """Says why a modality cannot be fitted, or returns an empty string."""
     if (n := moments.count(m)) < 2:
         return f"{n} of at least 2 items have it"
     return "" if np.trace(moments.covariance(m, m)) > 0 else "all its embeddings are alike"

@@ -1,4 +1,4 @@
-"""Second moments of embeddings, over every pair of modalities, that merge in any order to the same bits."""
+"""Second moments of embeddings over every pair of modalities. Merged in any order they have the same bits."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ from unisono.transforms.base.columns import embeddings_of, in_sample
 from unisono.transforms.base.errors import JobError
 
 _BLOCK_ROWS = 2048  # rows cast to float64 at a time: 25 MB for 3 × 512 columns
-# A sum is held as `coarse + fine`, both multiples of a fixed grid, so that adding sums rounds nothing and
-# no order of merging shows: float64 adds multiples of 2^-10 exactly below 2^43, those of 2^-62 below 2^-9.
+# A sum is stored as `coarse + fine`, each a multiple of a fixed step. Adding two sums then rounds nothing, and the
+# order of merging makes no difference: float64 adds multiples of 2^-10 exactly below 2^43, those of 2^-62 below 2^-9.
 _COARSE = 2.0**10
 _FINE = 2.0**62
 
 
 class Moments:
-    """Sums n, Σx_a, Σx_b and Σx_a x_bᵀ for every pair of modalities, over the rows where both are present.
+    """The sums n, Σx_a, Σx_b and Σx_a x_bᵀ for every pair of modalities, over the rows where both are present.
 
-    One symmetric matrix ZᵀZ holds all of them, where a row of Z is [x_a, 1, x_b, 1, …] and a missing
-    modality's part, its 1 included, is zero. No shift is subtracted: it would have to be agreed on before the
-    data is seen, and in float64 a mean a hundred times the spread still leaves twelve digits of the
-    covariance.
+    One symmetric matrix ZᵀZ holds all sums. A row of Z is [x_a, 1, x_b, 1, …]. Where a modality is missing, its values
+    and its 1 are zero. No shift is subtracted from the embeddings: all workers would have to agree on it before they
+    see the data. In float64 the covariance keeps twelve digits even if a mean is a hundred times the spread.
 
-    Guarantees: `merge` is exact, hence associative and commutative bit for bit, for sums below 2^43;
-    resolution 2^-62.
+    Guarantees: `merge` is exact, hence associative and commutative bit for bit, for sums below 2^43. The resolution is
+    2^-62.
 
     Attributes:
-        dims: embedding length of each modality, by name in ascending order.
+        dims: the embedding length of each modality, in ascending order of the modalities.
     """
 
     def __init__(self, dims: Mapping[str, int], coarse: np.ndarray, fine: np.ndarray) -> None:
@@ -43,7 +42,11 @@ class Moments:
 
     @classmethod
     def zero(cls, dims: Mapping[str, int] | None = None) -> Moments:
-        """Makes the sums of no rows; modalities not named here are taken up when they first come."""
+        """Makes the sums of no rows.
+
+        Args:
+            dims: the embedding length of each modality. A modality that is not named is added when it is first seen.
+        """
         size = sum(d + 1 for d in (dims or {}).values())
         return cls(dims or {}, np.zeros((size, size)), np.zeros((size, size)))
 
@@ -51,11 +54,11 @@ class Moments:
         """Adds rows, in place.
 
         Args:
-            batch: for each modality its embeddings, any float [n, d], and present, bool [n]. Rows that are
-                not present may hold anything.
+            batch: for each modality its embeddings, any float [n, d], and present, bool [n]. Rows that are not present
+                may hold anything.
 
         Raises:
-            JobError: a length differs from an earlier one, or a present embedding is not finite.
+            JobError: embeddings of a modality differ in length from earlier ones, or a present embedding is not finite.
         """
         self._grow({m: vectors.shape[1] for m, (vectors, _) in batch.items()})
         used = {m: pair for m, pair in sorted(batch.items()) if pair[1].any()}
@@ -78,10 +81,10 @@ class Moments:
         return self
 
     def merge(self, other: Moments) -> Moments:
-        """Adds another's sums, in place.
+        """Adds the sums of `other`, in place.
 
         Raises:
-            JobError: a modality's length differs between the two.
+            JobError: a modality has another length in `other`.
         """
         self._grow(other.dims)
         where = self._where(other.dims)
@@ -91,13 +94,17 @@ class Moments:
         return self
 
     def less(self, other: Moments) -> Moments:
-        """Gives the sums without those of rows that were added before, exactly; both stay as they are.
+        """Returns these sums without the rows of `other`, exactly. Neither operand changes.
+
+        Args:
+            other: the sums of rows that were added before.
 
         Raises:
-            JobError: `other` has a modality that is not there, or one of another length.
+            JobError: `other` has a modality that these sums lack, or one of another length.
         """
         if not other.dims.keys() <= self.dims.keys():
-            raise JobError(f"moments: {', '.join(other.dims)} were not all among {', '.join(self.dims)}")
+            missing, known = ", ".join(other.dims.keys() - self.dims.keys()), ", ".join(self.dims)
+            raise JobError(f"moments: {missing} was not added, only {known}; add a row before taking it off")
         out = Moments(self.dims, self._coarse.copy(), self._fine.copy())
         negative = Moments(other.dims, -other._coarse, -other._fine)
         return out.merge(negative)
@@ -107,17 +114,16 @@ class Moments:
         return int(self._block(self._one(a), self._one(a if b is None else b))[0, 0])
 
     def mean(self, a: str) -> np.ndarray:
-        """Averages `a` over the rows where it is present: float64 [d_a], zeros where there is none."""
+        """Averages `a` over the rows where it is present: float64 [d_a], zeros if there is no such row."""
         return self._block(self._span[a], self._one(a))[:, 0] / max(self.count(a), 1)
 
     def covariance(self, a: str, b: str) -> np.ndarray:
         """Estimates Cov(x_a, x_b) from the available cases.
 
-        Both means and the sum of products are taken over the n_ab rows where both are present, and divided by
-        n_ab.
+        The means and the products are averaged over the n_ab rows where both modalities are present.
 
         Returns:
-            float64 [d_a, d_b], zeros where the two were never present together.
+            float64 [d_a, d_b], zeros if the two were never present together.
         """
         n = max(self.count(a, b), 1)
         mean_a = self._block(self._span[a], self._one(b)) / n
@@ -125,7 +131,7 @@ class Moments:
         return self._block(self._span[a], self._span[b]) / n - mean_a * mean_b
 
     def to_bytes(self) -> bytes:
-        """Writes the sums as a safetensors file, without the half that symmetry repeats."""
+        """Returns the sums as a safetensors file, without the half that follows from symmetry."""
         upper = np.triu(np.ones(self._coarse.shape, bool))
         tensors = {f"dim.{m}": np.array(d, np.int64) for m, d in self.dims.items()}
         tensors |= {"coarse": self._coarse[upper], "fine": self._fine[upper]}
@@ -133,7 +139,7 @@ class Moments:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Moments:
-        """Reads what `to_bytes` wrote."""
+        """Reads what `to_bytes` returned."""
         tensors = safetensors.numpy.load(data)
         out = cls.zero({k.removeprefix("dim."): int(v) for k, v in tensors.items() if k.startswith("dim.")})
         upper = np.triu(np.ones(out._coarse.shape, bool))
@@ -143,11 +149,11 @@ class Moments:
         return out
 
     def _one(self, a: str) -> slice:
-        """Where the column of ones of a modality is."""
+        """Returns the place of a modality's column of ones."""
         return slice(self._span[a].stop, self._span[a].stop + 1)
 
     def _where(self, names: Iterable[str]) -> tuple:
-        """Indexes the rows and columns of some modalities, in ascending order."""
+        """Returns the index of the rows and columns of some modalities, in ascending order of their names."""
         names = sorted(names)
         if names == list(self.dims):
             return np.s_[:, :]
@@ -159,14 +165,14 @@ class Moments:
         return self._coarse[rows, columns] + self._fine[rows, columns]
 
     def _carry(self) -> None:
-        """Moves what outgrew the fine part to the coarse one: with 0 ≤ fine < 2^-10 a sum has one form."""
+        """Moves multiples of the coarse step from `fine` to `coarse`. With 0 ≤ fine < 2^-10 a sum has only one form."""
         carry = np.floor(self._fine * _COARSE)
         carry /= _COARSE
         self._coarse += carry
         self._fine -= carry
 
     def _grow(self, dims: Mapping[str, int]) -> None:
-        """Makes room for modalities not seen before."""
+        """Adds rows and columns for modalities that were not seen before."""
         for m, d in dims.items():
             if self.dims.get(m, d) != d:
                 raise JobError(
@@ -183,13 +189,13 @@ class Moments:
 
 
 def _spans(dims: Mapping[str, int]) -> dict[str, slice]:
-    """Where each modality's embedding lies in a row [x_a, 1, x_b, 1, …]."""
+    """Returns the place of each modality's embedding in a row [x_a, 1, x_b, 1, …]."""
     ends = accumulate(d + 1 for d in dims.values())
     return {m: slice(end - d - 1, end - 1) for (m, d), end in zip(dims.items(), ends, strict=True)}
 
 
 def _gram(batch: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Computes ZᵀZ of rows [x_a, 1, x_b, 1, …], zeros where missing: float64 [Σ(d + 1), Σ(d + 1)]."""
+    """Computes ZᵀZ, see `Moments`: float64 [Σ(d + 1), Σ(d + 1)]."""
     spans = _spans({m: vectors.shape[1] for m, (vectors, _) in batch.items()})
     size = max(span.stop for span in spans.values()) + 1
     n = len(next(iter(batch.values()))[1])
@@ -204,19 +210,15 @@ def _gram(batch: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
             z[:, span.stop] = present
             if not present.all():
                 z[~present, span] = 0.0
-        out += z.T @ z  # one matrix on both sides: NumPy calls syrk, half the work and exactly symmetric
+        out += z.T @ z  # NumPy sees one matrix on both sides and calls syrk: half the work, exactly symmetric
     return out
 
 
 # --- Beam --------------------------------------------------------------------------------------------------
 
 
-
-
-
-
 class MomentsCoder(beam.coders.Coder):
-    """Carries moments as their bytes."""
+    """Encodes moments as their bytes."""
 
     def encode(self, value: Moments) -> bytes:
         return value.to_bytes()
@@ -237,10 +239,10 @@ beam.coders.registry.register_coder(Moments, MomentsCoder)
 class MomentsCombineFn(beam.CombineFn):
     """Combines tables with `<m>_embedding` columns (null: missing) into `Moments`.
 
-    The same tables give the same bits, however the runner groups and orders them.
+    Guarantees: the same tables have the same moments bit for bit, whatever the runner's grouping and order.
 
     Args:
-        sample: fraction of the rows to use, chosen by hash of `item_id`. None: all.
+        sample: the fraction of the rows to use, chosen by hash of `item_id`. None means all rows.
     """
 
     def __init__(self, sample: float | None = None) -> None:

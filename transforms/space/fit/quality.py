@@ -1,4 +1,4 @@
-"""How good a joint space is, measured on items that it was not fitted on."""
+"""Measures how good a joint space is, on items that it was not fitted on."""
 
 from __future__ import annotations
 
@@ -18,29 +18,39 @@ from unisono.transforms.base.nearest import (
     same_label_neighbours,
 )
 from unisono.transforms.base.tables import hash_ids
-from unisono.transforms.space.fuse import fuse
+from unisono.transforms.space.fuse import Fused, fuse
 from unisono.transforms.space.space import Aligned, Space
 from unisono.transforms.store.small_vectors import encode_vectors
 
-_LOST = 0.3  # of the modalities, for `missing`
+_LOST = 0.3  # the fraction of all modalities that `_missing` takes away
 _K = 10
-_MOST_ROWS = 8192  # for what compares all with all
+_MOST_ROWS = 8192  # every item is compared with every other one
 Batch = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def measure_space(space: Space, rows: pa.Table, labels: np.ndarray | None = None) -> dict[str, Any]:
-    """Measures retrieval across modalities, neighbours, and what missing modalities cost.
+    """Measures retrieval across modalities, neighbours, and the effect of missing modalities.
 
     Args:
-        space: with its fusion.
-        rows: `item_id`, `<m>_embedding` (null: missing); items that the fit did not see. At most 8,192 count.
-        labels: [n], of each row.
+        space: the space with its fusion.
+        rows: `item_id` and `<m>_embedding` (null: missing) of items that the fit did not see. Only the first 8,192 are
+            used.
+        labels: the label of each row, [n]. None means that no labels are known.
 
     Returns:
-        JSON types: `items`, `pairs` (`a→b`: recall@1/5/10, median_rank, mrr, n, chance@10), `mean_recall@10` over
-        the pairs, `times_chance` (mean over the pairs of recall@10 / chance), `gap` (`a-b`: distance of the mean
-        unit vectors), `isotropy`, `coverage`, `same_label` (with labels), `without` (each modality dropped),
-        `missing` (see `_missing`).
+        A dictionary in JSON types:
+        `items`: the number of items.
+        `pairs`: for each pair `a→b` recall@1, recall@5, recall@10, median_rank and mrr of an item's own b among all
+        items' b, when the query is its a; n, the number of items with both; chance@10, the recall@10 of random ranks.
+        `mean_recall@10`: the mean over the pairs.
+        `times_chance`: the mean over the pairs of recall@10 / chance@10.
+        `gap`: for each pair `a-b` the distance between the mean unit vectors of the two.
+        `isotropy`: see `isotropy`, of the item vectors.
+        `coverage`: the fraction of the items that have each modality, and that have a `vector`.
+        `same_label`: the fraction of ten nearest neighbours with the same label, for item vectors (`vector`), for each
+        modality, and by `chance`. Only with labels.
+        `without`: for each modality, what remains if it is dropped, see `_without`.
+        `missing`: see `_missing`.
     """
     rows = rows.slice(0, _MOST_ROWS)
     labels = None if labels is None else labels[: rows.num_rows]
@@ -67,10 +77,15 @@ def measure_space(space: Space, rows: pa.Table, labels: np.ndarray | None = None
 
 
 def isotropy(vectors: np.ndarray) -> float | None:
-    """Says how evenly vectors use the axes: (Σλ)² / (dim · Σλ²) of their covariance, 1 / dim … 1.
+    """Measures how evenly vectors use the axes: (Σλ)² / (dim · Σλ²) with the eigenvalues λ of their covariance.
 
-    Source: the participation ratio, Gao et al., "A theory of multineuronal dimensionality", 2017, eq. 3, over dim;
-    Rudman et al., "IsoScore", ACL Findings 2022, on why the spectrum, not mean cosines, should be asked.
+    The result is between 1 / dim and 1. None means that there are fewer than two different vectors.
+
+    Source: Gao et al., "A theory of multineuronal dimensionality", 2017, eq. 3 (the participation ratio, here divided
+    by dim); Rudman et al., "IsoScore", ACL Findings 2022 (why to use the spectrum and not mean cosines).
+
+    Args:
+        vectors: float [n, dim].
     """
     if len(vectors) < 2:
         return None
@@ -80,6 +95,7 @@ def isotropy(vectors: np.ndarray) -> float | None:
 
 
 def _pairs(aligned: Aligned) -> dict[str, dict[str, float]]:
+    """Measures retrieval between the modalities of each pair, see `measure_space`."""
     out = {}
     for a, b in permutations(aligned.vectors, 2):
         both = aligned.present[a] & aligned.present[b]
@@ -91,7 +107,10 @@ def _pairs(aligned: Aligned) -> dict[str, dict[str, float]]:
 
 
 def _gaps(aligned: Aligned) -> dict[str, float]:
-    """Distance between the mean vectors of two modalities (Liang et al., "Mind the gap", NeurIPS 2022, §2)."""
+    """Measures the distance between the mean vectors of two modalities, over the items that have both.
+
+    Source: Liang et al., "Mind the gap", NeurIPS 2022, §2.
+    """
     out = {}
     for a, b in combinations(aligned.vectors, 2):
         both = aligned.present[a] & aligned.present[b]
@@ -102,6 +121,7 @@ def _gaps(aligned: Aligned) -> dict[str, float]:
 
 
 def _same_label(aligned: Aligned, vectors: np.ndarray, ok: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Measures how many neighbours have the same label, see `measure_space`."""
     out = {"chance": chance_same_label(labels[ok])} if ok.sum() > 1 else {}
     for name, x, here in [("vector", vectors, ok), *((m, v, aligned.present[m]) for m, v in aligned.vectors.items())]:
         if here.sum() > 1:
@@ -112,7 +132,13 @@ def _same_label(aligned: Aligned, vectors: np.ndarray, ok: np.ndarray, labels: n
 def _without(
     space: Space, batch: Batch, vectors: np.ndarray, ok: np.ndarray, labels: np.ndarray | None
 ) -> dict[str, dict[str, float]]:
-    """What dropping a modality does: items left without a vector, neighbours kept, neighbours of one label."""
+    """Measures the effect of dropping each modality.
+
+    Returns:
+        For each modality: `coverage`, the fraction of the items that still have a vector; `top10_overlap`, the share of
+        their ten nearest neighbours that stay; and with labels `same_label` and `same_label_with`, the fraction of
+        neighbours with the same label, without and with the modality.
+    """
     out = {}
     for m in space.modalities if len(space.modalities) > 1 else ():
         left = fused_without(space, batch, {m: np.zeros(len(ok), bool)})
@@ -127,22 +153,29 @@ def _without(
     return out
 
 
-def fused_without(space: Space, batch: Batch, kept: dict[str, np.ndarray]) -> Any:
-    """Fuses items of which only some rows of some modalities are kept: bool [n] by modality, all if not named."""
+def fused_without(space: Space, batch: Batch, kept: dict[str, np.ndarray]) -> Fused:
+    """Fuses items after taking modalities away.
+
+    Args:
+        space: the space.
+        batch: see `Space.align`.
+        kept: for each modality bool [n]: the rows that keep it. A modality that is not named is kept everywhere.
+    """
     shown = {m: (x, p & kept[m] if m in kept else p) for m, (x, p) in batch.items()}
     aligned = space.align(shown)
     return fuse(aligned.vectors, aligned.weights)
 
 
 def _missing(space: Space, batch: Batch, rows: pa.Table) -> dict[str, float]:
-    """How well an item is found by one modality when it is stored by its others, before and after 30% are lost.
+    """Measures how well a query by one modality finds an item that is stored by its other modalities.
 
-    For each modality m: queries are the m vectors alone; candidates are item vectors made without m. R@10 is
-    averaged over the modalities. 30% of all modalities are then taken away, drawn by hash of the item id; items
-    that keep no other than m are not counted in either.
+    For each modality m, the queries are the items' m vectors and the candidates are item vectors made without m. Then
+    30% of all modalities are taken away, drawn by hash of the item id, and the same is measured again. Items that keep
+    no modality besides m are excluded from both measurements.
 
     Returns:
-        `recall@10`, `recall@10_lost`, `drop` (their difference), `items` (mean number of candidates).
+        `recall@10` with all modalities and `recall@10_lost` with 30% of them lost, both averaged over the modalities;
+        `drop`, their difference; `items`, the mean number of candidates. Empty if nothing can be measured.
     """
     modalities = [m for m in space.modalities if m in batch]
     ids = hash_ids(rows["item_id"])
@@ -172,7 +205,7 @@ def _missing(space: Space, batch: Batch, rows: pa.Table) -> dict[str, float]:
 
 
 def missing_with_and_without(space: Space, rows: pa.Table) -> dict[str, dict[str, float]]:
-    """Measures `missing` of a space that imputes, and of the same without imputation."""
+    """Measures `missing`, see `measure_space`, for a space that imputes and for the same space without imputation."""
     rows = rows.slice(0, _MOST_ROWS)
     batch = {m: pair for m, pair in embeddings_of(rows).items() if m in space.modalities}
     return {
@@ -182,11 +215,16 @@ def missing_with_and_without(space: Space, rows: pa.Table) -> dict[str, dict[str
 
 
 def size_costs(vectors: np.ndarray, scale: np.ndarray, k: int = 10) -> dict[str, Any]:
-    """Says what each smaller form keeps of the top-k neighbours: overlap with float32 at full length.
+    """Measures what smaller vectors lose: the overlap of their k nearest neighbours with those of the full vectors.
 
     Args:
         vectors: float32 [n, dim], unit rows.
-        scale: of each axis.
+        scale: float64 [dim], the size of an int8 step on each axis.
+        k: the number of neighbours.
+
+    Returns:
+        `k`, `items`, `dim`, and the overlap, 0 … 1, of `float16`, `int8`, and for a half, a quarter and an eighth of
+        the axes `axes_<n>` (float32) and `axes_<n>_int8`.
     """
     dim = vectors.shape[1]
     out: dict[str, Any] = {"k": k, "items": len(vectors), "dim": dim}

@@ -1,10 +1,9 @@
-"""Versions of a space: axes in order of importance, and a new fit turned to face the published one."""
+"""Versions of a space: axes in order of importance, and a new fit that is turned to the published space."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,111 +13,139 @@ from unisono.transforms.base.columns import common_rows, unit_rows
 from unisono.transforms.base.nearest import neighbour_overlap
 from unisono.transforms.base.tables import from_vector_column
 from unisono.transforms.space.fit.whitening import signs, turn_to
+from unisono.transforms.space.info import Comparison
 from unisono.transforms.space.parts.linear import LinearMap
 from unisono.transforms.space.space import Space
 
-POLICIES = ("never", "always", "on_drift")
-OVERLAP_ROWS = 2048  # items whose neighbours are compared: n² scores
-_LEAST_COSINE = 0.9  # mean, of an item's vector in two spaces, for what was summed in one to be used in the other
-_MOST_COMPARABLE = 400  # spaces that are remembered: a year of nights
-_LEAST_PER_AXIS = 1  # common items for each axis, under which a turn would be made up
+OVERLAP_ROWS = 2048  # how many items have their neighbours compared: n² scores
+_LEAST_COSINE = 0.9  # least mean cosine of an item's vectors in two spaces for sums of the one to be used in the other
+_MOST_COMPARABLE = 400  # how many earlier spaces are remembered: a year of nights
+_LEAST_PER_AXIS = 1  # common items for each axis; with fewer, the turn would be arbitrary
 
 
 def order_axes(vectors: np.ndarray) -> np.ndarray:
-    """Gives the turn after which a prefix of the item vectors is the best short vector: float64 [dim, dim].
+    """Returns the turn after which the first k axes are the best short vector, for every k: float64 [dim, dim].
 
-    The eigenvectors of Σ v vᵀ, largest eigenvalue first: of all linear maps to k axes the first k keep the most of
-    the vectors, in least squares.
+    Its columns are the eigenvectors of Σ v vᵀ, the largest eigenvalue first. Of all linear maps to k axes, the first k
+    of them keep the most of the vectors in the sense of least squares.
 
     Source: Eckart, Young, "The approximation of one matrix by another of lower rank", Psychometrika 1(3), 1936.
+
+    Args:
+        vectors: item vectors, float [n, dim].
     """
     v = vectors.astype(np.float64)
     axes = scipy.linalg.eigh(v.T @ v)[1][:, ::-1]
     return np.ascontiguousarray(axes * signs(axes))
 
 
+def compare(new: np.ndarray, old: np.ndarray) -> Comparison:
+    """Compares two versions of the same items' vectors.
 
-
-
-
-def compare(new: np.ndarray, old: np.ndarray) -> dict[str, float]:
-    """Says how comparable two versions of the same items' vectors are: mean cosine, top-10 neighbour overlap."""
+    Args:
+        new: float [n, dim], unit rows.
+        old: float [n, dim], unit rows of the same items.
+    """
     some = slice(0, OVERLAP_ROWS)
-    return {
-        "mean_cosine": float(np.einsum("ij,ij->i", new.astype(np.float64), old.astype(np.float64)).mean()),
-        "top10_overlap": neighbour_overlap(new[some], old[some], 10),
-    }
+    cosines = np.einsum("ij,ij->i", new.astype(np.float64), old.astype(np.float64))
+    return Comparison(float(cosines.mean()), neighbour_overlap(new[some], old[some], 10))
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """How a new space was turned to the published one, see `RefitReport` for the fields.
+
+    `before`, `turned` and `rotation` are None if the space could not be turned. `not_anchored` then says why.
+    """
+
+    common: int
+    before: Comparison | None = None
+    turned: Comparison | None = None
+    rotation: list[list[float]] | None = None
+    not_anchored: str | None = None
 
 
 def anchor(
     space: Space, ids: pa.ChunkedArray, vectors: np.ndarray, previous: pa.Table, dim: int
-) -> tuple[Space, dict[str, Any]]:
-    """Turns a newly fitted space to the published one, so that vectors of the two can be compared.
+) -> tuple[Space, Turn]:
+    """Turns a newly fitted space to the published one: vectors of the two can then be compared.
 
     Args:
-        space: newly fitted.
+        space: the new space.
         ids: item ids, [n].
-        vectors: of these items in `space`, float32 [n, space.dim].
-        previous: `item_id`, `vector` float32 unit rows, of the published run.
+        vectors: the vectors of these items in `space`, float32 [n, space.dim].
+        previous: `item_id` and `vector` (float32, unit rows) of the published run.
         dim: how many axes to keep.
 
     Returns:
-        The space on `dim` axes, and what to say of it: `common` items, `rotation`, `before` and `turned`: mean
-        cosine and top-10 overlap of new to old before and after the turn; or `common` and `not_anchored`: why.
+        The space on `dim` axes, and how it was turned.
     """
     here, there = common_rows(ids, previous["item_id"])
     old = from_vector_column(previous["vector"])[0][there]
     short = space.turned(np.eye(space.dim)[:, :dim]) if dim < space.dim else space
     if old.shape[1] < dim:
-        return short, {"common": len(here), "not_anchored": f"it has {old.shape[1]} axes, this run {dim}"}
+        return short, Turn(len(here), not_anchored=f"it has {old.shape[1]} axes, this run {dim}")
     if len(here) < _LEAST_PER_AXIS * dim:
-        return short, {"common": len(here), "not_anchored": f"fewer than {dim} items in common"}
+        return short, Turn(len(here), not_anchored=f"fewer than {dim} items in common")
     old = unit_rows(old[:, :dim])
     new = vectors[here]
     turn = turn_to(new, old)
-    report: dict[str, Any] = {"common": len(here), "turned": compare(unit_rows(new @ turn), old)}
-    report["before"] = compare(unit_rows(new[:, :dim]), old)
-    report["rotation"] = np.round(turn, 6).tolist()
-    return space.turned(turn), report
+    return space.turned(turn), Turn(
+        len(here),
+        before=compare(unit_rows(new[:, :dim]), old),
+        turned=compare(unit_rows(new @ turn), old),
+        rotation=np.round(turn, 6).tolist(),
+    )
 
 
-def lineage(space: Space, published: Space, report: Mapping[str, Any]) -> tuple[list[str], str]:
-    """Lists the earlier spaces whose vectors may be compared with a new one's, the newest first; or says why none.
+def lineage(
+    space: Space, published: Space, mean_cosine: float | None, not_anchored: str | None
+) -> tuple[tuple[str, ...], str]:
+    """Lists the earlier spaces whose vectors may be compared with those of a new one.
 
     Args:
-        report: of `anchor`, with the `mean_cosine` of what came out.
+        space: the new space.
+        published: the published space.
+        mean_cosine: the mean cosine of the new vectors to the published ones, see `RefitReport`.
+        not_anchored: why there is no mean cosine.
+
+    Returns:
+        The space_ids, the newest first; and why there are none, or an empty string.
     """
-    if "mean_cosine" not in report:
-        return [], str(report.get("not_anchored", "none of the published items is in the sample"))
+    if mean_cosine is None:
+        return (), not_anchored or "none of the published items is in the sample"
     if space.dim != published.dim:
-        return [], f"it has {published.dim} axes, this run {space.dim}"
-    if report["mean_cosine"] < _LEAST_COSINE:
-        found = f"{report['mean_cosine']:.2f}, and {_LEAST_COSINE} is needed"
-        return [], f"vectors of the same items have a mean cosine of {found}"
-    return [published.space_id, *published.info.get("comparable", [])][:_MOST_COMPARABLE], ""
-
-
+        return (), f"it has {published.dim} axes, this run {space.dim}"
+    if mean_cosine < _LEAST_COSINE:
+        found = f"{mean_cosine:.2f}, and {_LEAST_COSINE} is needed"
+        return (), f"vectors of the same items have a mean cosine of {found}"
+    return (published.space_id, *(published.info.comparable or ()))[:_MOST_COMPARABLE], ""
 
 
 def blend(space: Space, published: Space, inertia: float) -> Space | None:
-    """Moves a published space only part of the way to a newly fitted one that has been turned to it.
+    """Moves the published space part of the way to a new one that was turned to it.
 
-    Each modality's mean and map become (1 − inertia) · new + inertia · published: from run to run an exponential
-    moving average of the fits, which follows the catalogue and evens out what one night's sample does to a fit.
+    The mean and the map of each modality become (1 − inertia) · new + inertia · published. Over many runs this is an
+    exponential moving average of the fits: it follows the catalogue and evens out the chance of each night's sample.
 
     Source: Polyak, Juditsky, "Acceleration of stochastic approximation by averaging", SIAM J. Control Optim. 30(4),
-    1992 (averages of estimates vary less than the last); Schönemann 1966 for the turn before it.
+    1992 (averages of estimates vary less than the last estimate); Schönemann 1966 for the turn before it.
+
+    Args:
+        space: the new space, turned to the published one.
+        published: the published space.
+        inertia: the share of the published space, 0 … 1.
 
     Returns:
-        The space, without its imputer, which is of other axes; None where it cannot be done: a space that is not
-        one linear map a modality.
+        The blended space without an imputer, because the new space's imputer belongs to other axes. None if the spaces
+        are not one linear map for each modality, or if their maps have other shapes.
     """
     new, old = _flat(space), _flat(published)
     if new is None or old is None or new.keys() != old.keys():
         return None
     if any(new[m].map.shape != old[m].map.shape for m in new):
         return None
-    # Maps of two fits agree in direction, not in length: only directions come out.
+    # Two fits agree in the directions of their maps but not in the lengths, and only directions reach the vectors.
     ratio = np.sqrt(sum(np.sum(a.map**2) for a in new.values()) / sum(np.sum(a.map**2) for a in old.values()))
     mixed = {
         m: LinearMap(
@@ -131,7 +158,7 @@ def blend(space: Space, published: Space, inertia: float) -> Space | None:
 
 
 def _flat(space: Space) -> dict[str, LinearMap] | None:
-    """Each modality as one linear map, outputs and all; None where there is more to it."""
+    """Joins the projection and the output of each modality in one linear map. None if the space is not linear."""
     if space.mixer is not None:
         return None
     out = {}
@@ -144,19 +171,18 @@ def _flat(space: Space) -> dict[str, LinearMap] | None:
 
 
 def may_keep(published: Space, wanted: Mapping[str, str], dims: Mapping[str, int]) -> str:
-    """Says why a published space cannot map tonight's embeddings, or nothing.
+    """Says why the published space cannot map this run's embeddings, or returns an empty string.
 
     Args:
-        wanted: the encoder_id of each modality of this run.
-        dims: the length of each modality's embeddings.
+        published: the published space.
+        wanted: the encoder_id of each modality in this run.
+        dims: the length of each modality's embeddings in this run.
     """
-    fitted = published.info.get("encoder_ids", {})
+    fitted = published.info.encoder_ids
     for m, encoder_id in wanted.items():
         if m not in published.modalities:
-            if m in dims and m not in published.info.get("left_out", {}):
+            if m in dims and m not in published.info.left_out:
                 return f"it does not know {m}"
         elif fitted.get(m) != encoder_id:
             return f"its {m} encoder was {fitted.get(m)}, now it is {encoder_id}"
     return ""
-
-

@@ -1,4 +1,4 @@
-"""The whole fit of a run's space: method, fusion, order of axes, version, and what it is worth."""
+"""Fits the space of a run: method, fusion, order of axes, turn to the published space, and quality."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from unisono.transforms.space.fit.quality import measure_space, size_costs
 from unisono.transforms.space.fit.refit import OVERLAP_ROWS, anchor, blend, compare, lineage, may_keep, order_axes
 from unisono.transforms.space.fit.spec import FusionSpec, SpaceSpec
 from unisono.transforms.space.fuse import fuse, item_vectors
+from unisono.transforms.space.info import Comparison, RefitReport
 from unisono.transforms.space.space import Space
 from unisono.transforms.store.small_vectors import axis_scale
 
-_VALIDATION = 0.1  # of the sample
-_LEAST_VALIDATION = 20
+_VALIDATION = 0.1  # the fraction of the sample that is held out
+_LEAST_VALIDATION = 20  # with fewer held-out items nothing is measured
 
 
 @dataclass(frozen=True)
@@ -58,88 +59,132 @@ def fit_run(
     published: Space | None = None,
     previous: pa.Table | None = None,
 ) -> tuple[Space, dict[str, Any]]:
-    """Fits, or keeps, a run's space.
+    """Fits the space of a run, or keeps the published one.
 
     Args:
-        moments: of the run's embeddings.
-        sample: `item_id`, `<m>_embedding` (null: missing), rows in the order of their ids.
-        settings: how.
-        published: the published run's space, if there is one.
-        previous: `item_id`, `vector` (float32, unit rows) of the published run, for items of the sample.
+        moments: the moments of the run's embeddings.
+        sample: `item_id` and `<m>_embedding` (null: missing), rows in ascending order of the ids.
+        settings: how to fit.
+        published: the space of the published run. None means that nothing is published.
+        previous: `item_id` and `vector` (float32, unit rows) of the published run, for the items of the sample.
 
     Returns:
-        The space, ready for item vectors, with `info["refit"]`, `info["comparable"]` (space_ids of earlier spaces
-        that it faces) or `info["not_comparable"]` (why there are none); and the content of `quality.json`.
+        The space, ready to map items, all fields of its `info` set; and the content of quality.json.
 
     Raises:
-        JobError: a setting is not allowed, nothing can be fitted, or `never` and the published space cannot be used.
+        JobError: a setting is not allowed, nothing can be fitted, or `space.refit` is `never` and the published space
+            cannot be used.
     """
-    refused = "nothing is published yet"
-    if published is not None:
-        refused = may_keep(published, settings.encoder_ids, moments.dims)
-        if not refused and published.info.get("settings") != settings.key():
-            refused = "the job file asks for another space, fusion or length"
+    refused = _refusal(published, settings, moments)
     if settings.space.refit == "never" and published is not None:
         if refused:
             raise JobError(f"space.refit: never, but the published space cannot be used: {refused}; set always once")
-        return _keep(published, sample, "never", {})
+        return _keep(published, sample, RefitReport("never", refitted=False))
     space, quality = _fit_new(moments, sample, settings)
     dim = min(settings.output_dim or space.dim, space.dim)
-    report: dict[str, Any] = {"policy": settings.space.refit, "refitted": True}
+    report = RefitReport(settings.space.refit, refitted=True)
     if published is None or previous is None or previous.num_rows == 0:
         space = space.turned(np.eye(space.dim)[:, :dim]) if dim < space.dim else space
     else:
-        space, found = _face(space, sample, published, previous, dim, settings.space.inertia if not refused else 0.0)
-        report |= {"published": published.space_id, **found}
-        known, why = lineage(space, published, found)
-        space = space.with_info(comparable=known, not_comparable=why)
-        if settings.space.refit == "on_drift" and not refused and "turned" in found:
-            drift = {"drift": 1 - found["turned"]["mean_cosine"], "threshold": settings.space.drift_threshold}
-            if drift["drift"] <= settings.space.drift_threshold:
-                return _keep(published, sample, "on_drift", drift)
-            report |= drift
-        if refused:
-            report["not_kept"] = refused
+        space, report = _face(space, sample, published, previous, settings, refused)
+        if report.drift is not None and report.drift <= settings.space.drift_threshold:
+            kept = RefitReport("on_drift", refitted=False, drift=report.drift, threshold=report.threshold)
+            return _keep(published, sample, kept)
     space = replace(space, scale=_scale(space, sample))
     space = space.with_info(settings=settings.key(), encoder_ids=dict(settings.encoder_ids), refit=report)
-    return space, quality | {"sizes": _sizes(space, sample), "refit": _without_rotation(report)}
+    return space, quality | {"sizes": _sizes(space, sample), "refit": replace(report, rotation=None).to_json()}
+
+
+def _refusal(published: Space | None, settings: FitSettings, moments: Moments) -> str:
+    """Says why the published space cannot be kept, or returns an empty string."""
+    if published is None:
+        return "nothing is published yet"
+    if refused := may_keep(published, settings.encoder_ids, moments.dims):
+        return refused
+    if published.info.settings != settings.key():
+        return "the job file asks for another space, fusion or length"
+    return ""
 
 
 def _face(
-    space: Space, sample: pa.Table, published: Space, previous: pa.Table, dim: int, inertia: float
-) -> tuple[Space, dict[str, Any]]:
-    """Turns a new space to the published one and blends the two, and measures what comes out: see `refit`."""
+    space: Space, sample: pa.Table, published: Space, previous: pa.Table, settings: FitSettings, refused: str
+) -> tuple[Space, RefitReport]:
+    """Turns a new space to the published one, blends the two, and measures the result.
+
+    Args:
+        space: the new space.
+        sample: see `fit_run`.
+        published: the published space.
+        previous: see `fit_run`.
+        settings: see `fit_run`.
+        refused: why the published space cannot be kept. If it cannot, it is not blended either.
+    """
+    dim = min(settings.output_dim or space.dim, space.dim)
+    ids, vectors = _vectors(space, sample)
+    out, turn = anchor(space, ids, vectors, previous, dim)
+    report = RefitReport(
+        settings.space.refit,
+        refitted=True,
+        published=published.space_id,
+        common=turn.common,
+        before=turn.before,
+        turned=turn.turned,
+        rotation=turn.rotation,
+        not_anchored=turn.not_anchored,
+        not_kept=refused or None,
+    )
+    if turn.turned is not None:
+        inertia = 0.0 if refused else settings.space.inertia
+        mixed = blend(out, published, inertia) if inertia else None
+        if mixed is not None:
+            if out.imputer is not None:
+                mixed = replace(mixed, imputer=fit_conditional_mean(inner_moments(mixed, sample)))
+            out = mixed
+        after = _compared(out, sample, previous, dim)
+        report = replace(
+            report,
+            inertia=inertia if mixed is not None else 0.0,
+            mean_cosine=after.mean_cosine,
+            top10_overlap=after.top10_overlap,
+        )
+        if settings.space.refit == "on_drift" and not refused:
+            report = replace(report, drift=1 - turn.turned.mean_cosine, threshold=settings.space.drift_threshold)
+    known, why = lineage(out, published, report.mean_cosine, report.not_anchored)
+    return out.with_info(comparable=known, not_comparable=why), report
+
+
+def _vectors(space: Space, sample: pa.Table) -> tuple[pa.ChunkedArray, np.ndarray]:
+    """Maps the sample: ids and item vectors, float32 [n, dim], of the items that have a vector."""
     fused, _ = item_vectors(space, sample)
     ok = np.flatnonzero(fused.ok)
-    turned, report = anchor(space, sample["item_id"].take(pa.array(ok)), fused.vectors[ok], previous, dim)
-    if "not_anchored" in report:
-        return turned, report
-    mixed = blend(turned, published, inertia) if inertia else None
-    if mixed is not None:
-        if turned.imputer is not None:
-            mixed = replace(mixed, imputer=fit_conditional_mean(inner_moments(mixed, sample)))
-        turned = mixed
-    report["inertia"] = inertia if mixed is not None else 0.0
-    fused, _ = item_vectors(turned, sample)
-    ok = np.flatnonzero(fused.ok)
-    here, there = common_rows(sample["item_id"].take(pa.array(ok)), previous["item_id"])
+    return sample["item_id"].take(pa.array(ok)), fused.vectors[ok]
+
+
+def _compared(space: Space, sample: pa.Table, previous: pa.Table, dim: int) -> Comparison:
+    """Compares the item vectors of the sample with the published ones, on the first `dim` axes."""
+    ids, vectors = _vectors(space, sample)
+    here, there = common_rows(ids, previous["item_id"])
     old = unit_rows(from_vector_column(previous["vector"])[0][there][:, :dim])
-    return turned, report | compare(fused.vectors[ok[here]], old)
+    return compare(vectors[here], old)
 
 
-def _keep(published: Space, sample: pa.Table, policy: str, drift: Mapping[str, float]) -> tuple[Space, dict[str, Any]]:
-    """Gives the published space again, measured on tonight's sample."""
-    report = {"policy": policy, "refitted": False, "published": published.space_id, **drift}
+def _keep(published: Space, sample: pa.Table, report: RefitReport) -> tuple[Space, dict[str, Any]]:
+    """Returns the published space, measured on this run's sample, and the content of quality.json."""
+    report = replace(report, published=published.space_id)
     rows = sample.slice(0, OVERLAP_ROWS)
-    quality = {"held_out": None, **measure_space(published, rows), "sizes": _sizes(published, sample), "refit": report}
+    sizes = _sizes(published, sample)
+    quality = {"held_out": None, **measure_space(published, rows), "sizes": sizes, "refit": report.to_json()}
     return published.with_info(refit=report), quality
 
 
 def _fit_new(moments: Moments, sample: pa.Table, settings: FitSettings) -> tuple[Space, dict[str, Any]]:
-    """Fits method and fusion, and measures them on items held out from the fit that is measured.
+    """Fits method and fusion, and measures a fit on items that it was not fitted on.
 
-    From moments a second space is fitted without the held-out items, whose sums are taken off exactly. Methods
-    that are fitted on the sample leave them out for good.
+    A method that sees only the moments is fitted twice: on all items, and for measuring without the held-out items,
+    whose sums are subtracted exactly. A method that needs the sample is fitted once, without the held-out items.
+
+    Returns:
+        The space, its axes in order of importance; the content of quality.json up to `sizes`.
     """
     held = held_out(sample, settings)
     rest, rows = sample.filter(pa.array(~held)), sample.filter(pa.array(held))
@@ -149,7 +194,7 @@ def _fit_new(moments: Moments, sample: pa.Table, settings: FitSettings) -> tuple
         try:
             trial = fit_space(less, settings.space, rest)
             validation = trial, rows
-        except JobError as e:  # too little is left to fit; the fit on everything decides whether the job is wrong
+        except JobError as e:  # too few items are left; the fit on all items decides whether the job is wrong
             why = str(e)
     if validation is not None and needs_sample(settings.space.method):
         space, rest_for_fusion = validation[0], rest
@@ -165,8 +210,11 @@ def _fit_new(moments: Moments, sample: pa.Table, settings: FitSettings) -> tuple
 
 
 def held_out(sample: pa.Table, settings: FitSettings) -> np.ndarray:
-    """Chooses a tenth of the sample by hash, of what the moments are of and no named anchors: bool [n]."""
-    # Shards go by the low bits of the hash, samples by the high ones.
+    """Chooses a tenth of the sample by hash of the ids: bool [n].
+
+    Only items that the moments include are chosen, and no item that is named as an anchor.
+    """
+    # Bits 20 and up are independent of the low bits, which choose the shard, and of the high ones, which draw samples.
     chosen = (hash_ids(sample["item_id"]) >> np.uint64(20)) % np.uint64(1000) < np.uint64(int(_VALIDATION * 1000))
     chosen &= in_sample(sample["item_id"], settings.space.sample)
     if isinstance(settings.space.anchors, tuple):
@@ -176,20 +224,16 @@ def held_out(sample: pa.Table, settings: FitSettings) -> np.ndarray:
 
 
 def _scale(space: Space, sample: pa.Table) -> np.ndarray:
-    """The int8 step of each axis, over item vectors and vectors of one modality alike."""
+    """Returns the int8 step of each axis. It suits item vectors and the vectors of single modalities."""
     aligned = space.align({m: pair for m, pair in embeddings_of(sample).items() if m in space.modalities})
     fused = fuse(aligned.vectors, aligned.weights)
     return np.max([axis_scale(v) for v in (fused.vectors, *aligned.vectors.values())], axis=0)
 
 
 def _sizes(space: Space, sample: pa.Table) -> dict[str, Any]:
-    """What smaller vectors cost, on some of the sample."""
+    """Measures on some items of the sample what smaller vectors lose, see `size_costs`."""
     fused, _ = item_vectors(space, sample.slice(0, OVERLAP_ROWS))
     vectors = fused.vectors[fused.ok]
     if len(vectors) < 2 or space.scale is None:
         return {}
     return size_costs(vectors, space.scale)
-
-
-def _without_rotation(report: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in report.items() if k != "rotation"}

@@ -5,19 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from pydantic import Field
 
 from unisono.transforms.base.modalities import ALL
 from unisono.transforms.base.settings import NonNegative, Positive, one_of, settings
+from unisono.transforms.space.registry import FUSIONS, METHODS
 
-Solution = tuple[dict[str, np.ndarray], dict[str, Any]]  # maps, what to say about them
-
-# The names that the registry of methods knows, in the order in which they are offered.
-METHODS = (
-    "auto", "cca", "gcca", "none", "whiten", "procrustes", "ridge", "anchors", "contrastive", "attention", "autoencoder"
-)  # fmt: skip
-FUSIONS = ("mean", "weighted", "concat", "attention", "gated")
 DEFAULT_DIM = 128
 
 

@@ -1,4 +1,4 @@
-"""Fits the joint space as a step of the graph and writes it to the run."""
+"""Fits the joint space as a step of the Beam graph and writes it to the run."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from unisono.transforms.space.space import Space
 from unisono.transforms.store.runs import FileRecord, Store, read_table, write_file
 from unisono.transforms.store.small_vectors import read_vectors
 
-SAMPLE_ROWS = 20_000  # for methods fitted from moments: fusion, axes and quality look at so many items
-TRAINING_ROWS = 100_000  # for methods fitted on embeddings
+SAMPLE_ROWS = 20_000  # the sample for fusion, order of axes and quality if the method sees only the moments
+TRAINING_ROWS = 100_000  # the sample if the method needs one
 
 
 def sample_fraction(method: str, rows: int) -> float:
@@ -36,13 +36,14 @@ def sample_fraction(method: str, rows: int) -> float:
 
 
 class SampleEmbeddings(beam.PTransform):
-    """Draws a part of the items by hash of their id, the same on every machine, and named ones besides.
+    """Draws a sample of the items by hash of their ids, the same on every machine, and adds named items.
+
+    It takes tables with `item_id` and `<m>_embedding` columns and returns tables of these columns. Tables without a
+    drawn row are dropped.
 
     Args:
-        fraction: about how many.
-        named: ids that must be in it.
-
-    Takes tables with `item_id` and `<m>_embedding`; gives tables of those columns, those without a row left out.
+        fraction: the fraction of the items to draw, about.
+        named: ids of items to draw in any case.
     """
 
     def __init__(self, fraction: float, named: Sequence[str] = ()) -> None:
@@ -66,7 +67,12 @@ def _draw(table: pa.Table, fraction: float, named: tuple[str, ...]) -> Iterable[
 class SampleVectors(beam.PTransform):
     """Reads the item vectors of an earlier run for the items that `SampleEmbeddings` draws.
 
-    Takes the FileRecords of its items; gives tables of `item_id`, `vector` (float32, unit rows).
+    It takes the FileRecords of the earlier run's items/ and returns tables of `item_id` and `vector` (float32, unit
+    rows).
+
+    Args:
+        store: where the earlier run lies.
+        fraction: as for `SampleEmbeddings`.
     """
 
     def __init__(self, store: Store, fraction: float) -> None:
@@ -87,18 +93,21 @@ def _read_vectors(record: FileRecord, store: Store, fraction: float) -> Iterable
 
 
 class FitSpace(beam.PTransform):
-    """Turns the one `Moments` of a run into its `Space`, and writes `space/` and `quality.json`.
+    """Fits the `Space` of a run to its `Moments`, a PCollection of one element, and writes space/ and quality.json.
 
     Args:
-        store, run_id: where to.
-        settings: see `unisono.transforms.space.fit.run.fit_run`.
-        sample: PCollection of tables, as `SampleEmbeddings` gives.
-        previous: PCollection of tables, as `SampleVectors` gives; None: nothing is published.
-        published: the file of the published space; None: nothing is published.
-        made: PCollection of (modality, encoder_id) of embeddings that the run itself makes; None: there are none.
+        store: where to write.
+        run_id: the run to write to.
+        settings: see `fit.run.fit_run`.
+        sample: a PCollection of tables, as `SampleEmbeddings` returns them.
+        previous: a PCollection of tables, as `SampleVectors` returns them. None means that nothing is published.
+        published: the file of the published space. None means that nothing is published.
+        made: a PCollection of (modality, encoder_id) for embeddings that the run computes from the log. None means that
+            there are none.
 
     Returns:
-        A dict of PCollections: `space` (one, bytes as of `Space.to_bytes`), `files` (FileRecord).
+        A dict of PCollections. `space`: one element, the bytes of `Space.to_bytes`. `files`: FileRecords of the files
+        that were written.
     """
 
     def __init__(
@@ -153,7 +162,7 @@ class _FitSpaceFn(beam.DoFn):
 
 
 def _nothing(moments: Moments) -> pa.Table:
-    """A sample without rows."""
+    """Makes a sample without rows."""
     columns: dict[str, pa.Array] = {"item_id": pa.array([], pa.string())}
     for m, dim in moments.dims.items():
         columns[m + EMBEDDING] = to_vector_column(np.empty((0, dim), np.float32))

@@ -1,1 +1,1 @@
-"""The pieces of a space. They are applied in NumPy; none needs torch."""
+"""The parts that a space is made of. They are applied with NumPy alone; none needs torch."""

@@ -1,4 +1,4 @@
-"""Alignment by anchors: the map that is applied."""
+"""The projection that describes an embedding by its similarities to anchor items."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from unisono.transforms.space.parts.linear import Tensors
 
 @dataclass(frozen=True, eq=False)
 class AnchorMap:
-    """Cosines to the anchors of one modality, only the `kept` largest of each row, centred, on `axes`.
+    """Cosines to the anchors of one modality, the largest ones of each row, centred and mapped to axes.
 
     Attributes:
-        mean: float64 [d], of the embeddings.
-        whitening: float64 [d, rank]: cosines are taken of (x − mean) · whitening.
+        mean: float64 [d], the mean embedding.
+        whitening: float64 [d, rank]. Cosines are computed between rows of (x − mean) · whitening.
         anchors: float64 [A, rank], unit rows.
-        kept: how many cosines of a row are kept.
-        shift: float64 [A], the mean of what is kept.
+        kept: how many cosines of a row are kept. The others are set to zero.
+        shift: float64 [A], the mean of the kept cosines over the sample.
         axes: float64 [A, dim], the same for all modalities.
     """
 
@@ -40,7 +40,13 @@ class AnchorMap:
         return int(self.axes.shape[1])
 
     def similarities(self, x: np.ndarray) -> np.ndarray:
-        """Cosines to the anchors, zero but for the `kept` largest of a row (and what ties with the last)."""
+        """Returns the cosines to the anchors, float64 [n, A], only the `kept` largest of each row.
+
+        The other entries are zero. Entries equal to the smallest kept one are kept too.
+
+        Args:
+            x: embeddings, float64 [n, d].
+        """
         y = (x - self.mean) @ self.whitening
         norm = np.sqrt(np.einsum("ij,ij->i", y, y))
         s: np.ndarray = np.divide(y, norm[:, None], out=np.zeros_like(y), where=norm[:, None] > 0) @ self.anchors.T

@@ -1,4 +1,4 @@
-"""Predicts the missing modalities of an item from those it has, in the joint space."""
+"""The part that predicts an item's missing modalities from its present ones, in the joint space."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from unisono.transforms.space.parts.linear import Tensors
 
 @dataclass(frozen=True, eq=False)
 class ConditionalMean:
-    """E[z_missing | z_present] = μ_m + C_mp (C_pp + Λ_p)^{-1} (z_p − μ_p), best linear prediction.
+    """The best linear prediction E[z_m | z_p] = μ_m + C_mp (C_pp + Λ_p)^{-1} (z_p − μ_p).
 
-    Its length tells how sure it is: what cannot be predicted shrinks to the mean.
+    z_p are the present modalities of an item and z_m is a missing one. A prediction is the shorter, the less certain
+    it is: a modality that the present ones say nothing about becomes its mean.
 
     Attributes:
-        mean: float64 [K, dim], of each modality's unit vectors, in ascending order of the modalities.
-        covariance: float64 [K · dim, K · dim], positive semidefinite.
-        ridge: float64 [K], λ of each modality.
+        mean: float64 [K, dim], the mean unit vector of each modality, modalities in ascending order.
+        covariance: float64 [K · dim, K · dim], positive semidefinite: the covariance of all modalities' unit vectors.
+        ridge: float64 [K], λ of each modality. Λ_p holds the λ of the present ones on its diagonal.
 
     Source: Little, Rubin, "Statistical analysis with missing data", 3rd ed., 2019, ch. 4.2.2 (Buck's method);
     Anderson, "An introduction to multivariate statistical analysis", theorem 2.5.1 (the formula).
@@ -35,10 +36,10 @@ class ConditionalMean:
         modalities, rows, dim = parts.shape
         out = parts.copy()
         given = np.where(present[:, :, None], parts - self.mean[:, None], 0.0)
-        # Always one product of the whole block, so that BLAS treats a row alike whatever is beside it.
+        # One product of the whole block, always of the same size: BLAS then treats a row alike in every batch.
         flat = given.transpose(1, 0, 2).reshape(rows, modalities * dim)
         patterns = np.unique(present.T, axis=0)
-        for pattern in patterns:  # at most 2^K
+        for pattern in patterns:  # there are at most 2^K
             if pattern.all() or not pattern.any():
                 continue
             predicted = (flat @ self._weights(pattern)).reshape(rows, modalities, dim).transpose(1, 0, 2)
@@ -48,7 +49,14 @@ class ConditionalMean:
         return out
 
     def _weights(self, pattern: np.ndarray) -> np.ndarray:
-        """Gives the map from what is present to all, zeros elsewhere: float64 [K · dim, K · dim]."""
+        """Returns the map from present to missing modalities for one pattern, zeros elsewhere.
+
+        Args:
+            pattern: bool [K], the present modalities, at least one and not all.
+
+        Returns:
+            float64 [K · dim, K · dim].
+        """
         key = pattern.tobytes()
         if key not in self._solved:
             dim = self.mean.shape[1]

@@ -1,4 +1,4 @@
-"""What a space is made of: pieces that are applied in NumPy and written as named tensors."""
+"""The interfaces of a space's parts, and the linear parts. Parts are applied in NumPy and written as named tensors."""
 
 from __future__ import annotations
 
@@ -9,63 +9,77 @@ from typing import Protocol, Self
 
 import numpy as np
 
-ZERO = 1e-12  # relative length under which a projection is rounding
+ZERO = 1e-12  # relative length below which a projected embedding is a rounding error
 
 Tensors = Mapping[str, np.ndarray]
 
 
 class Part(Protocol):
-    """A piece of a space that can be written as named tensors. NumPy only: applying a space needs no torch."""
+    """A part of a space. It is applied with NumPy alone and written as named tensors."""
 
-    kind: str  # its name in `space._KINDS`
+    kind: str  # names the class in space.json, see `registry.part_class`
 
     def tensors(self) -> Tensors:
-        """Gives its numbers, float64 unless it says otherwise; `from_tensors` takes them back."""
+        """Returns the part's numbers, float64 unless the class says otherwise."""
         ...
 
     @classmethod
     def from_tensors(cls, tensors: Tensors) -> Self:
-        """Makes the part again."""
+        """Makes the part from what `tensors` returned."""
         ...
 
 
 class Projection(Part, Protocol):
-    """Maps the embeddings of one modality, each row by itself."""
+    """Maps the embeddings of one modality, each row independently."""
 
     @property
     def dim_in(self) -> int:
-        """Length of an embedding."""
+        """The length of an embedding."""
         ...
 
     @property
     def dim(self) -> int:
-        """The number of axes, one for all projections of a space."""
+        """The number of axes. All projections of a space have the same."""
         ...
 
     @property
     def floor(self) -> float:
-        """A result no longer than this is rounding: the embedding has no part in the space."""
+        """The length up to which a result is a rounding error. Such an embedding has no direction in the space."""
         ...
 
     def apply(self, x: np.ndarray) -> np.ndarray:
-        """Maps float64 [BLOCK_ROWS, dim_in] to float64 [BLOCK_ROWS, dim], of any length; it is scaled later."""
+        """Maps float64 [BLOCK_ROWS, dim_in] to float64 [BLOCK_ROWS, dim]. The space scales the rows to unit length."""
         ...
 
 
 class Mixer(Part, Protocol):
-    """Lets the modalities of an item see one another, before they are fused."""
+    """Lets the modalities of an item change one another before they are fused."""
 
     def mix(self, parts: np.ndarray, present: np.ndarray) -> np.ndarray:
-        """Maps float64 [K, BLOCK_ROWS, dim], unit or zero rows, and present, bool [K, BLOCK_ROWS], to the same
-        shape, of any length. K goes over the space's modalities in ascending order."""
+        """Maps the modalities of each item.
+
+        Args:
+            parts: float64 [K, BLOCK_ROWS, dim], unit or zero rows. K counts the space's modalities in ascending order.
+            present: bool [K, BLOCK_ROWS].
+
+        Returns:
+            float64 [K, BLOCK_ROWS, dim]. The space scales the rows to unit length.
+        """
         ...
 
 
 class Weigher(Part, Protocol):
-    """Says how much each modality counts in an item."""
+    """Weighs the modalities of an item."""
 
     def weigh(self, parts: np.ndarray, present: np.ndarray) -> np.ndarray:
-        """Maps what `Mixer.mix` takes to weights ≥ 0, float64 [K, BLOCK_ROWS]; only present ones are used."""
+        """Returns the weight of each modality of each item, float64 [K, BLOCK_ROWS], ≥ 0.
+
+        Weights of modalities that are not present are ignored.
+
+        Args:
+            parts: as for `Mixer.mix`.
+            present: as for `Mixer.mix`.
+        """
         ...
 
 
@@ -73,18 +87,24 @@ class Imputer(Part, Protocol):
     """Predicts the missing modalities of an item from its present ones."""
 
     def impute(self, parts: np.ndarray, present: np.ndarray) -> np.ndarray:
-        """Maps what `Mixer.mix` takes to the same shape; rows that are not present hold the prediction, whose
-        length says how sure it is."""
+        """Returns `parts` with a prediction in each row that is not present, float64 [K, BLOCK_ROWS, dim].
+
+        The length of a predicted row says how certain the prediction is.
+
+        Args:
+            parts: as for `Mixer.mix`.
+            present: as for `Mixer.mix`.
+        """
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class LinearMap:
-    """(x − mean) · map.
+    """The projection (x − mean) · map.
 
     Attributes:
         mean: float64 [d].
-        map: float64 [d, dim]; columns are axes.
+        map: float64 [d, dim]. Its columns are the axes.
     """
 
     mean: np.ndarray
@@ -101,7 +121,7 @@ class LinearMap:
 
     @cached_property
     def floor(self) -> float:
-        """What rounding alone leaves of an embedding that equals the mean."""
+        """The length that rounding errors alone can give to an embedding that equals the mean."""
         return ZERO * float(np.linalg.norm(self.mean)) * float(np.linalg.norm(self.map))
 
     def apply(self, x: np.ndarray) -> np.ndarray:
@@ -117,10 +137,10 @@ class LinearMap:
 
 @dataclass(frozen=True, eq=False)
 class FixedWeights:
-    """The same weights for every item.
+    """A weigher with the same weights for every item.
 
     Attributes:
-        weights: float64 [K], ≥ 0, of the space's modalities in ascending order.
+        weights: float64 [K], ≥ 0, for the space's modalities in ascending order.
     """
 
     weights: np.ndarray
@@ -139,11 +159,11 @@ class FixedWeights:
 
 @dataclass(frozen=True, eq=False)
 class Output:
-    """The last step of a modality: (z − shift) · map, where z is its unit vector.
+    """The last map of a modality: (z − shift) · map, where z is the modality's unit vector.
 
     Attributes:
         shift: float64 [dim].
-        map: float64 [dim, out]; orthogonal where it only turns axes, fewer columns where it shortens.
+        map: float64 [dim, out]. An orthogonal map turns the axes; a map with fewer columns drops axes.
     """
 
     shift: np.ndarray

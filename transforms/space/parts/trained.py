@@ -1,18 +1,22 @@
-"""What a trained space is made of. Each formula is written once, for NumPy (applying) and torch (training) alike."""
+"""The trained parts of a space, and their formulas.
+
+Each formula is written once. It takes the module `xp`: NumPy when a space is applied, torch when it is trained.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-Array = Any  # np.ndarray or torch.Tensor, as `xp` is numpy or torch: both know the few functions used here
+from unisono.transforms.space.parts.linear import ZERO
 
-_ZERO = 1e-12  # relative length under which a projection is rounding
+Array = Any  # np.ndarray if `xp` is NumPy, torch.Tensor if `xp` is torch
+
 _MASKED = -1e30  # a score whose exponential is zero
 
 
@@ -20,25 +24,32 @@ _MASKED = -1e30  # a score whose exponential is zero
 
 
 def unit(xp: ModuleType, x: Array) -> Array:
-    """Scales rows to unit length; a zero row stays zero."""
+    """Scales rows to unit length. A zero row stays zero."""
     return x / xp.sqrt((x * x).sum(axis=-1, keepdims=True) + 1e-24)
 
 
 def silu(xp: ModuleType, x: Array) -> Array:
-    """x · σ(x). Written with tanh, which overflows nowhere."""
+    """Computes x · σ(x) from tanh, which cannot overflow."""
     return 0.5 * x * (1.0 + xp.tanh(0.5 * x))
 
 
 def residual(xp: ModuleType, y: Array, g: Array, w1: Array, w2: Array) -> Array:
-    """g + silu(y · w1) · w2: a closed-form projection g [n, dim] and what training adds, y [n, k].
+    """Computes g + silu(y · w1) · w2: a closed-form projection and a trained correction.
 
-    Without a bias, so that an embedding that equals the mean stays without a part in the space.
+    There is no bias: an embedding that equals the mean keeps a zero vector, hence no direction in the space.
+
+    Args:
+        xp: NumPy or torch.
+        y: [n, k], the centred embedding as the network sees it.
+        g: [n, dim], the closed-form projection.
+        w1: [k, hidden].
+        w2: [hidden, dim].
     """
     return g + silu(xp, y @ w1) @ w2
 
 
 def masked_softmax(xp: ModuleType, scores: Array, mask: Array) -> Array:
-    """Softmax over axis 0 of what the mask lets through; zeros where it lets nothing through."""
+    """Computes the softmax over axis 0 of the entries whose mask is True. All other entries are zero."""
     masked = xp.where(mask, scores, xp.full_like(scores, _MASKED))
     powers = xp.exp(masked - xp.amax(masked, axis=0, keepdims=True)) * mask
     total = powers.sum(axis=0, keepdims=True)
@@ -46,24 +57,28 @@ def masked_softmax(xp: ModuleType, scores: Array, mask: Array) -> Array:
 
 
 def cross_attend(xp: ModuleType, p: Mapping[str, Array], parts: Array, present: Array, heads: int) -> Array:
-    """Each modality's token asks the other present ones; its answer is added to it.
+    """Adds to each modality what it attends to in the other present modalities of its item.
 
-    token_a = z_a + kind_a; attention_ab = softmax over b ≠ a of (token_a Q)·(token_b K) / √(dim / heads), by head;
-    out_a = z_a + (Σ_b attention_ab · token_b V) O. With no other modality out_a = z_a.
+    token_a = z_a + kind_a; attention_ab = softmax over b ≠ a of (token_a Q)·(token_b K) / √(dim / heads), for each
+    head; out_a = z_a + (Σ_b attention_ab · token_b V) O. Without another modality out_a = z_a.
 
     Source: Vaswani et al., "Attention is all you need", NeurIPS 2017, eq. 1, §3.2.2; between modalities: Tsai et al.,
     "Multimodal transformer for unaligned multimodal language sequences", ACL 2019, eq. 1.
 
     Args:
-        p: query, key, value, out [dim, dim]; kind [K, dim].
-        parts: [K, n, dim]; rows that are not present may hold anything.
+        xp: NumPy or torch.
+        p: query, key, value and out, each [dim, dim], and kind [K, dim].
+        parts: [K, n, dim], unit rows. Rows that are not present may hold anything.
         present: bool [K, n].
-        heads: divides dim.
+        heads: the number of heads. It divides dim.
+
+    Returns:
+        [K, n, dim]. Rows that are not present are zero.
     """
     k, n, dim = parts.shape
     parts = xp.where(present[:, :, None], parts, xp.zeros_like(parts))
     tokens = parts + p["kind"][:, None, :]
-    # Unit rows have entries of about 1/√dim: scaled so that untrained scores vary by about 1.
+    # The entries of unit rows are about 1/√dim. The factor below makes untrained scores vary by about 1.
     query, key, value = ((tokens @ p[name]).reshape(k, n, heads, dim // heads) for name in ("query", "key", "value"))
     context = []
     for a in range(k):
@@ -76,10 +91,20 @@ def cross_attend(xp: ModuleType, p: Mapping[str, Array], parts: Array, present: 
 
 
 def gate(xp: ModuleType, p: Mapping[str, Array], parts: Array, present: Array) -> Array:
-    """σ(tanh([z_1 … z_K, present] · inner) · outer + bias): how much each modality counts, [K, n], 0 if absent.
+    """Computes the gate σ(tanh([z_1 … z_K, present] · inner) · outer + bias) of each modality.
 
-    Source: Arevalo et al., "Gated multimodal units for information fusion", ICLR workshop 2017, eq. 1–5 and its form
-    for more than two modalities; the gate is one number a modality here, so that a vector splits into its parts.
+    Source: Arevalo et al., "Gated multimodal units for information fusion", ICLR workshop 2017, eq. 1–5, in the form
+    for more than two modalities. The gate here is one number for each modality instead of one for each axis: an item's
+    vector is then a weighted sum of its modalities' vectors.
+
+    Args:
+        xp: NumPy or torch.
+        p: inner [K · (dim + 1), hidden], outer [hidden, K], bias [K].
+        parts: [K, n, dim], unit rows. Rows that are not present may hold anything.
+        present: bool [K, n].
+
+    Returns:
+        Weights [K, n], 0 … 1, zero where the modality is not present.
     """
     seen = xp.where(present[:, :, None], parts, xp.zeros_like(parts))
     side_by_side = xp.concatenate([*(seen[a] for a in range(len(parts))), xp.ones_like(parts[..., 0]).T * present.T], 1)
@@ -88,13 +113,22 @@ def gate(xp: ModuleType, p: Mapping[str, Array], parts: Array, present: Array) -
 
 
 def pool(xp: ModuleType, p: Mapping[str, Array], parts: Array, present: Array) -> Array:
-    """Attention pooling: how much each modality is attended to by the item's mean, [K, n], 0 if absent.
+    """Computes how much the mean of an item's vectors attends to each of its modalities.
 
-    weight_m = softmax over the present m of (mean z · query + start)·(z_m · key + kind_m), times their number, so that
-    the weights of a present modality are 1 on average.
+    weight_m = n_present · softmax over the present m of (mean z · query + start)·(z_m · key + kind_m). Through the
+    factor n_present, the number of present modalities, an item's weights are 1 on average.
 
     Source: Vaswani et al. 2017, eq. 1, with one query; Lee et al., "Set transformer", ICML 2019, eq. 11 (pooling by
     attention).
+
+    Args:
+        xp: NumPy or torch.
+        p: query and key, each [dim, hidden], start [hidden], kind [K, hidden].
+        parts: [K, n, dim], unit rows. Rows that are not present may hold anything.
+        present: bool [K, n].
+
+    Returns:
+        Weights [K, n], ≥ 0, zero where the modality is not present.
     """
     seen = xp.where(present[:, :, None], parts, xp.zeros_like(parts))
     asked = unit(xp, seen.sum(axis=0)) @ p["query"] + p["start"]
@@ -103,11 +137,11 @@ def pool(xp: ModuleType, p: Mapping[str, Array], parts: Array, present: Array) -
     return masked_softmax(xp, scores, present) * present.sum(axis=0)
 
 
-# --- parts of a space --------------------------------------------------------------------------------------
+# --- parts -------------------------------------------------------------------------------------------------
 
 
 class _Trained:
-    """Keeps trained numbers as float32, and computes with them in float64."""
+    """A part whose trained weights are stored as float32 and applied in float64."""
 
     weights: Mapping[str, np.ndarray]
 
@@ -118,13 +152,14 @@ class _Trained:
 
 @dataclass(frozen=True, eq=False)
 class TrainedHead:
-    """(x − mean) · map, and a small network's correction to it.
+    """The projection (x − mean) · map, plus the correction of a small network, see `residual`.
 
     Attributes:
-        mean: float64 [d].
-        inner: float64 [d, k]: what the network sees, shrunk-whitened principal coordinates.
+        mean: float64 [d], the mean embedding.
+        inner: float64 [d, k]. The network sees (x − mean) · inner, the shrunk-whitened principal coordinates.
         map: float64 [d, dim].
-        w1, w2: float32 [k, hidden], [hidden, dim]; see `residual`.
+        w1: float32 [k, hidden].
+        w2: float32 [hidden, dim].
     """
 
     mean: np.ndarray
@@ -144,9 +179,9 @@ class TrainedHead:
 
     @cached_property
     def floor(self) -> float:
-        """What rounding alone leaves of an embedding that equals the mean."""
+        """The length that rounding errors alone can give to an embedding that equals the mean."""
         inner, outer, w1, w2 = (float(np.linalg.norm(w)) for w in (self.inner, self.map, self.w1, self.w2))
-        return _ZERO * float(np.linalg.norm(self.mean)) * (outer + inner * w1 * w2)
+        return ZERO * float(np.linalg.norm(self.mean)) * (outer + inner * w1 * w2)
 
     @cached_property
     def _wide(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -169,7 +204,12 @@ class TrainedHead:
 
 @dataclass(frozen=True, eq=False)
 class CrossAttention(_Trained):
-    """A mixer: see `cross_attend`."""
+    """The mixer of `cross_attend`.
+
+    Attributes:
+        weights: float32, the matrices of `cross_attend` by name.
+        heads: the number of attention heads.
+    """
 
     weights: Mapping[str, np.ndarray]
     heads: int
@@ -186,13 +226,17 @@ class CrossAttention(_Trained):
         return cls({k: v for k, v in tensors.items() if k != "heads"}, int(tensors["heads"].item()))
 
 
-@dataclass(frozen=True, eq=False)
-class GatedWeights(_Trained):
-    """A weigher: see `gate`."""
+class TrainedWeigher(_Trained):
+    """A weigher whose weights a formula computes from an item's vectors.
 
-    weights: Mapping[str, np.ndarray]
-    kind = "gated"
-    formula = staticmethod(gate)
+    A class sets `formula`, such as `gate`, and `kind`.
+    """
+
+    kind: str
+    formula: Callable[..., Array]
+
+    def __init__(self, weights: Mapping[str, np.ndarray]) -> None:
+        self.weights = weights
 
     def weigh(self, parts: np.ndarray, present: np.ndarray) -> np.ndarray:
         return np.asarray(self.formula(np, self._wide, parts, present))
@@ -201,13 +245,19 @@ class GatedWeights(_Trained):
         return self.weights
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, np.ndarray]) -> GatedWeights:
+    def from_tensors(cls, tensors: Mapping[str, np.ndarray]) -> Self:
         return cls(dict(tensors))
 
 
-@dataclass(frozen=True, eq=False)
-class AttentionWeights(GatedWeights):
-    """A weigher: see `pool`."""
+class GatedWeights(TrainedWeigher):
+    """The weigher of `gate`."""
+
+    kind = "gated"
+    formula = staticmethod(gate)
+
+
+class AttentionWeights(TrainedWeigher):
+    """The weigher of `pool`."""
 
     kind = "attention_pool"
     formula = staticmethod(pool)

@@ -1,5 +1,6 @@
-"""Spaces and fusions that are trained in torch on a sample of embeddings, and applied in NumPy.
+"""Alignment and fusion methods that are trained with torch on a sample of embeddings and applied with NumPy.
 
-`parts` holds what a trained space is made of, `training` the loop, `objectives` what each method minimises,
-`fit` and `fusion` bring them together. Torch is imported when something is trained, and only then.
+`training` has the training loop, `objectives` the losses and scores, `start` the closed form from which heads are
+trained, `heads` and `weighers` what the methods share. Each method has a file of its own. Torch is imported only when
+a method is trained.
 """

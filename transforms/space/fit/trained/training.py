@@ -1,4 +1,4 @@
-"""The training loop: seeded, with a validation split and early stopping."""
+"""The training loop: seeded, with validation rows and early stopping."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 Params = dict[str, np.ndarray]
 Tensors = Mapping[str, "torch.Tensor"]
-LEAST_ROWS = 40  # with two modalities or more; with fewer nothing is trained
-_VALIDATION = (0.1, 200, 2000, 0.3)  # of the rows; at least; at most; but no more than this part of them
+LEAST_ROWS = 40  # items with two modalities or more; with fewer of them nothing is trained
+_VALIDATION = (0.1, 200, 2000, 0.3)  # a fraction of the rows, at least, at most, and never more than this fraction
 _CUT = 0.3
-_SPLIT = np.uint64(0x9E3779B97F4A7C15)  # so that the split is not the one by which the sample was drawn
+_SPLIT = np.uint64(0x9E3779B97F4A7C15)  # makes the split independent of the hash by which the sample was drawn
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,15 @@ class Recipe:
     """How to train.
 
     Attributes:
-        epochs: at most so many passes over the rows.
-        patience: passes without a better validation score after which training goes back to the best one with a
-            smaller rate, or ends.
-        cuts: how often the rate is made smaller, to `_CUT` of what it was.
-        batch: rows a step.
-        rate, decay: learning rate at the start, and weight decay of AdamW (Loshchilov, Hutter, "Decoupled weight decay
-            regularization", ICLR 2019); decay is on matrices only.
-        seed: of every random draw.
+        epochs: the largest number of passes over the rows.
+        patience: after so many passes without a better validation score, training returns to the best parameters and
+            reduces the learning rate, or ends.
+        cuts: how often the learning rate is reduced, each time to `_CUT` of its value.
+        batch: the number of rows in a step.
+        rate: the learning rate at the start.
+        decay: the weight decay of AdamW, for matrices only (Loshchilov, Hutter, "Decoupled weight decay
+            regularization", ICLR 2019).
+        seed: seeds every random draw.
     """
 
     epochs: int = 30
@@ -47,16 +48,22 @@ class Recipe:
     decay: float = 0.05
     seed: int = 0
 
+    def asked(self, seed: int | None, epochs: int | None) -> Recipe:
+        """Copies the recipe with the seed and the number of epochs that the job file asks for. None keeps its own."""
+        return replace(
+            self, seed=self.seed if seed is None else seed, epochs=self.epochs if epochs is None else epochs
+        )
+
 
 @dataclass(frozen=True)
 class Trained:
-    """What came out.
+    """The result of a training.
 
     Attributes:
-        params: float32, of the best epoch.
-        epoch: the best one; 0: as they were before training.
-        rates: the learning rate of each epoch that led to it.
-        history: the validation score before training and after each epoch; empty without validation.
+        params: float32, the parameters of the best epoch.
+        epoch: the number of the best epoch. 0 means that no epoch was better than the start.
+        rates: the learning rate of each epoch that led to the best one.
+        history: the validation score before training and after each epoch. Empty without validation.
     """
 
     params: Params
@@ -66,27 +73,27 @@ class Trained:
 
 
 class Objective(Protocol):
-    """What is trained, and on what."""
+    """The parameters to train, the rows to train on, the loss and the score."""
 
     @property
     def rows(self) -> int:
-        """How many rows train."""
+        """The number of training rows."""
         ...
 
     def initial(self, rng: np.random.Generator) -> Params:
-        """Draws parameters, float32; epoch 0."""
+        """Draws the parameters before training, float32."""
         ...
 
     def bind(self, device: torch.device) -> None:
-        """Puts the training rows on a device."""
+        """Copies the training rows to a device."""
         ...
 
     def loss(self, params: Tensors, rows: np.ndarray, rng: np.random.Generator) -> torch.Tensor | None:
-        """Computes the loss on some rows; None where they give nothing to learn from."""
+        """Computes the loss on some rows. None means that these rows cannot be trained on."""
         ...
 
     def score(self, params: Params) -> float:
-        """Scores parameters on the validation rows; higher is better."""
+        """Scores parameters on the validation rows. Higher is better."""
         ...
 
 
@@ -94,11 +101,11 @@ def split_rows(ids: pa.Array | pa.ChunkedArray, usable: np.ndarray) -> tuple[np.
     """Chooses validation rows by hash of the item id.
 
     Args:
-        ids: [n].
-        usable: bool [n]; only such rows validate.
+        ids: item ids, [n].
+        usable: bool [n]. Only these rows may become validation rows.
 
     Returns:
-        Training rows and validation rows, ascending.
+        The training rows and the validation rows, each in ascending order.
     """
     part, least, most, cap = _VALIDATION
     candidates = np.flatnonzero(usable)
@@ -108,17 +115,27 @@ def split_rows(ids: pa.Array | pa.ChunkedArray, usable: np.ndarray) -> tuple[np.
     return np.setdiff1d(np.arange(len(usable)), chosen), chosen
 
 
-def train(objective: Objective, recipe: Recipe, rates: list[float] | None = None) -> Trained:
-    """Trains with AdamW.
+def untrained(rows: int) -> dict[str, Any]:
+    """Returns the report of a training that did not take place.
 
     Args:
-        objective: what.
-        recipe: how.
-        rates: None: validation decides. Otherwise one epoch with each of them, and no score is asked for.
+        rows: the number of items with two modalities or more.
+    """
+    return {"epoch": 0, "why": f"{rows} of at least {LEAST_ROWS} items have two modalities"}
 
-    Guarantees: on one machine's CPU the same rows, recipe and objective give the same bits: torch keeps to one
-    thread meanwhile, which with matrices of this size is as fast as several. On CUDA, where there is one, they agree
-    to rounding.
+
+def train(objective: Objective, recipe: Recipe, rates: list[float] | None = None) -> Trained:
+    """Trains the objective's parameters with AdamW.
+
+    Args:
+        objective: what to train.
+        recipe: how to train.
+        rates: trains one epoch at each of these learning rates, without validation. None means that the validation
+            score decides.
+
+    Guarantees: on the CPU of one machine the same rows, recipe and objective have the same result bit for bit. torch
+    runs in one thread meanwhile; with matrices of this size that is as fast as several. On CUDA results agree up to
+    rounding errors.
 
     Raises:
         JobError: torch is not installed, or the loss is not finite.
@@ -134,7 +151,7 @@ def train(objective: Objective, recipe: Recipe, rates: list[float] | None = None
 
 
 class _Run:
-    """Parameters on their way."""
+    """A training in progress."""
 
     def __init__(self, torch: Any, objective: Objective, recipe: Recipe) -> None:
         self._torch, self._objective, self._recipe = torch, objective, recipe
@@ -145,7 +162,7 @@ class _Run:
         self._set(self._start)
 
     def _set(self, values: Params) -> None:
-        """Goes on from these parameters, with an optimiser that remembers nothing."""
+        """Continues from these parameters with a new optimiser."""
         torch, recipe = self._torch, self._recipe
         self._params = {k: torch.tensor(v, device=self._device, requires_grad=True) for k, v in values.items()}
         groups = [
@@ -155,21 +172,21 @@ class _Run:
         self._optimiser = torch.optim.AdamW([g for g in groups if g["params"]], lr=recipe.rate)
 
     def _step(self, rate: float) -> Params:
-        """Trains for an epoch."""
+        """Trains for one epoch and returns the parameters."""
         for group in self._optimiser.param_groups:
             group["lr"] = rate
         _epoch(self._objective, self._params, self._optimiser, self._recipe, self._rng)
         return {k: v.detach().cpu().numpy().copy() for k, v in self._params.items()}
 
     def at(self, rates: list[float]) -> Trained:
-        """Trains with given rates."""
+        """Trains one epoch at each learning rate."""
         params = self._start
         for rate in rates:
             params = self._step(rate)
         return Trained(params, len(rates), rates, [])
 
     def validated(self) -> Trained:
-        """Trains until validation is no longer better."""
+        """Trains until the validation score no longer improves."""
         recipe = self._recipe
         best = Trained(self._start, 0, [], [])
         history = [self._objective.score(self._start)]
@@ -192,7 +209,7 @@ class _Run:
 def _epoch(
     objective: Objective, params: dict[str, torch.Tensor], optimiser: Any, recipe: Recipe, rng: np.random.Generator
 ) -> None:
-    """Goes over the rows once; what a last batch lacks is left out, as its loss would be of another scale."""
+    """Trains on each row once. An incomplete last batch is skipped: its loss would have another scale."""
     size = min(recipe.batch, objective.rows)
     order = rng.permutation(objective.rows)
     for start in range(0, objective.rows - size + 1, size):
@@ -203,7 +220,7 @@ def _epoch(
         loss.backward()
         optimiser.step()
     if not all(bool(v.isfinite().all()) for v in params.values()):
-        raise JobError("space: training diverged (numbers are no longer finite); look at the embeddings' scale")
+        raise JobError("space: training diverged (parameters are not finite); look at the scale of the embeddings")
     advance("train", done=objective.rows)
 
 
@@ -211,5 +228,7 @@ def _torch() -> Any:
     try:
         import torch
     except ImportError as e:
-        raise JobError("space.method: this one is trained with torch; pip install 'unisono[models]'") from e
+        raise JobError(
+            "space.method: this method is trained with torch, which is not installed; pip install 'unisono[models]'"
+        ) from e
     return torch

@@ -1,4 +1,4 @@
-"""Moments against pandas, under any partition, and through Beam."""
+"""Moments against pandas, for every partition of the rows, and through Beam."""
 
 import apache_beam as beam
 import numpy as np
@@ -19,7 +19,7 @@ DIMS = {"text": 5, "image": 4, "audio": 3}
 
 
 def draw(n, dims=DIMS, missing=0.3, seed=0, dtype=np.float32):
-    """Correlated views with a common factor, means far from zero, and NaN where a modality is missing."""
+    """Draws views of a common factor, with means far from zero and NaN where a modality is missing."""
     rng = np.random.default_rng(seed)
     factor = rng.standard_normal((n, 3))
     batch = {}
@@ -36,7 +36,7 @@ def rows(batch, index):
 
 
 def frame(batch):
-    """The same rows as pandas sees them: missing is NaN."""
+    """Returns the same rows for pandas, NaN where missing."""
     columns = {}
     for m, (x, present) in batch.items():
         x = np.where(present[:, None], x.astype(np.float64), np.nan)
@@ -83,13 +83,13 @@ def test_moments_do_not_depend_on_the_partition(cuts, order, missing, scale):
     left = Moments.zero()
     for blob in blobs:
         left.merge(Moments.from_bytes(blob))
-    # Another order and another tree: the sums of the same parts have the same bits.
+    # The same parts, merged in another order and along another tree, have the same bits.
     order.shuffle(blobs)
     heap = [Moments.from_bytes(blob) for blob in blobs]
     while len(heap) > 1:
         heap.append(heap.pop(0).merge(heap.pop(0)))
     assert left.to_bytes() == heap[0].to_bytes()
-    # Another partition: the same up to rounding of float64.
+    # Another partition is equal up to the rounding of float64.
     for a in DIMS:
         for b in DIMS:
             assert left.count(a, b) == whole.count(a, b)
@@ -98,7 +98,7 @@ def test_moments_do_not_depend_on_the_partition(cuts, order, missing, scale):
             )
 
 
-def test_a_modality_may_come_late_or_never():
+def test_a_modality_may_be_seen_late_or_never():
     first, second = draw(300, {"text": 5}, seed=1), draw(300, DIMS, seed=2)
     second["audio"] = (second["audio"][0], np.zeros(300, bool))
     late = Moments.zero().add(first).add(second)
@@ -120,7 +120,7 @@ def test_bytes_round_trip(n):
     np.testing.assert_array_equal(again.covariance("audio", "text"), moments.covariance("text", "audio").T)
 
 
-def test_what_is_not_finite_or_not_alike_is_named():
+def test_embeddings_that_are_not_finite_or_differ_in_length_are_named():
     bad = draw(20, missing=0.0)
     bad["image"][0][7, 2] = np.inf
     with pytest.raises(JobError, match=r"encoders\.image: .*NaN or infinity"):
@@ -131,7 +131,7 @@ def test_what_is_not_finite_or_not_alike_is_named():
         Moments.zero(DIMS).merge(Moments.zero({"text": 6}))
 
 
-def test_sample_goes_by_id_alone():
+def test_a_sample_depends_on_the_ids_alone():
     ids = pa.array([f"item-{i}" for i in range(20_000)])
     chosen = in_sample(ids, 0.1)
     assert 0.09 < chosen.mean() < 0.11
@@ -142,7 +142,7 @@ def test_sample_goes_by_id_alone():
 
 
 @pytest.mark.parametrize("sample", [None, 0.5], ids=["all", "half"])
-def test_combine_in_a_pipeline_gives_the_plain_sums(sample):
+def test_combining_in_a_pipeline_equals_plain_sums(sample):
     batch = draw(700, missing=0.4)
     batch["image"] = (batch["image"][0], np.zeros(700, bool))  # a modality that is null in every row
     tables = [table(rows(batch, slice(s, s + 100)), s) for s in range(0, 700, 100)]
@@ -160,3 +160,18 @@ def test_combine_in_a_pipeline_gives_the_plain_sums(sample):
     with beam.Pipeline(runner=FnApiRunner()) as p:
         combined = p | beam.Create(tables) | beam.Reshuffle() | beam.CombineGlobally(MomentsCombineFn(sample))
         assert_that(combined, same)
+
+
+def test_less_undoes_add():
+    batch = draw(1500, missing=0.5)
+    part = rows(batch, slice(100, 400))
+    rest = rows(batch, np.delete(np.arange(1500), np.s_[100:400]))
+    whole = Moments.zero().add(batch)
+    got = whole.less(Moments.zero().add(part))
+    n = rest["text"][1].sum()
+    assert got.count("text") == n
+    want = frame(rest)["text"].cov().to_numpy() * (n - 1) / n
+    np.testing.assert_allclose(got.covariance("text", "text"), want, atol=1e-9)
+    assert whole.count("text") == batch["text"][1].sum()
+    with pytest.raises(JobError, match="moments: video was not added, only"):
+        got.less(Moments.zero({"video": 3}))

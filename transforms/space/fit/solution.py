@@ -1,0 +1,24 @@
+"""What an alignment method without a sample returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """One linear map for each modality.
+
+    Attributes:
+        maps: for each modality float64 [d_m, dim]. A modality's mean is subtracted before its map is applied.
+        unaligned: the modalities that were fitted alone, because no item has them together with another one.
+        findings: what the method reports in addition, in JSON types, see `SpaceInfo.findings`.
+    """
+
+    maps: Mapping[str, np.ndarray]
+    unaligned: list[str]
+    findings: dict[str, Any] = field(default_factory=dict)
