@@ -18,7 +18,7 @@ from unisono.transforms.encoders.base import EncoderSpec, text_tower_of
 from unisono.transforms.encoders.clap import towers as clap
 from unisono.transforms.encoders.clap.features import MelFeatures, pad_clip, read_recipe
 from unisono.transforms.encoders.registry import describe_encoder, family_of
-from unisono.transforms.media.audio import window_starts
+from unisono.transforms.media.windows import window_starts
 
 RATE = 48_000
 KINDS = ["rand_trunc", "fusion"]

@@ -19,7 +19,7 @@ from unisono.transforms.base.errors import InputError, JobError, Reason
 from unisono.transforms.encoders.base import EncoderSpec, text_tower_of
 from unisono.transforms.encoders.clip import towers as family
 from unisono.transforms.encoders.registry import describe_encoder, get_encoder
-from unisono.transforms.media.images import fit_picture
+from unisono.transforms.media.fit import fit_picture
 
 torch = pytest.importorskip("torch")
 reference = pytest.importorskip("open_clip")
