@@ -42,6 +42,7 @@ def decode_image(data: bytes, limits: MediaLimits | None = None, target: int | N
     Args:
         data: the file as stored: JPEG, PNG, GIF, WebP, AVIF, BMP, TIFF, JPEG 2000 or PPM.
         limits: `max_image_pixels` is checked against the size that the header states, before anything is decoded.
+            For the frames of a GIF and the tiles of a TIFF, Pillow has a limit of its own: 179 million pixels.
         target: the length of the shorter side that the caller needs, in pixels. A JPEG is then decoded at scale 1/2,
             1/4 or 1/8, as long as both sides keep at least `target` pixels. None means full scale.
 
@@ -63,7 +64,7 @@ def decode_image(data: bytes, limits: MediaLimits | None = None, target: int | N
             return _upright(_to_rgb(image), image)
     except (InputError, MemoryError):
         raise
-    except Image.DecompressionBombError as error:  # a GIF's frame or a TIFF's tile is over Pillow's own limit
+    except Image.DecompressionBombError as error:  # a frame of a GIF or a tile of a TIFF is too large
         raise InputError(Reason.TOO_MANY_PIXELS, f"{name}: {error}") from error
     # A broken file makes Pillow's plugins raise nearly anything: OSError, SyntaxError, ValueError, IndexError,
     # struct.error.
