@@ -11,18 +11,18 @@ JOBS ?= 2
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 
-# A stamp a set of packages: the demo does not wait for torch, and neither installs twice.
-$(VENV)/.base: setup.py | $(BIN)/pip
-	$(BIN)/pip install -q -e .
+# A stamp for each set of packages: the demo does not wait for torch, and nothing is installed twice.
+$(VENV)/.demo: setup.py | $(BIN)/pip
+	$(BIN)/pip install -q -e '.[demo]'
 	touch $@
 
 $(VENV)/.test: setup.py | $(BIN)/pip
 	$(BIN)/pip install -q -e '.[test]'
-	touch $@ $(VENV)/.base
+	touch $@ $(VENV)/.demo
 
 install: $(VENV)/.test
 
-demo: $(VENV)/.base
+demo: $(VENV)/.demo
 	$(BIN)/unisono demo
 
 test: $(VENV)/.test

@@ -1,11 +1,15 @@
-"""Packaging. Extras keep the base install light: `lite` encoders and local runs need none of them."""
+"""Packaging. The base install makes item vectors of texts; extras add pictures, sounds, people and models."""
 
 from setuptools import find_packages, setup
 
+IMAGE = ["pillow>=11", "scikit-image>=0.24"]  # pictures, and the image encoder of the family `lite`
+AUDIO = ["soundfile>=0.13", "soxr>=0.5", "librosa>=0.11"]  # sounds, and the audio encoder of the family `lite`
+NUMBA = "numba>=0.61"  # the compiled loops of profiles and recommendations
+RANKING = [NUMBA, "implicit>=0.7.2"]  # implicit: the baselines ALS and BPR of `evaluate --what ranking`
 MODELS = ["torch>=2.4", "torchvision", "transformers>=4.56", "open_clip_torch>=2.30"]
-OMNI = [*MODELS, "sentence-transformers>=6"]  # the family `st`, and with it the modality `joint`
-RANKING = ["implicit>=0.7.2"]  # ALS and BPR beside what `evaluate --what ranking` measures
+OMNI = [*MODELS, "sentence-transformers>=6"]  # the family `st`, and so the modality `joint`
 GCP = ["apache-beam[gcp]", "google-cloud-storage>=2.18"]
+DEMO = [*IMAGE, *AUDIO, NUMBA]
 TEST = [
     "pytest>=8",
     "pytest-xdist",
@@ -40,21 +44,22 @@ setup(
         "numpy>=2",
         "scipy>=1.13",
         "scikit-learn>=1.5",
-        "scikit-image>=0.24",
-        "librosa>=0.11",
-        "soundfile>=0.13",
-        "soxr>=0.5",
-        "pillow>=11",
         "safetensors>=0.5",
         "pydantic>=2.10",
         "pyyaml>=6",
         "typer>=0.15",
         "rich>=13",
         "filelock>=3.16",
-        "numba>=0.61",  # librosa brings it too
     ],
     extras_require={
-        "models": MODELS, "omni": OMNI, "gcp": GCP, "ranking": RANKING, "test": OMNI + GCP + RANKING + TEST,
+        "image": IMAGE,
+        "audio": AUDIO,
+        "ranking": RANKING,
+        "models": MODELS,
+        "omni": OMNI,
+        "gcp": GCP,
+        "demo": DEMO,
+        "test": IMAGE + AUDIO + RANKING + OMNI + GCP + TEST,
     },
     entry_points={"console_scripts": ["unisono=unisono.pipelines.cli:main"]},
 )

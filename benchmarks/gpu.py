@@ -83,7 +83,7 @@ def stage_rate(encoder: Any, modality: str, raw: list[str], folder: Path | None)
 
     from unisono.transforms.encode.microbatch import MicroBatcher
     from unisono.transforms.encode.prefetch import prefetch_pool
-    from unisono.transforms.encode.stage import encode_table
+    from unisono.transforms.encode.shard import encode_table
     from unisono.transforms.media.fetch import MediaSource
 
     source, batcher = MediaSource(str(folder)) if folder else None, MicroBatcher(encoder)

@@ -175,7 +175,8 @@ def demo(
 
 def main() -> None:
     """Runs the command: 0 done, 1 the job is wrong (one line says how), 2 the command line is wrong."""
-    warnings.filterwarnings("ignore", module="apache_beam")
+    # Beam warns about its own deprecations, Pillow about odd metadata in pictures. Neither concerns a user.
+    warnings.filterwarnings("ignore", module=r"(apache_beam|PIL)\b")
     try:
         app(standalone_mode=True)
     except JobError as e:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, WorkerOptions
@@ -32,6 +32,23 @@ def _is_no_job_error(record: logging.LogRecord) -> bool:
     """Keeps Beam from logging the traceback of an error that we say in one line."""
     raised = record.exc_info[1] if record.exc_info else None
     return not (isinstance(raised, JobError) or "unisono.transforms.base.errors.JobError" in record.getMessage())
+
+
+@contextlib.contextmanager
+def _quiet_beam() -> Iterator[None]:
+    """Keeps Beam's warnings, and the tracebacks of job errors, out of the log while a graph runs."""
+    beam_log = logging.getLogger("apache_beam")
+    workers = [beam_log.getChild(name) for name in ("runners.common", "runners.worker.sdk_worker")]
+    level = beam_log.level
+    beam_log.setLevel(logging.ERROR)
+    for log in workers:
+        log.addFilter(_is_no_job_error)
+    try:
+        yield
+    finally:
+        beam_log.setLevel(level)
+        for log in workers:
+            log.removeFilter(_is_no_job_error)
 
 
 def run_job(
@@ -121,11 +138,8 @@ def launch(
     except (ValueError, ImportError) as e:
         raise UsageError(f"command line: --runner: {str(e).splitlines()[0]}") from e
     build(pipeline)
-    logging.getLogger("apache_beam").setLevel(logging.ERROR)
-    for name in ("apache_beam.runners.common", "apache_beam.runners.worker.sdk_worker"):
-        logging.getLogger(name).addFilter(_is_no_job_error)
     try:
-        with ProgressView(totals) if select.is_local(options) else contextlib.nullcontext():
+        with _quiet_beam(), ProgressView(totals) if select.is_local(options) else contextlib.nullcontext():
             result = pipeline.run()
             result.wait_until_finish()
         return result

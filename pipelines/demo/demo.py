@@ -18,6 +18,7 @@ from unisono.pipelines.launch import run_job
 from unisono.pipelines.summary import plain_console
 from unisono.transforms.base import nearest as quality
 from unisono.transforms.base.columns import embeddings_of, in_sample
+from unisono.transforms.base.extras import require_all
 from unisono.transforms.base.tables import from_vector_column
 from unisono.transforms.space.fit.methods import fit_space
 from unisono.transforms.space.fit.moments import Moments
@@ -29,7 +30,12 @@ _QUERIES = ("small teal kettle", "vintage guitar", "dark mountain backpack")
 
 
 def run_demo(out: str, items: int) -> None:
-    """Makes the shop under `out`, runs embed, profile and recommend on it, prints what came out."""
+    """Makes the shop under `out`, runs embed, profile and recommend on it, prints what came out.
+
+    Raises:
+        JobError: a library of the extra `demo` is not installed.
+    """
+    require_all({"demo": ("PIL", "skimage", "soundfile", "soxr", "librosa", "numba")}, "demo")
     console = plain_console()
     base = Path(out)
     console.print(f"synthetic shop of {items:,} items in {base / 'shop'}", highlight=False)

@@ -12,10 +12,12 @@ import struct
 import zlib
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-import soundfile
-from PIL import Image, ImageChops, ImageDraw
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw
 
 SAMPLE_RATE_HZ = 16_000
 CATEGORIES = (
@@ -182,6 +184,8 @@ def _rgb(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
 @cache
 def _pattern(style: str) -> Image.Image:
     """Draws a style's pattern once, larger than the canvas, so that each picture can cut its own piece."""
+    from PIL import Image, ImageChops, ImageDraw
+
     side = 2 * _CANVAS
     image = Image.new("L", (side, side))
     draw = ImageDraw.Draw(image)
@@ -210,12 +214,16 @@ def _pattern(style: str) -> Image.Image:
 @cache
 def _shade() -> Image.Image:
     """Gives the mask of the shadow on the body's right side."""
+    from PIL import Image
+
     ramp = np.clip(np.linspace(-60, 110, _CANVAS), 0, 255).astype(np.uint8)
     return Image.fromarray(np.broadcast_to(ramp, (_CANVAS, _CANVAS)).copy())
 
 
 def _backdrop(rng: np.random.Generator, mood: str, age: float) -> Image.Image:
     """Gives a slanted gradient between the mood's two colours; age shifts it towards sepia."""
+    from PIL import Image
+
     jitter = rng.normal(0, (8, 0.03, 0.03), (2, 3))
     near, far = (_rgb(*(np.array(c) + j)) for c, j in zip(_BACKDROPS[mood], jitter, strict=True))
     ends = np.array([near, far], float)
@@ -243,6 +251,8 @@ def draw_picture(latent: Latent, rng: np.random.Generator) -> Image.Image:
     Category is the silhouette, colour and depth its paint, style its pattern, mood the backdrop, size the
     scale, ornament the number of sparks around it, age the sepia, the corners' shade and the grain.
     """
+    from PIL import Image, ImageChops, ImageDraw
+
     size, depth, ornament, age = latent.grades
     canvas = _backdrop(rng, MOODS[latent.mood], age)
     draw = ImageDraw.Draw(canvas)
@@ -398,6 +408,8 @@ def _with_serial(ogg: bytes, serial: int) -> bytes:
 
 def encode_sound(wave: np.ndarray, suffix: str, serial: int = 1) -> bytes:
     """Encodes a sound as `wav` (16-bit PCM) or `ogg` (Vorbis); equal arguments give equal bytes."""
+    import soundfile
+
     buffer = io.BytesIO()
     if suffix == "ogg":
         soundfile.write(buffer, wave, SAMPLE_RATE_HZ, format="OGG", subtype="VORBIS")

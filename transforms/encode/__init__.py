@@ -1,1 +1,1 @@
-"""The encode stage: prefetch, micro-batches, reuse of earlier runs' embeddings."""
+"""The encode stage: it fetches, prepares and encodes inputs, and reuses the embeddings of earlier runs."""

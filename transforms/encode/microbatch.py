@@ -1,4 +1,4 @@
-"""Feeds an encoder batches it can hold, and narrows a failure down to the inputs that cause it."""
+"""Encodes inputs in batches, makes batches smaller when memory runs out, and isolates inputs that fail."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unisono.transforms.encoders.base import Encoder
 
 _LOG = logging.getLogger(__name__)
 
-_ALL_FAIL = 8  # this many inputs of one batch, all failing, mean that the encoder is broken
+_ALL_FAIL = 8  # if this many inputs of one batch fail, and no input succeeds, the encoder is at fault
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -23,9 +23,17 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 class MicroBatcher:
-    """Feeds an encoder batches it can hold.
+    """Encodes inputs in batches that fit in memory.
 
-    Out of memory halves the batch and is remembered; any other failure is narrowed down to the inputs that cause it.
+    If memory runs out, the batch is halved, and later batches stay as small. After any other failure, the batch is
+    split until the failing inputs are found.
+
+    Args:
+        encoder: the encoder.
+
+    Attributes:
+        encoder: the encoder.
+        safe_cost: the largest cost of a batch. It begins at the encoder's `batch_cost` and falls if memory runs out.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -33,7 +41,17 @@ class MicroBatcher:
         self.safe_cost = encoder.batch_cost
 
     def run(self, inputs: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, np.ndarray | InputError]]:
-        """Encodes `(key, prepared)` pairs in batches; gives each key its embedding [dim] or its failure."""
+        """Encodes inputs, and yields each key with its embedding or its failure, in the order of the inputs.
+
+        Args:
+            inputs: pairs (key, prepared input).
+
+        Yields:
+            Pairs (key, float32 [dim] or InputError).
+
+        Raises:
+            JobError: every input of a batch fails.
+        """
         keys: list[Any] = []
         batch: list[Any] = []
         widest = 0
@@ -54,7 +72,8 @@ class MicroBatcher:
         except JobError:
             raise
         except Exception as e:
-            # Not handled in here: while the exception lives, so do the frames it passed and the tensors in them.
+            # The batch is not split here, inside the handler: as long as the exception lives, so do the tensors in the
+            # frames that it passed through.
             failure = InputError(
                 Reason.OUT_OF_MEMORY if _is_out_of_memory(e) else Reason.ENCODER_FAILED, f"{type(e).__name__}: {e}"
             )
@@ -64,16 +83,16 @@ class MicroBatcher:
             return [v if ok else bad for v, ok in zip(vectors, finite, strict=True)]
         if len(batch) == 1:
             return [failure]
-        return self._smaller(batch) if failure.reason is Reason.OUT_OF_MEMORY else self._narrow(batch, failure)
+        return self._shrink(batch) if failure.reason is Reason.OUT_OF_MEMORY else self._isolate(batch, failure)
 
-    def _smaller(self, batch: list[Any]) -> list[np.ndarray | InputError]:
-        """Halves what a batch may cost, for good, and encodes this one in pieces that keep to it."""
+    def _shrink(self, batch: list[Any]) -> list[np.ndarray | InputError]:
+        """Halves the largest cost of a batch, from now on, and encodes this batch in pieces that keep to it."""
         half = (len(batch) + 1) // 2
         costs = [self.encoder.cost(p) for p in batch]
         self.safe_cost = min(self.safe_cost, max(1, half * max(costs)))
         _LOG.warning("out of memory at %d inputs; going on with at most %d", len(batch), half)
         results: list[np.ndarray | InputError] = []
-        while len(results) < len(batch):  # `safe_cost` may fall on the way
+        while len(results) < len(batch):  # `safe_cost` may fall again meanwhile
             start = end = len(results)
             while end < len(batch) and (end == start or self._fits(costs[start : end + 1])):
                 end += 1
@@ -83,8 +102,12 @@ class MicroBatcher:
     def _fits(self, costs: list[int]) -> bool:
         return len(costs) * max(costs) <= self.safe_cost
 
-    def _narrow(self, batch: list[Any], failure: InputError) -> list[np.ndarray | InputError]:
-        """Encodes a batch by halves, down to the inputs that fail alone."""
+    def _isolate(self, batch: list[Any], failure: InputError) -> list[np.ndarray | InputError]:
+        """Encodes each half of a batch that failed, and so on down to the inputs that fail alone.
+
+        Raises:
+            JobError: every input of a batch fails.
+        """
         half = len(batch) // 2
         results = self._encode(batch[:half]) + self._encode(batch[half:])
         if len(batch) >= _ALL_FAIL and all(isinstance(r, InputError) for r in results):

@@ -1,4 +1,4 @@
-"""Fetches and prepares raw inputs in threads, ahead of the encoder, within bounds on what waits."""
+"""Fetches and prepares inputs in threads, ahead of the encoder, and limits how much may wait for it."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ from unisono.transforms.base.errors import InputError, Reason
 from unisono.transforms.encoders.base import Encoder
 from unisono.transforms.media.fetch import MediaSource
 
-HELD_BYTES = 256 * 2**20  # prepared inputs that wait for the encoder
+# Limits on the prepared inputs that wait for the encoder.
+HELD_BYTES = 256 * 2**20
 HELD_ITEMS = 512
 
 
 @dataclass
 class Loaded:
-    """One distinct raw value, fetched.
+    """The outcome of loading one value.
 
     Attributes:
-        index: which.
-        content: hash of its bytes; None if it could not be fetched or prepared.
-        prepared: model-ready; None where an earlier embedding of this content is at hand, or after a failure.
-        failure: why it cannot be used.
-        nbytes: what `prepared` holds.
-        lost: of a joint input: the parts that cannot be used, and why; the others are in `prepared`, if any.
+        index: the place of the value among the distinct values.
+        content: the hash of its content. None if the value, or every part of a joint value, could not be used.
+        prepared: the input in the form that the encoder takes. None if an embedding of the content is known, or after
+            a failure.
+        failure: why the value cannot be used.
+        nbytes: the bytes that `prepared` holds.
+        lost: the parts of a joint value that cannot be used, and why. `prepared` then holds the other parts.
     """
 
     index: int
@@ -45,11 +47,20 @@ class Loaded:
 
 
 def load(
-    index: int, value: pa.Scalar, source: MediaSource | None, encoder: Encoder, is_lent: Callable[[str], bool]
+    index: int, value: pa.Scalar, source: MediaSource | None, encoder: Encoder, is_known: Callable[[str], bool]
 ) -> Loaded:
-    """Fetches one value, hashes its content and, unless an embedding of that content is lent, prepares it."""
+    """Fetches one value, hashes its content, and prepares it for the encoder.
+
+    Args:
+        index: the place of the value among the distinct values.
+        value: a text, a URI, the bytes of a file, or a struct of these.
+        source: where media are fetched from. None for text.
+        encoder: prepares the content.
+        is_known: says of a content's hash that its embedding is known. Such a content is not prepared.
+    """
     if pa.types.is_struct(value.type):
-        return _load_joint(index, value.as_py(), source, encoder, is_lent)
+        assert source is not None
+        return _load_joint(index, value.as_py(), source, encoder, is_known)
     try:
         raw = value.as_py()
         data = source.fetch(raw) if source else raw
@@ -57,7 +68,7 @@ def load(
         if isinstance(data, str) and not data.strip():
             raise InputError(Reason.EMPTY_TEXT, "nothing but white space")
         content = hashlib.blake2b(octets, digest_size=16).hexdigest()
-        if is_lent(content):
+        if is_known(content):
             return Loaded(index, content)
         prepared = encoder.prepare(data)
         return Loaded(index, content, prepared, nbytes=getattr(prepared, "nbytes", len(octets)))
@@ -68,12 +79,20 @@ def load(
 def _load_joint(
     index: int,
     raw: dict[str, Any],
-    source: MediaSource | None,
+    source: MediaSource,
     encoder: Encoder,
-    is_lent: Callable[[str], bool],
+    is_known: Callable[[str], bool],
 ) -> Loaded:
-    """Loads an item's parts, {"text": str, "image": URI or bytes, one or a list, …}; null parts are left out."""
-    assert source is not None
+    """Fetches the parts of a joint value, hashes them together, and prepares them for the encoder.
+
+    Args:
+        index: as in `load`.
+        raw: {"text": str or None, "image": URI, bytes, a list of either or None, "audio": likewise}. A part that is
+            None, blank or an empty list is left out.
+        source: as in `load`.
+        encoder: as in `load`.
+        is_known: as in `load`.
+    """
     parts: dict[str, Any] = {}
     lost: list[tuple[str, InputError]] = []
     digest = hashlib.blake2b(digest_size=16)
@@ -95,7 +114,7 @@ def _load_joint(
     if not parts:
         return Loaded(index, lost=tuple(lost))
     content = digest.hexdigest()
-    if is_lent(content):
+    if is_known(content):
         return Loaded(index, content, lost=tuple(lost))
     try:
         prepared = encoder.prepare(parts)
@@ -108,17 +127,53 @@ def _load_joint(
 
 
 def prefetch_pool() -> ThreadPoolExecutor:
-    """Makes the threads that fetch and prepare: more than cores, for they wait for storage as often as they decode.
+    """Makes the threads that fetch and prepare.
 
-    They give way to the encoder. A forward on the CPU is split over all cores and waits for its slowest part: a
-    decoder that takes one core for a moment stalls the others too.
+    There are more threads than cores, because they often wait for storage. They run at the lowest priority: a forward
+    pass on the CPU is split over all cores and waits for the slowest, so a decoder that takes one core for a moment
+    would delay all of them.
     """
-    return ThreadPoolExecutor(4 + (os.cpu_count() or 1), "prefetch", initializer=_give_way)
+    return ThreadPoolExecutor(4 + (os.cpu_count() or 1), "prefetch", initializer=_lower_priority)
 
 
-def _give_way() -> None:
-    if sys.platform == "linux":  # only there is priority a thread's own
+def _lower_priority() -> None:
+    if sys.platform == "linux":  # elsewhere the priority belongs to the process, not to the thread
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
+class _Room:
+    """Limits the bytes of the results that wait for the consumer.
+
+    Args:
+        held_bytes: no job starts while the results that wait hold this many bytes.
+    """
+
+    def __init__(self, held_bytes: int) -> None:
+        self._limit = held_bytes
+        self._changed = threading.Condition()
+        self._held = self._taken = 0
+
+    def run(self, place: int, job: Callable[[], Loaded]) -> Loaded:
+        """Waits for room, then runs a job. The jobs are numbered 0, 1, … in the order of the consumer."""
+        with self._changed:  # the job that the consumer waits for may always start; else no room would ever be made
+            self._changed.wait_for(lambda: self._held < self._limit or place == self._taken)
+        loaded = job()
+        with self._changed:
+            self._held += loaded.nbytes
+        return loaded
+
+    def take(self, loaded: Loaded) -> None:
+        """Notes that the consumer has taken the next result."""
+        with self._changed:
+            self._held -= loaded.nbytes
+            self._taken += 1
+            self._changed.notify_all()
+
+    def open(self) -> None:
+        """Lets every waiting job go on."""
+        with self._changed:
+            self._held = -(2**62)
+            self._changed.notify_all()
 
 
 def load_ahead(
@@ -127,41 +182,31 @@ def load_ahead(
     held_items: int = HELD_ITEMS,
     held_bytes: int = HELD_BYTES,
 ) -> Iterator[Loaded]:
-    """Runs jobs in the pool, ahead of the consumer, and gives their results in order.
+    """Runs jobs in threads, ahead of the consumer, and yields their results in the order of the jobs.
 
-    At most `held_items` jobs are given out, and none starts while results that wait hold `held_bytes`; the jobs
-    under way may pass that by one input each. Without a pool each job runs when it is asked for.
+    What a job raises is raised in its place.
+
+    Args:
+        jobs: the jobs.
+        pool: the threads. None means that each job runs when its result is asked for.
+        held_items: the largest number of jobs that run or wait for the consumer.
+        held_bytes: no job starts while the results that wait hold this many bytes. The jobs that run by then may
+            exceed it by one result each.
     """
     if pool is None:
         yield from (job() for job in jobs)
         return
     waiting: deque[Future[Loaded]] = deque()
-    room = threading.Condition()
-    held = taken = 0
-
-    def run(place: int, job: Callable[[], Loaded]) -> Loaded:
-        nonlocal held
-        with room:  # the one that is waited for may always start, or nothing would ever make room
-            room.wait_for(lambda: held < held_bytes or place == taken)
-        loaded = job()
-        with room:
-            held += loaded.nbytes
-        return loaded
-
+    room = _Room(held_bytes)
     remaining = enumerate(jobs)
     try:
         for _ in jobs:
             for place, job in itertools.islice(remaining, held_items - len(waiting)):
-                waiting.append(pool.submit(run, place, job))
+                waiting.append(pool.submit(room.run, place, job))
             loaded = waiting.popleft().result()
-            with room:
-                held -= loaded.nbytes
-                taken += 1
-                room.notify_all()
+            room.take(loaded)
             yield loaded
-    finally:  # a consumer that stops early leaves no work behind, and no thread waiting for room
+    finally:  # the consumer may stop early: then no job must stay behind, neither queued nor waiting for room
         for future in waiting:
             future.cancel()
-        with room:
-            held = -(2**62)
-            room.notify_all()
+        room.open()

@@ -1,1 +1,1 @@
-"""Encoders: a raw modality in, an embedding out. One file per family; `registry` finds them by name."""
+"""Encoders, one folder for each family. `registry` finds a family by the name of a model."""

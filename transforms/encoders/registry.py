@@ -1,47 +1,77 @@
-"""Finds an encoder family by a model's name, and keeps one loaded encoder per process."""
+"""The table of encoder families, and the loaded encoders of this process."""
 
 from __future__ import annotations
 
-import importlib
 import threading
-from typing import NamedTuple, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, cast
 
 from unisono.transforms.base.errors import JobError
-from unisono.transforms.encoders.base import Encoder, EncoderSpec
+from unisono.transforms.base.extras import require_all
+from unisono.transforms.base.registry import Lazy, Registry
+from unisono.transforms.encoders.base import JOINT, PARTS, Encoder, EncoderInfo, EncoderSpec
 
 
-class EncoderInfo(NamedTuple):
-    """What is known of an encoder before its weights are loaded."""
+@dataclass(frozen=True)
+class Family(Lazy):
+    """An encoder family.
 
-    encoder_id: str
-    dim: int
+    Attributes:
+        place: the family's module. It has two functions, `describe(spec) -> EncoderInfo` and `load(spec) -> Encoder`.
+        needs: for each modality that the family encodes, the optional libraries it imports: import names, by the
+            extra of this package that brings them.
+        takes_queries: whether an encoder of the family may have a text tower. Only the loaded encoder can tell.
+    """
+
+    needs: Mapping[str, Mapping[str, Sequence[str]]]
+    takes_queries: bool = True
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities that the family encodes."""
+        return tuple(self.needs)
+
+    def load(self) -> Any:
+        """Imports and returns the family's module."""
+        return import_module(self.place)
 
 
-class _Family(NamedTuple):
-    module: str
-    modalities: tuple[str, ...]
-    takes_queries: bool = True  # whether an encoder may have a text tower; to know, it has to be loaded
+# Libraries by the extra that brings them.
+_PICTURES = {"image": ["PIL"]}
+_SOUNDS = {"audio": ["soundfile", "soxr"]}
+_TRANSFORMERS = {"models": ["torch", "transformers"]}
+_OPEN_CLIP = {"models": ["torch", "torchvision", "open_clip"]}
+_ST = {"omni": ["torch", "sentence_transformers"]}
+_LITE = {"text": {}, "image": {"image": ["PIL", "skimage"]}, "audio": {"audio": ["librosa", "soundfile", "soxr"]}}
 
-
-# A model `lite` or `<family>/…` names its family; any other is a transformers checkpoint: of text, or CLAP's of audio.
-# Each module has `load(spec) -> Encoder` and `describe(spec) -> EncoderInfo`.
-FAMILIES = {
-    "lite": _Family("unisono.transforms.encoders.lite.lite", ("text", "image", "audio"), takes_queries=False),
-    "clap": _Family("unisono.transforms.encoders.clap.towers", ("audio", "text")),
-    "open_clip": _Family("unisono.transforms.encoders.clip.towers", ("text", "image")),
-    "st": _Family("unisono.transforms.encoders.sentence.st", ("text", "image", "audio", "joint")),
-    "transformers": _Family("unisono.transforms.encoders.sentence.transformers_text", ("text",)),
-}
+_HERE = "unisono.transforms.encoders"
+# A model named `lite` or `<family>/…` belongs to that family. Any other model is a transformers checkpoint: CLAP's for
+# audio, a text encoder otherwise.
+FAMILIES: Registry[Family] = Registry(
+    "encoders",
+    {
+        "lite": Family(f"{_HERE}.lite.lite", _LITE, takes_queries=False),
+        "clap": Family(f"{_HERE}.clap.towers", {"audio": _TRANSFORMERS | _SOUNDS, "text": _TRANSFORMERS}),
+        "open_clip": Family(f"{_HERE}.clip.towers", {"text": _OPEN_CLIP, "image": _OPEN_CLIP | _PICTURES}),
+        "st": Family(
+            f"{_HERE}.sentence.st",
+            {"text": _ST, "image": _ST | _PICTURES, "audio": _ST | _SOUNDS, "joint": _ST},
+        ),
+        "transformers": Family(f"{_HERE}.sentence.transformers_text", {"text": _TRANSFORMERS}),
+    },
+)
 
 _loaded: dict[EncoderSpec, Encoder] = {}
 _lock = threading.Lock()
 
 
 def family_of(spec: EncoderSpec) -> str:
-    """Names the family of a model, or says in one line why there is none.
+    """Returns the name of the family that a model belongs to.
 
     Raises:
-        JobError: unknown family, or a family without this modality.
+        JobError: the model's family does not encode this modality.
     """
     prefix = spec.model.split("/", 1)[0]
     name = prefix if prefix in FAMILIES else "clap" if spec.modality == "audio" else "transformers"
@@ -55,16 +85,16 @@ def family_of(spec: EncoderSpec) -> str:
 
 
 def describe_encoder(spec: EncoderSpec) -> EncoderInfo:
-    """Checks that an encoder can be loaded, and tells its id and dimension, without loading its weights.
+    """Checks that an encoder can be loaded, and returns its id and dimension. Weights are not loaded.
 
     Raises:
-        JobError: no such encoder or checkpoint, or its library is not installed.
+        JobError: there is no such encoder or checkpoint, or a library that it needs is not installed.
     """
-    return cast(EncoderInfo, importlib.import_module(FAMILIES[family_of(spec)].module).describe(spec))
+    return cast(EncoderInfo, _module_of(spec).describe(spec))
 
 
 def may_take_queries(spec: EncoderSpec) -> bool:
-    """Says whether a text query is worth asking `base.text_tower_of` this encoder, which loads it.
+    """Says whether an encoder may have a text tower, so that loading it for `text_tower_of` is worth the time.
 
     Raises:
         JobError: as `family_of`.
@@ -73,13 +103,34 @@ def may_take_queries(spec: EncoderSpec) -> bool:
 
 
 def get_encoder(spec: EncoderSpec) -> Encoder:
-    """Gives the process's one encoder for `spec`, loading it on first use.
+    """Returns this process's one encoder for `spec`, and loads it on the first call.
 
-    A dictionary rather than Beam's `Shared`, which keeps only the object last acquired: two encoders in
-    one process would evict each other for ever.
+    Beam's `Shared` would not do: it keeps only the object acquired last, so two encoders in one process would evict
+    each other again and again.
+
+    Raises:
+        JobError: as `describe_encoder`, or the encoder cannot be loaded.
     """
     with _lock:
         if spec not in _loaded:
-            module = importlib.import_module(FAMILIES[family_of(spec)].module)
-            _loaded[spec] = module.load(spec)
+            _loaded[spec] = _module_of(spec).load(spec)
         return _loaded[spec]
+
+
+def _module_of(spec: EncoderSpec) -> Any:
+    """Checks that a family's libraries are installed, and imports its module."""
+    family = FAMILIES[family_of(spec)]
+    require_all(_libraries_of(family, spec), spec.key, spec.model)
+    return family.load()
+
+
+def _libraries_of(family: Family, spec: EncoderSpec) -> dict[str, list[str]]:
+    """Returns the libraries that an encoder imports, by extra. A joint encoder imports those of each of its parts."""
+    modalities = [spec.modality]
+    if spec.modality == JOINT:
+        modalities += [part for part in dict(spec.options).get("parts", PARTS) if part in family.modalities]
+    merged: dict[str, list[str]] = {}
+    for modality in modalities:
+        for extra, libraries in family.needs[modality].items():
+            merged[extra] = list(dict.fromkeys([*merged.get(extra, []), *libraries]))
+    return merged

@@ -1,6 +1,6 @@
-"""Where and how torch models run: device, number format, copies. Shared by the families that load them.
+"""Runs torch models: the device, the number format, and copies to and from the device.
 
-Importing this file does not import torch.
+Shared by the families that use torch. Importing this file does not import torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.encoders.base import EncoderSpec
 
-# Options of every torch family; of these only `dtype` goes into an encoder_id (`TorchSettings.facts`).
+# Options that every torch family has. Of these, only `dtype` enters the encoder_id (see `TorchSettings.facts`).
 OPTIONS = ("compile", "device", "dtype", "threads")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -24,13 +24,14 @@ _Callable = TypeVar("_Callable", bound=Callable[..., Any])
 
 
 class TorchSettings(NamedTuple):
-    """The options that all torch families share, checked.
+    """The options that all torch families share, after their check.
 
     Attributes:
-        device: `auto` (the first CUDA device, else the CPU), `cpu`, `cuda`, `cuda:1`.
-        dtype: of the matrix products. `auto` is bfloat16 on CUDA and float32 on the CPU; any other holds on both.
-        compile: run the model through `torch.compile`.
-        threads: that torch computes with on the CPU, in the whole process; None: as torch chooses.
+        device: `auto` (the first CUDA device if there is one, else the CPU), `cpu`, `cuda`, or one such as `cuda:1`.
+        dtype: the number format of matrix products. `auto` means bfloat16 on CUDA and float32 on the CPU. Any other
+            value applies to both.
+        compile: whether the model runs through `torch.compile`.
+        threads: how many CPU threads torch uses, for the whole process. None means as many as torch chooses.
     """
 
     device: str = "auto"
@@ -40,24 +41,25 @@ class TorchSettings(NamedTuple):
 
     @property
     def facts(self) -> dict[str, str]:
-        """What of these belongs in an encoder_id.
+        """Returns the settings that belong in an encoder_id.
 
-        The word of the job file, not the number format of this machine: the id is told on a launcher without a
-        GPU, and a search on a laptop meets the embeddings of a run on one. `auto` allows them to differ by
-        bfloat16's rounding; who does not want that names a dtype.
+        The id contains the value of `dtype` in the job file, not the number format that this machine chooses for it.
+        So a launcher without a GPU computes the same id as a worker with one, and a laptop can search embeddings that
+        a GPU made. With `auto`, embeddings from the two may differ by bfloat16's rounding. A job that needs more than
+        that names a dtype.
         """
         return {"dtype": self.dtype}
 
 
 def read_settings(spec: EncoderSpec, own_options: Sequence[str]) -> TorchSettings:
-    """Checks that a spec has no unknown option, and reads the shared ones.
+    """Reads the shared options of an encoder, and checks that there are no unknown ones.
 
     Args:
-        spec: of the encoder.
-        own_options: further options that its family reads itself.
+        spec: the encoder's spec.
+        own_options: names of the further options that its family reads itself.
 
     Raises:
-        JobError: an unknown option, or a shared one with a value that is not allowed.
+        JobError: an option is unknown, or a shared option has a value that is not allowed.
     """
     options, known = dict(spec.options), sorted({*own_options, *OPTIONS})
     for name in options:
@@ -74,10 +76,10 @@ def read_settings(spec: EncoderSpec, own_options: Sequence[str]) -> TorchSetting
 
 
 def read_choice(spec: EncoderSpec, name: str, allowed: Sequence[str]) -> str:
-    """Reads an option that is one of a few words; the first is the default.
+    """Reads an option whose value is one of a few words. The first allowed word is the default.
 
     Raises:
-        JobError: it is none of them.
+        JobError: the value is none of the allowed words.
     """
     value = dict(spec.options).get(name, allowed[0])
     if value not in allowed:
@@ -86,10 +88,10 @@ def read_choice(spec: EncoderSpec, name: str, allowed: Sequence[str]) -> str:
 
 
 def read_whole(spec: EncoderSpec, name: str, default: int | None) -> Any:
-    """Reads an option that is a whole number from 1.
+    """Reads an option whose value is a whole number from 1.
 
     Raises:
-        JobError: it is none.
+        JobError: the value is something else.
     """
     value = dict(spec.options).get(name, default)
     if value is not default and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -97,19 +99,45 @@ def read_whole(spec: EncoderSpec, name: str, default: int | None) -> Any:
     return value
 
 
-class TorchRuntime:
-    """Puts a model on its device, and inputs beside it.
-
-    Args:
-        spec: named in messages.
-        settings: of the job.
-
-    Attributes:
-        device: torch.device.
-        on_cuda: whether it is a GPU.
+def read_string(spec: EncoderSpec, name: str) -> str | None:
+    """Reads an option whose value is a string. None means that the job does not set it.
 
     Raises:
-        JobError: there is no such device here.
+        JobError: the value is something else.
+    """
+    options = dict(spec.options)
+    if not isinstance(options.get(name, ""), str):
+        raise JobError(f"{spec.key}.{name}: got {options[name]!r}; allowed: a string")
+    return options.get(name)
+
+
+def read_seconds(spec: EncoderSpec, name: str, default: float | None) -> Any:
+    """Reads an option whose value is a positive number.
+
+    Raises:
+        JobError: the value is something else.
+    """
+    value = dict(spec.options).get(name, default)
+    if value is None and default is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise JobError(f"{spec.key}.{name}: got {value!r}; allowed: a number over 0")
+    return float(value)
+
+
+class TorchRuntime:
+    """Moves a model and its inputs to a device.
+
+    Args:
+        spec: the encoder's spec; error messages name its key.
+        settings: the options of the job.
+
+    Attributes:
+        device: the torch.device.
+        on_cuda: whether the device is a GPU.
+
+    Raises:
+        JobError: this machine has no such device.
     """
 
     def __init__(self, spec: EncoderSpec, settings: TorchSettings) -> None:
@@ -127,17 +155,20 @@ class TorchRuntime:
         self._autocast = None if name == "float32" else getattr(torch, name)
 
     def place(self, model: Any) -> Any:
-        """Readies a `torch.nn.Module` for inference on the device. Weights stay float32; products are autocast."""
+        """Moves a `torch.nn.Module` to the device, in evaluation mode and without gradients.
+
+        Weights stay float32. Matrix products are cast to the job's dtype in `inference`.
+        """
         return model.eval().requires_grad_(False).to(self.device)
 
     def compiled(self, function: _Callable) -> _Callable:
-        """Gives `torch.compile` of a module or function where the job asks for it, else the same."""
-        # Batches differ in size and length: without `dynamic`, each new shape would compile again.
+        """Returns a module or function after `torch.compile` if the job asks for that, else unchanged."""
+        # Batches differ in size and length. Without `dynamic`, each new shape would be compiled again.
         return cast(_Callable, self._torch.compile(function, dynamic=True)) if self._compile else function
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[None]:
-        """Runs what is inside without gradients, and its matrix products in the job's dtype."""
+        """Runs its body without gradients, with matrix products in the job's dtype."""
         torch = self._torch
         with torch.inference_mode():
             if self._autocast is None:
@@ -147,10 +178,10 @@ class TorchRuntime:
                     yield
 
     def stack(self, arrays: Sequence[np.ndarray]) -> Any:
-        """Stacks equal arrays on the device, through pinned memory where that is a GPU.
+        """Stacks arrays of one shape into a tensor on the device.
 
-        Each is copied once on the host. A pinned block is not handed out again before its copy is done: torch's
-        caching host allocator watches the stream.
+        For a GPU the arrays are copied once, into pinned memory, and from there without waiting. torch's allocator
+        does not reuse the pinned block before that copy is done.
         """
         torch = self._torch
         if not self.on_cuda:
@@ -161,21 +192,21 @@ class TorchRuntime:
         return pinned.to(self.device, non_blocking=True)
 
     def send(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        """Copies CPU tensors to the device, without waiting for the copies on a GPU."""
+        """Copies CPU tensors to the device. For a GPU, it does not wait for the copies."""
         if not self.on_cuda:
             return dict(tensors)
         return {name: t.pin_memory().to(self.device, non_blocking=True) for name, t in tensors.items()}
 
     def fetch(self, tensor: Any) -> np.ndarray:
-        """Gives a result as float32 in host memory."""
+        """Copies a tensor to host memory, as float32."""
         return cast(np.ndarray, tensor.float().cpu().numpy())
 
 
 def _device(key: str, wanted: str) -> Any:
-    """Finds the device.
+    """Returns the torch.device that a job asks for.
 
     Raises:
-        JobError: there is no such device here.
+        JobError: this machine has no such device.
     """
     import torch
 
@@ -189,7 +220,7 @@ def _device(key: str, wanted: str) -> Any:
 
 @functools.cache
 def _cuda_devices() -> int:
-    """Counts GPUs once for the process: its encoders all get the same answer, also where one is lost later."""
+    """Counts the GPUs, once per process, so that all encoders get the same answer even if a GPU is lost later."""
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0

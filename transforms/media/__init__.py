@@ -1,1 +1,1 @@
-"""Bytes of text, pictures and sound: fetched by URI within limits, and decoded."""
+"""Texts, pictures and sounds: fetched by URI, within limits, and decoded."""

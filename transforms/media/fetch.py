@@ -1,4 +1,4 @@
-"""Fetches images and audio by URI, within what the job allows."""
+"""Fetches image and audio files by URI, from the places that the job allows."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from unisono.transforms.base.errors import InputError, Reason
 from unisono.transforms.base.files import is_remote, join
 from unisono.transforms.media.limits import MediaLimits
 
-_ATTEMPTS = 4  # of a local read that fails for a passing reason (a network file system)
-_GCS_DEADLINE_S = 60.0  # of all attempts at one object together
+_ATTEMPTS = 4  # at reading a local file, for errors that may pass (as on a network file system)
+_GCS_DEADLINE_S = 60.0  # for all attempts at reading one object together
 
 _gcs_client: Any = None
 _gcs_lock = threading.Lock()
@@ -24,11 +24,11 @@ _gcs_lock = threading.Lock()
 
 @dataclass(frozen=True)
 class MediaSource:
-    """Where media may come from.
+    """The places that image and audio files may be fetched from.
 
     Attributes:
-        root: absolute directory or gs:// prefix that relative URIs resolve in; no URI may leave it …
-        allow: … but for these further prefixes.
+        root: absolute directory, or gs:// prefix. Relative URIs are relative to it, and files below it may be read.
+        allow: further directories and gs:// prefixes. Files below them may be read too.
         limits: what one file may cost.
     """
 
@@ -44,7 +44,7 @@ class MediaSource:
         """Makes a URI absolute.
 
         Raises:
-            InputError: it lies outside `root` and `allow`, or is of a kind that is not read.
+            InputError: URI_NOT_ALLOWED; the URI lies outside `root` and `allow`, or is neither a path nor gs://.
         """
         if uri.startswith("file://"):
             uri = uri[len("file://") :]
@@ -56,10 +56,13 @@ class MediaSource:
         return path
 
     def fetch(self, value: str | bytes) -> bytes:
-        """Gives the bytes of a URI, or of inline media as they are.
+        """Reads the file at a URI.
+
+        Args:
+            value: a URI, or the bytes of a file that the catalogue holds itself, which are returned unchanged.
 
         Raises:
-            InputError: not allowed, not found, too large, or unavailable after retries.
+            InputError: URI_NOT_ALLOWED, NOT_FOUND, TOO_MANY_BYTES, or UNAVAILABLE (after retries).
         """
         if isinstance(value, bytes):
             if len(value) > self.limits.max_media_bytes:
@@ -77,7 +80,7 @@ class MediaSource:
 
 
 def _normalize(path: str) -> str:
-    """Removes `..`, and follows links where a path is local: a link must not lead out of the root either."""
+    """Removes `..` from a path. Links in a local path are followed, so that no link leads out of the root either."""
     if is_remote(path):
         scheme, rest = path.split("://", 1)
         bucket, _, key = rest.partition("/")
@@ -86,7 +89,9 @@ def _normalize(path: str) -> str:
 
 
 def _read_local(path: str, max_bytes: int) -> bytes:
-    for attempt in range(_ATTEMPTS):
+    attempt = 0
+    while True:
+        attempt += 1
         try:
             with open(path, "rb") as f:
                 return f.read(max_bytes + 1)
@@ -97,14 +102,13 @@ def _read_local(path: str, max_bytes: int) -> bytes:
         except PermissionError as e:
             raise InputError(Reason.UNAVAILABLE, "permission denied") from e
         except OSError as e:
-            if attempt == _ATTEMPTS - 1:
+            if attempt == _ATTEMPTS:
                 raise InputError(Reason.UNAVAILABLE, f"{e.strerror}, {_ATTEMPTS} attempts") from e
-            time.sleep(random.uniform(0, 0.2 * 2**attempt))
-    raise AssertionError("unreachable")
+            time.sleep(random.uniform(0, 0.1 * 2**attempt))
 
 
 def gcs_client() -> Any:
-    """The process's one client of Cloud Storage."""
+    """Returns the client of Cloud Storage that all threads of this process share, and makes it on the first call."""
     global _gcs_client
     with _gcs_lock:
         if _gcs_client is None:
@@ -115,7 +119,10 @@ def gcs_client() -> Any:
 
 
 def _read_gcs(path: str, max_bytes: int) -> bytes:
-    """Reads an object with the client's own retry: 429, 5xx, resets and time-outs, exponential with jitter."""
+    """Reads an object of Cloud Storage, but no more than `max_bytes + 1` bytes of it.
+
+    The client itself retries after 429, 5xx, resets and timeouts, with exponential back-off and jitter.
+    """
     from google.api_core import exceptions
     from google.cloud.storage.retry import DEFAULT_RETRY
 
@@ -123,11 +130,10 @@ def _read_gcs(path: str, max_bytes: int) -> bytes:
     retry = DEFAULT_RETRY.with_timeout(_GCS_DEADLINE_S)
     try:
         blob = gcs_client().bucket(bucket).blob(key)
-        # A range, so that an object far over the limit is never read whole.
         return bytes(blob.download_as_bytes(end=max_bytes, retry=retry))
     except exceptions.NotFound as e:
         raise InputError(Reason.NOT_FOUND, "no such file") from e
-    except exceptions.RequestRangeNotSatisfiable:  # the answer to any range of an empty object
+    except exceptions.RequestRangeNotSatisfiable:  # what Cloud Storage answers for an empty object
         return b""
     except exceptions.Forbidden as e:
         raise InputError(Reason.UNAVAILABLE, "permission denied") from e

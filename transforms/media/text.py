@@ -1,4 +1,4 @@
-"""Raw text into the form that every text encoder gets."""
+"""Cleans raw texts, alike for every text encoder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def clean_text(raw: str) -> str:
     """Strips white space at both ends.
 
     Raises:
-        InputError: EMPTY_TEXT, nothing is left.
+        InputError: EMPTY_TEXT; nothing is left.
     """
     text = raw.strip()
     if not text:

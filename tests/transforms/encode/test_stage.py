@@ -16,8 +16,8 @@ from unisono.transforms.base.errors import InputError, JobError, Reason
 from unisono.transforms.base.tables import from_vector_column
 from unisono.transforms.encode.microbatch import MicroBatcher
 from unisono.transforms.encode.prefetch import Loaded, load_ahead
-from unisono.transforms.encode.reuse import lend_embeddings
-from unisono.transforms.encode.stage import encode_table
+from unisono.transforms.encode.reuse import add_previous
+from unisono.transforms.encode.shard import encode_table
 from unisono.transforms.media.fetch import MediaSource
 
 
@@ -218,7 +218,7 @@ def run_again(tmp_path: Path, pool, images, change, encoder_id="bytes-1", dtype=
     for name, data in change.items():
         (tmp_path / name).write_bytes(data)
     encoder = ByteStatistics(encoder_id)
-    lent = lend_embeddings(table, first, {"image": encoder_id})
+    lent = add_previous(table, first, {"image": encoder_id})
     result = encode_table(lent, "image", MicroBatcher(encoder), source, pool)
     fresh = encode_table(table, "image", MicroBatcher(ByteStatistics(encoder_id)), source, pool)
     np.testing.assert_array_equal(

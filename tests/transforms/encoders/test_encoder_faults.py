@@ -19,7 +19,7 @@ from tests.checkpoints import save_open_clip
 from unisono.pipelines.ask.search import Searcher, search
 from unisono.transforms.base.tables import from_vector_column
 from unisono.transforms.encode.microbatch import MicroBatcher
-from unisono.transforms.encode.stage import encode_table
+from unisono.transforms.encode.shard import encode_table
 from unisono.transforms.encoders.base import EncoderSpec
 from unisono.transforms.encoders.clip import towers as family
 from unisono.transforms.encoders.registry import get_encoder

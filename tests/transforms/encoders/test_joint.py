@@ -19,8 +19,8 @@ from unisono.pipelines.demo.shop import generate_shop
 from unisono.transforms.base.errors import Reason
 from unisono.transforms.base.tables import from_vector_column
 from unisono.transforms.encode.microbatch import MicroBatcher
-from unisono.transforms.encode.reuse import lend_embeddings
-from unisono.transforms.encode.stage import encode_table, join_parts
+from unisono.transforms.encode.reuse import add_previous
+from unisono.transforms.encode.shard import encode_table, join_parts
 from unisono.transforms.encoders.base import Encoder, EncoderSpec
 from unisono.transforms.encoders.sentence import st as st
 from unisono.transforms.media.fetch import MediaSource
@@ -133,7 +133,7 @@ def test_unchanged_items_are_reused(encoder: Encoder, source: MediaSource, pool:
     batcher = MicroBatcher(encoder)
     first = encode_table(join_parts(raw, PARTS), "joint", batcher, source, pool)
     changed = raw.set_column(1, "text", pa.array(["red lamp", "a new text", "red chair"]))
-    lent = lend_embeddings(changed, first.table, {"joint": encoder.encoder_id})
+    lent = add_previous(changed, first.table, {"joint": encoder.encoder_id})
     second = encode_table(join_parts(lent, PARTS), "joint", batcher, source, pool)
     assert (first.encoded, second.encoded, second.reused) == (3, 2, 1)
     assert second.table["joint_embedding"][0] == first.table["joint_embedding"][0]

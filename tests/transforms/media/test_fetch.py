@@ -1,4 +1,4 @@
-"""Which URIs are fetched, and what becomes of the others."""
+"""URIs inside and outside of the allowed places, files that are not there or too large, and storage that fails."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def shop(tmp_path: Path) -> Path:
 
 def test_relative_absolute_and_file_uris_resolve(shop: Path) -> None:
     source = MediaSource(str(shop / "shop"))
-    for uri in ("images/a.png", "./images/../images/a.png", str(shop / "shop/images/a.png"), f"file://{shop}/shop/images/a.png"):
+    absolute = f"{shop}/shop/images/a.png"
+    for uri in ("images/a.png", "./images/../images/a.png", absolute, f"file://{absolute}"):
         assert source.fetch(uri) == b"picture"
 
 
@@ -55,7 +56,7 @@ def test_allowed_prefixes_are_read(shop: Path) -> None:
     ("uri", "reason"),
     [("images/none.png", Reason.NOT_FOUND), ("images", Reason.NOT_FOUND), ("images/a.png/x", Reason.NOT_FOUND)],
 )
-def test_what_is_not_there(shop: Path, uri: str, reason: Reason) -> None:
+def test_a_file_that_is_not_there(shop: Path, uri: str, reason: Reason) -> None:
     with pytest.raises(InputError) as e:
         MediaSource(str(shop / "shop")).fetch(uri)
     assert e.value.reason == reason
@@ -69,5 +70,28 @@ def test_too_many_bytes(shop: Path) -> None:
         assert e.value.reason == Reason.TOO_MANY_BYTES
 
 
-def test_inline_bytes_are_given_back(shop: Path) -> None:
+def test_inline_bytes_are_returned_unchanged(shop: Path) -> None:
     assert MediaSource(str(shop)).fetch(b"inline") == b"inline"
+
+
+@pytest.mark.parametrize("failures", [3, 4])
+def test_a_local_read_is_tried_four_times(failures: int, shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_open, pauses, left = open, [], [failures]
+
+    def flaky_open(*args: object, **options: object) -> object:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(5, "Input/output error")
+        return real_open(*args, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr("builtins.open", flaky_open)
+    monkeypatch.setattr("unisono.transforms.media.fetch.time.sleep", pauses.append)
+    source = MediaSource(str(shop / "shop"))
+    if failures < 4:
+        assert source.fetch("images/a.png") == b"picture"
+    else:
+        with pytest.raises(InputError, match="Input/output error, 4 attempts") as caught:
+            source.fetch("images/a.png")
+        assert caught.value.reason is Reason.UNAVAILABLE
+    assert len(pauses) == 3
+    assert all(0 <= pause <= 0.2 * 2**i for i, pause in enumerate(pauses))

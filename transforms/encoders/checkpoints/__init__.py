@@ -1,1 +1,1 @@
-"""Checkpoints on disk and in buckets: found, fetched, checked."""
+"""Checkpoints on disk, in buckets and on the hub: finding, fetching, checking and loading them."""

@@ -1,17 +1,17 @@
-"""Checkpoints that lie in a bucket, fetched once per machine, checked, and reused.
+"""Fetches checkpoints from buckets, once per machine, into a cache that is checked before it is used again.
 
-    UNISONO_CACHE (default ~/.cache/unisono)/weights/<state>/files/…      the checkpoint
-                                                     …/fetched.json       sizes and SHA-256 of its files
-                                            <state>.lock
+    weights/<state>/files/…           the checkpoint
+    weights/<state>/fetched.json      sizes and SHA-256 of its files
+    weights/<state>.lock              held by the process that fetches or checks it
 
-`<state>` hashes the objects' names, sizes and CRC-32C: a checkpoint that is replaced in its bucket gets a new
-directory, and processes that still read the old one are not disturbed.
+The cache lies in the directory named by the environment variable UNISONO_CACHE, by default ~/.cache/unisono.
+`<state>` is a hash of the objects' names, sizes and CRC-32C. So a checkpoint that is replaced in its bucket gets a new
+directory, and processes that still read the old directory are not disturbed.
 """
 
 from __future__ import annotations
 
 import base64
-import fnmatch
 import hashlib
 import json
 import os
@@ -19,34 +19,36 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from unisono.transforms.base.errors import JobError
-from unisono.transforms.encoders.checkpoints.formats import FETCHED, PICKLED, first_line
+from unisono.transforms.encoders.checkpoints.formats import FETCHED, PICKLED, first_line, matches
+from unisono.transforms.media.fetch import gcs_client
 
-_LOCK_S = 3600.0  # to wait for another process that fetches the same checkpoint
-_DEADLINE_S = 600.0  # of all attempts at one object together
+_LOCK_S = 3600.0  # how long to wait for another process that fetches the same checkpoint
+_DEADLINE_S = 600.0  # for all attempts at fetching one object together
 
-_checked: set[str] = set()  # states whose files this process has already held against their hashes
+_checked: set[str] = set()  # states whose files this process has already compared with their hashes
 
 
 def cache_root() -> Path:
-    """The directory of fetched checkpoints on this machine."""
+    """Returns the directory of fetched checkpoints on this machine."""
     return Path(os.environ.get("UNISONO_CACHE", "~/.cache/unisono")).expanduser() / "weights"
 
 
 def fetch_directory(key: str, uri: str) -> Path:
-    """Gives a local copy of a gs:// directory: the cached one where it is whole, else a fresh one.
+    """Returns a local copy of a gs:// directory: the cached copy if it is complete, else a new one.
 
-    Configuration, tokenizer and safetensors files are fetched; weights in any other format stay where they are.
+    The configuration, the tokenizer and safetensors files are fetched. Weights in other formats are not.
 
     Args:
-        key: the job-file key that a message names.
-        uri: gs://bucket/prefix, with or without a closing slash.
+        key: the job-file key that the error messages name.
+        uri: gs://bucket/prefix, with or without a slash at the end.
 
     Raises:
-        JobError: it cannot be listed or read, holds no safetensors, or arrives damaged.
+        JobError: the directory cannot be listed or read, holds no safetensors, or arrives damaged, or another process
+            holds its lock for too long.
     """
-    import filelock
-
     blobs = _list(key, uri)
     facts = sorted((name, blob.size, blob.crc32c) for name, blob in blobs.items())
     state = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
@@ -54,7 +56,7 @@ def fetch_directory(key: str, uri: str) -> Path:
     place.parent.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(place.with_suffix(".lock"), timeout=_LOCK_S):
-            if not _is_whole(place, state):
+            if not _is_complete(place, state):
                 _fetch(key, blobs, place)
                 _checked.add(state)
     except filelock.Timeout as error:
@@ -64,20 +66,22 @@ def fetch_directory(key: str, uri: str) -> Path:
 
 
 def _list(key: str, uri: str) -> dict[str, Any]:
-    """Lists the objects to fetch, by their path below the directory."""
+    """Lists the objects to fetch, by their path below the directory.
+
+    Raises:
+        JobError: the directory cannot be listed, is empty, or holds no safetensors.
+    """
     bucket, _, prefix = uri.removeprefix("gs://").partition("/")
     prefix = prefix.rstrip("/") + "/" if prefix.rstrip("/") else ""
     try:
-        from unisono.transforms.media.fetch import gcs_client
-
         found = {b.name[len(prefix) :]: b for b in gcs_client().list_blobs(bucket, prefix=prefix, timeout=60.0)}
     except Exception as error:  # of many kinds: no such bucket, no permission, no credentials, no network
         raise JobError(f"{key}: {uri} cannot be listed ({type(error).__name__}: {first_line(error)})") from error
     if not found:
         raise JobError(f"{key}: nothing lies under {uri}; check bucket and prefix")
-    wanted = {n: b for n, b in found.items() if _matches(n, FETCHED) and ".." not in n.split("/")}
+    wanted = {n: b for n, b in found.items() if matches(n, FETCHED) and ".." not in n.split("/")}
     if not any(n.endswith(".safetensors") for n in wanted):
-        pickled = sorted(n for n in found if _matches(n, PICKLED))
+        pickled = sorted(n for n in found if matches(n, PICKLED))
         what = f"holds {pickled[0]} but no safetensors" if pickled else "holds no safetensors"
         raise JobError(
             f"{key}: {uri} {what}; weights are never unpickled: save them as safetensors where you trust them, "
@@ -86,30 +90,30 @@ def _list(key: str, uri: str) -> dict[str, Any]:
     return wanted
 
 
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch.fnmatch(name.rsplit("/", 1)[-1], pattern) for pattern in patterns)
-
-
-def _is_whole(place: Path, state: str) -> bool:
-    """Holds the cached files against what was fetched: sizes always, contents once per process."""
+def _is_complete(place: Path, state: str) -> bool:
+    """Compares the cached files with what was fetched: sizes on each call, contents once per process."""
     try:
         records = json.loads((place / "fetched.json").read_text())
-        whole = all((place / "files" / name).stat().st_size == r["size"] for name, r in records.items())
-        if whole and state not in _checked:
-            whole = all(_sha256(place / "files" / name) == r["sha256"] for name, r in records.items())
+        complete = all((place / "files" / name).stat().st_size == r["size"] for name, r in records.items())
+        if complete and state not in _checked:
+            complete = all(_sha256(place / "files" / name) == r["sha256"] for name, r in records.items())
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    if whole:
+    if complete:
         _checked.add(state)
-    return whole
+    return complete
 
 
 def _fetch(key: str, blobs: dict[str, Any], place: Path) -> None:
-    """Fetches objects beside their place, checks each, and moves all there at once."""
+    """Fetches objects into a directory beside `place`, checks each, and renames that directory to `place`.
+
+    Raises:
+        JobError: an object cannot be fetched, or arrives damaged.
+    """
     from google.cloud.storage.retry import DEFAULT_RETRY
 
     beside = place.with_suffix(".part")
-    shutil.rmtree(beside, ignore_errors=True)  # of a process that died: the lock is ours
+    shutil.rmtree(beside, ignore_errors=True)  # left by a process that died; this process holds the lock
     shutil.rmtree(place, ignore_errors=True)
     records = {}
     for name, blob in blobs.items():
@@ -132,7 +136,7 @@ def _sha256(path: Path) -> str:
 
 
 def _crc32c(path: Path) -> str:
-    """The CRC-32C of a file, in base64, as Cloud Storage states it."""
+    """Returns the CRC-32C of a file in base64, the form in which Cloud Storage states it."""
     import google_crc32c
 
     checksum = google_crc32c.Checksum()

@@ -1,12 +1,11 @@
-"""Directories of pretrained weights: where they are, whether they are whole, what their content's hash is.
+"""Finds the directories of checkpoints, checks that their weights are complete, and hashes their content.
 
-Shared by the families that load checkpoints. Imports neither torch nor transformers.
+Shared by the families that load checkpoints. It imports neither torch nor transformers.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import re
 import threading
@@ -15,55 +14,35 @@ from pathlib import Path
 from typing import Any
 
 from unisono.transforms.base.errors import JobError
+from unisono.transforms.base.extras import require
 from unisono.transforms.encoders.base import EncoderSpec
-from unisono.transforms.encoders.checkpoints.formats import FETCHED, PICKLED, first_line
+from unisono.transforms.encoders.checkpoints.formats import FETCHED, PICKLED, first_line, matches
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _HUB_SKIP = ["onnx/*", "openvino/*"]
 
-# Of config and tokenizer files: what says where a checkpoint came from, not what it computes.
+# Keys of JSON files that say where a checkpoint came from, and not what it computes.
 _PROVENANCE = {
     "_name_or_path", "name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype"
 }  # fmt: skip
 
-_hashes: dict[tuple[str, int, int], str] = {}
+_hashes: dict[tuple[str, int, int], str] = {}  # SHA-256 by (path, modification time in ns, size)
 _hash_lock = threading.Lock()
-
-
-def require(spec: EncoderSpec, *libraries: str, extra: str = "models") -> None:
-    """Checks that libraries are installed, without importing them; `extra` brings them.
-
-    Raises:
-        JobError: one is missing.
-    """
-    missing = [name for name in libraries if not _is_installed(name)]
-    if missing:
-        raise JobError(
-            f"{spec.key}.model: {spec.model!r} needs {' and '.join(missing)}, not installed here; "
-            f"run: pip install 'unisono[{extra}]'"
-        )
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # a package around it is missing
-        return False
 
 
 def find_directory(
     spec: EncoderSpec, revision: str | None = None, *, option: str = "model", where: str | None = None
 ) -> Path:
-    """Finds a checkpoint's directory: a local one, a gs:// one or a hub repository's snapshot, fetched.
+    """Finds the directory of a checkpoint. A gs:// directory or a hub repository is fetched first.
 
     Args:
-        spec: whose checkpoint.
-        revision: of a hub repository: a tag, a branch or, to pin it, a commit.
-        option: the key below `encoders.<modality>` that a message names.
-        where: the option's value; None: `spec.model`.
+        spec: of the encoder that needs the checkpoint.
+        revision: a tag, branch or commit of a hub repository. Only a commit always means the same files.
+        option: the key below `encoders.<modality>` that the error messages name.
+        where: the value of that option: a local directory, a gs:// directory or a hub id. None means `spec.model`.
 
     Raises:
-        JobError: no such directory, or the bucket or hub does not give it.
+        JobError: there is no such directory, or it cannot be fetched.
     """
     key, where = f"{spec.key}.{option}", spec.model if where is None else where
     path = Path(where).expanduser()
@@ -73,7 +52,7 @@ def find_directory(
             raise JobError(f"{spec.key}.revision: got {revision!r}; {where} is a directory and has none")
         if not remote:
             return path
-        require(spec, "google.cloud.storage", extra="gcp")
+        require("google.cloud.storage", "gcp", key, where)
         from unisono.transforms.encoders.checkpoints.bucket import fetch_directory
 
         return fetch_directory(key, where)
@@ -84,34 +63,43 @@ def find_directory(
             f"{key}: no directory {where}; point it at a directory saved by save_pretrained, "
             "or give a hub id such as sentence-transformers/all-MiniLM-L6-v2"
         )
-    require(spec, "huggingface_hub")
+    require("huggingface_hub", "models", key, where)
+    return _fetch_from_hub(key, where, revision)
+
+
+def _fetch_from_hub(key: str, repository: str, revision: str | None) -> Path:
+    """Fetches a hub repository, or finds it in the hub library's cache.
+
+    Raises:
+        JobError: the hub does not return it.
+    """
     import huggingface_hub
 
     try:
         return Path(
             huggingface_hub.snapshot_download(
-                where, revision=revision, allow_patterns=list(FETCHED), ignore_patterns=_HUB_SKIP
+                repository, revision=revision, allow_patterns=list(FETCHED), ignore_patterns=_HUB_SKIP
             )
         )
     except Exception as error:  # of many kinds: network, no such repository or revision, offline, gated
         raise JobError(
-            f"{key}: no directory {where} here, and the hub does not give it "
+            f"{key}: no directory {repository} here, and the hub does not give it "
             f"({type(error).__name__}: {first_line(error)}); check name, revision and network, "
             "or point it at a local directory"
         ) from error
 
 
 def weight_files(key: str, directory: Path, stem: str = "model") -> list[Path]:
-    """Lists the safetensors files of a directory, each checked for being whole.
+    """Lists the files that hold a checkpoint's weights, after checking that each is complete.
 
     Args:
-        key: the job-file key that a message names.
-        directory: holds `<stem>.safetensors`, or `<stem>.safetensors.index.json` and the files it names.
-        stem: of the file names.
+        key: the job-file key that the error messages name.
+        directory: it holds `<stem>.safetensors`, or `<stem>.safetensors.index.json` and the files that this names.
+        stem: the beginning of the file names.
 
     Raises:
-        JobError: none, only weights that would have to be unpickled, or a file that is cut or a Git LFS
-            pointer.
+        JobError: there are no weights, or only weights that would have to be unpickled, or a file is incomplete or a
+            Git LFS pointer.
     """
     single, index = directory / f"{stem}.safetensors", directory / f"{stem}.safetensors.index.json"
     if single.is_file():
@@ -120,8 +108,7 @@ def weight_files(key: str, directory: Path, stem: str = "model") -> list[Path]:
         names = set(read_json(key, index).get("weight_map", {}).values())
         files = [directory / name for name in sorted(names)]
     else:
-        pickled = sorted(p.name for pattern in PICKLED for p in directory.glob(pattern))
-        if pickled:
+        if pickled := pickled_files(directory):
             raise JobError(
                 f"{key}: {directory} holds {pickled[0]} but no {single.name}; only safetensors are read: "
                 "load it where you trust it and save it again by save_pretrained(…, safe_serialization=True)"
@@ -132,8 +119,13 @@ def weight_files(key: str, directory: Path, stem: str = "model") -> list[Path]:
     return files
 
 
+def pickled_files(directory: Path) -> list[str]:
+    """Lists the names of the files in a directory that could only be read by unpickling."""
+    return sorted(p.name for p in directory.iterdir() if matches(p.name, PICKLED))
+
+
 def _check_safetensors(key: str, file: Path) -> None:
-    """Holds the size that a safetensors header states against the file's own."""
+    """Compares the size that a safetensors header states with the size of the file."""
     if not file.is_file():
         raise JobError(f"{key}: no file {file}, which the index beside it names; copy the checkpoint whole")
     size = file.stat().st_size
@@ -152,10 +144,14 @@ def _check_safetensors(key: str, file: Path) -> None:
 
 
 def read_json(key: str, path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
+    """Reads a file that holds a JSON object.
+
+    Args:
+        key: the job-file key that the error messages name.
+        path: the file.
 
     Raises:
-        JobError: no such file, or not a JSON object.
+        JobError: there is no such file, or it holds no JSON object.
     """
     value = _parse(key, path)
     if not isinstance(value, dict):
@@ -164,10 +160,14 @@ def read_json(key: str, path: Path) -> dict[str, Any]:
 
 
 def read_json_list(key: str, path: Path) -> list[Any]:
-    """Reads a JSON list.
+    """Reads a file that holds a JSON list.
+
+    Args:
+        key: the job-file key that the error messages name.
+        path: the file.
 
     Raises:
-        JobError: no such file, or not a JSON list.
+        JobError: there is no such file, or it holds no JSON list.
     """
     value = _parse(key, path)
     if not isinstance(value, list):
@@ -187,12 +187,12 @@ def _parse(key: str, path: Path) -> Any:
 
 
 def content_hash(files: Iterable[Path], facts: Any) -> str:
-    """Hashes what determines an encoder's output: 16 hexadecimal digits.
+    """Hashes everything that an encoder's output depends on: 16 hexadecimal digits.
 
     Args:
-        files: by content, in this order, each named by its base name. Of JSON files, keys that only say where
-            a checkpoint came from do not count, nor does the layout.
-        facts: JSON-ready: everything else.
+        files: the checkpoint's files. Their order, base names and contents count; the directory does not. In a JSON
+            file, neither the layout counts nor the keys that only say where the checkpoint came from.
+        facts: everything else, in a form that JSON can hold.
     """
     digests = [(file.name, sha256_of(file)) for file in files]
     text = json.dumps([digests, facts], sort_keys=True)
@@ -200,7 +200,7 @@ def content_hash(files: Iterable[Path], facts: Any) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """Hashes a file, once per process for each (path, modification time, size). JSON: see `content_hash`."""
+    """Hashes a file, a JSON file as `content_hash` describes. The result is kept until the file changes."""
     stat = path.stat()
     key = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
     with _hash_lock:

@@ -1,1 +1,1 @@
-"""The family `clap`: text and audio."""
+"""The family `clap`: transformers' CLAP models, for audio and text."""

@@ -1,7 +1,8 @@
-"""The window attention of CLAP's audio tower through torch's fused attention, for transformers has it step by step.
+"""Replaces the window attention of CLAP's audio tower by torch's fused attention.
 
-On a CPU the steps are small matrix products over 64 tokens that no library does well: fused, the whole tower takes
-142 ms of one core a clip instead of 205. The result differs by rounding (3e-7 of the largest value).
+transformers computes this attention in separate steps. On a CPU these are small matrix products over 64 tokens, which
+no library does fast. With the fused attention the whole tower takes 142 ms of one core for a clip instead of 205. The
+result differs by rounding (3e-7 of the largest value).
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from typing import Any
 
 
 def fuse_attention(model: Any) -> None:
-    """Makes every window attention of a `ClapAudioModelWithProjection`, already on its device, a fused one.
+    """Replaces every window attention of a model. A module of another class stays as it is.
 
-    A module whose class is another than expected is left as it is.
+    Args:
+        model: a `ClapAudioModelWithProjection` that is already on its device.
     """
     for module in model.modules():
         if type(module).__name__ == "ClapAudioSelfAttention":
@@ -21,7 +23,7 @@ def fuse_attention(model: Any) -> None:
 
 
 def _position_bias(module: Any) -> Any:
-    """What a pair of places in a window adds to its score: [1, heads, tokens, tokens]."""
+    """Returns what each pair of positions in a window adds to its attention score: [1, heads, tokens, tokens]."""
     tokens = module.window_size[0] * module.window_size[1]
     rows = module.relative_position_bias_table[module.relative_position_index.view(-1)]
     return rows.view(tokens, tokens, -1).permute(2, 0, 1).detach().contiguous()[None]
@@ -30,14 +32,17 @@ def _position_bias(module: Any) -> Any:
 def _attend(
     module: Any, bias: Any, hidden_states: Any, attention_mask: Any = None, output_attentions: bool = False
 ) -> tuple[Any]:
-    """Takes the place of `ClapAudioSelfAttention.forward`.
+    """Computes what `ClapAudioSelfAttention.forward` would.
 
     Args:
-        module: its weights.
+        module: the `ClapAudioSelfAttention`, for its weights.
         bias: from `_position_bias`.
         hidden_states: [clips × windows, tokens, width].
-        attention_mask: [windows, tokens, tokens] in a layer of shifted windows, else None.
-        output_attentions: must be false: a fused attention has no probabilities to give.
+        attention_mask: [windows, tokens, tokens] in a layer with shifted windows, else None.
+        output_attentions: must be false, because a fused attention does not compute the probabilities.
+
+    Returns:
+        A tuple of one tensor, [clips × windows, tokens, width].
     """
     from torch.nn.functional import scaled_dot_product_attention
 
@@ -49,7 +54,7 @@ def _attend(
     query, key, value = (p.view(rows, tokens, heads, -1).transpose(1, 2) for p in projected)
     mask = bias
     if attention_mask is not None:
-        # The mask is of a window, not of a clip: windows and heads go into one axis, and no clip needs its copy.
+        # The mask is the same for every clip. With windows and heads on one axis, it need not be copied for each clip.
         windows = len(attention_mask)
         query, key, value = (
             t.reshape(rows // windows, windows * heads, tokens, -1) for t in (query, key, value)

@@ -1,6 +1,6 @@
-"""CLAP's log-mel features in batch, on the encoder's device, equal to transformers' `ClapFeatureExtractor`.
+"""Computes CLAP's log-mel features in batches on the encoder's device, as transformers' `ClapFeatureExtractor` does.
 
-Imports torch only when it is used.
+Importing this file does not import torch.
 """
 
 from __future__ import annotations
@@ -12,25 +12,32 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from unisono.transforms.base.errors import JobError
-from unisono.transforms.encoders.checkpoints import local as files
+from unisono.transforms.encoders.checkpoints.local import read_json
 
 CONFIG = "preprocessor_config.json"
 TRUNCATIONS = ("fusion", "rand_trunc")
 PADDINGS = ("repeatpad", "repeat", "pad")
 
-# Frames in one transform: on a CPU what the second-level cache holds (1 MB of float64), on a GPU enough to fill it.
+# Frames in one Fourier transform: on a CPU what its second-level cache holds (1 MB of float64), on a GPU enough to fill
+# it.
 _CPU_FRAMES, _CUDA_FRAMES = 128, 65_536
-_MEL_FLOOR = 1e-10  # transformers.audio_utils.spectrogram: `mel_floor`, and `min_value` of `power_to_db`
+_MEL_FLOOR = 1e-10  # `mel_floor` of transformers.audio_utils.spectrogram, and `min_value` of its `power_to_db`
 
 
 class Recipe(NamedTuple):
-    """What a checkpoint's `preprocessor_config.json` says of its features.
+    """What a checkpoint's `preprocessor_config.json` says about its features.
 
     Attributes:
-        window: samples that the model takes.
-        hop, frame: samples.
-        padding: what becomes of shorter clips: one of `PADDINGS`.
-        truncation: one of `TRUNCATIONS`; it also chooses the filters: HTK for `fusion`, Slaney for `rand_trunc`.
+        sample_rate_hz: sample rate of the waveforms that the model takes.
+        window: length of the model's input, in samples.
+        hop: distance between the starts of two frames, in samples.
+        frame: length of a frame, in samples.
+        mels: number of mel bands.
+        min_hz: lowest frequency of the mel bands.
+        max_hz: highest frequency of the mel bands.
+        padding: how a shorter clip is filled up, one of `PADDINGS`; see `pad_clip`.
+        truncation: how the model was trained on longer clips, one of `TRUNCATIONS`. It also decides the mel filters:
+            HTK for `fusion`, Slaney for `rand_trunc`.
     """
 
     sample_rate_hz: int
@@ -45,27 +52,27 @@ class Recipe(NamedTuple):
 
     @property
     def frames(self) -> int:
-        """Frames of one window."""
+        """The number of frames of one window."""
         return self.window // self.hop + 1
 
 
 def read_recipe(key: str, directory: Path) -> Recipe:
-    """Reads a checkpoint's recipe.
+    """Reads the recipe of a checkpoint.
 
     Args:
-        key: the job-file key that a message names.
+        key: the job-file key that the error messages name.
         directory: the checkpoint's.
 
     Raises:
-        JobError: no such file, or it asks for features of another kind.
+        JobError: there is no such file, or it asks for features that are not supported.
     """
     path = directory / CONFIG
-    if not path.is_file() and (directory / "processor_config.json").is_file():  # transformers ≥ 5 saves it in there
+    if not path.is_file() and (directory / "processor_config.json").is_file():  # transformers ≥ 5 saves it there
         path = directory / "processor_config.json"
-        config = files.read_json(key, path).get("feature_extractor") or {}
+        config = read_json(key, path).get("feature_extractor") or {}
     else:
-        config = files.read_json(key, path)
-    # What the file leaves out is the extractor's own default.
+        config = read_json(key, path)
+    # The defaults are those of `ClapFeatureExtractor`.
     rate, seconds = int(config.get("sampling_rate", 48_000)), config.get("max_length_s", 10)
     recipe = Recipe(
         rate,
@@ -89,12 +96,13 @@ def read_recipe(key: str, directory: Path) -> Recipe:
 
 
 def pad_clip(clip: np.ndarray, out: np.ndarray, padding: str) -> None:
-    """Writes a clip no longer than `out` into `out`, filled up as the recipe says.
+    """Writes a clip that is no longer than a window into a window, and fills up the rest.
 
     Args:
-        clip: float32 [samples], at least one.
+        clip: float32 [samples], at least one sample.
         out: float32 [window], overwritten.
-        padding: `repeat`: repeated to the end; `repeatpad`: repeated as often as it fits whole; then zeros.
+        padding: `repeat` repeats the clip to the end of the window. `repeatpad` repeats it as often as the whole clip
+            fits, and appends zeros. `pad` only appends zeros.
     """
     fits = len(out) // len(clip)
     copies = {"repeat": fits + 1, "repeatpad": fits, "pad": 1}[padding]
@@ -104,11 +112,17 @@ def pad_clip(clip: np.ndarray, out: np.ndarray, padding: str) -> None:
 
 
 class MelFeatures:
-    """Waveforms to log-mel features on one device.
+    """Turns waveforms into log-mel features on one device.
 
-    Hann window, reflected ends, power, mel filters, decibels (Davis & Mermelstein 1980; the constants are those of
-    `ClapFeatureExtractor._np_extract_fbank_features`). The transform is float64: in float32 its rounding shows in
-    quiet bands beside loud ones.
+    The steps are: reflected ends, Hann window, power spectrum, mel filters, decibels. The Fourier transform is in
+    float64, because in float32 its rounding would show in quiet bands beside loud ones.
+
+    Args:
+        recipe: how the checkpoint's features are made.
+        device: the torch.device, or its name.
+
+    Source: Davis and Mermelstein, 1980. The constants are those of
+    `ClapFeatureExtractor._np_extract_fbank_features`.
     """
 
     def __init__(self, recipe: Recipe, device: Any) -> None:
@@ -126,19 +140,26 @@ class MelFeatures:
             mel_scale="htk" if fusion else "slaney",
         )
         self._torch, self._recipe, self.device = torch, recipe, device
-        heard = np.flatnonzero(filters.any(axis=1))
-        self._bins = int(heard[-1]) + 1 if len(heard) else 1
-        # A row for the real and one for the imaginary part of each bin: their squares are summed by the product.
+        used = np.flatnonzero(filters.any(axis=1))
+        self._bins = int(used[-1]) + 1 if len(used) else 1  # no filter uses the bins above
+        # Each bin has two rows, for its real and its imaginary part, so the product adds up the two squares.
         rows = np.repeat(filters[: self._bins], 2, axis=0)
         self._filters = torch.as_tensor(rows, dtype=torch.float32, device=device)
         self._hann = torch.hann_window(recipe.frame, dtype=torch.float64, device=device)
         self._block = _CPU_FRAMES if self._hann.device.type == "cpu" else _CUDA_FRAMES
 
     def __call__(self, waves: Any) -> Any:
-        """Computes features: float32 tensor [n, samples] on the device to float32 [n, frames, mels], in dB."""
+        """Computes features.
+
+        Args:
+            waves: float32 tensor [n, samples] on the device.
+
+        Returns:
+            float32 tensor [n, frames, mels] on the device, in dB.
+        """
         torch, at = self._torch, self._recipe
         half = at.frame // 2
-        # A frame never runs over two clips, so clips are padded one by one; on a GPU many go together.
+        # No frame lies in two clips, so each clip is padded for itself. On a GPU, many clips go together.
         per_row = 1 + waves.shape[1] // at.hop
         out = torch.empty(len(waves) * per_row, at.mels, device=self.device)
         rows = max(1, self._block // per_row)
@@ -161,16 +182,21 @@ class MelFeatures:
         torch.mm(parts.square_(), self._filters, out=out)
 
     def fused(self, wave: np.ndarray, places: Sequence[float] = (0.5, 0.5, 0.5)) -> np.ndarray:
-        """Computes what a `fusion` model takes of a clip longer than its window: float32 [4, frames, mels].
+        """Computes the input of a `fusion` model for a clip that is longer than the window.
 
-        Of one longer by less than a hop, which has no frame more, four times its features.
+        The input has four channels: the features of the whole clip shrunk to the frames of a window, then those of
+        one window in each third of the clip. `ClapFeatureExtractor` draws the three places at random.
 
-        The whole clip shrunk to a window's frames, then a window from the first, the second and the last third.
-        The extractor draws those at random; here they lie at `places`, fractions of each third's choices (0 to 1).
+        A clip that is longer than the window by less than a hop has no more frames than a window. Its four channels
+        are equal.
 
         Args:
             wave: float32 [samples], longer than the window.
-            places: front, middle, back.
+            places: where the window lies in the first, second and last third, each as a fraction (0 to 1) of the
+                places that are possible there.
+
+        Returns:
+            float32 [4, frames, mels].
         """
         torch, frames = self._torch, self._recipe.frames
         mel = self(torch.from_numpy(wave)[None].to(self.device))

@@ -1,1 +1,1 @@
-"""The family `open_clip`: text and images."""
+"""The family `open_clip`: CLIP and related models, for text and images."""

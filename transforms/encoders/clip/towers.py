@@ -1,9 +1,9 @@
-"""CLIP and its kin through open_clip: image towers and text towers, any of its architectures.
+"""The image towers and text towers of every architecture that open_clip has.
 
     image: {model: open_clip/ViT-B-32, weights: gs://models/clip-b32/}
 
-`weights` is a tag of open_clip (fetched from the hub), a safetensors file, or a directory or gs:// directory with
-`open_clip_config.json` and safetensors; `open_clip/<organisation>/<repository>` is a hub repository of that form.
+`weights` is a tag of open_clip (fetched from the hub), a safetensors file, or a local or gs:// directory with
+`open_clip_config.json` and safetensors. `open_clip/<organisation>/<repository>` is a hub repository with such files.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import contextlib
 import json
 import logging
 import tempfile
-import warnings
+import threading
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,12 +22,14 @@ import numpy as np
 
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.encoders import torch_runtime
-from unisono.transforms.encoders.base import Encoder, EncoderSpec
-from unisono.transforms.encoders.checkpoints import local as files
-from unisono.transforms.encoders.clip.files import CONFIG, Checkpoint, read_checkpoint
-from unisono.transforms.encoders.registry import EncoderInfo, get_encoder
+from unisono.transforms.encoders.base import Encoder, EncoderInfo, EncoderSpec
+from unisono.transforms.encoders.checkpoints.formats import first_line
+from unisono.transforms.encoders.checkpoints.local import content_hash
+from unisono.transforms.encoders.clip.checkpoint import CONFIG, Checkpoint, read_checkpoint
+from unisono.transforms.encoders.registry import get_encoder
 from unisono.transforms.encoders.torch_runtime import TorchRuntime, TorchSettings
-from unisono.transforms.media.images import decode_image, fit_picture
+from unisono.transforms.media.fit import fit_picture
+from unisono.transforms.media.images import decode_image
 from unisono.transforms.media.text import clean_text
 
 DECODES = ("reduced", "exact")
@@ -38,12 +40,13 @@ CPU_BATCH, CUDA_BATCH = 32, 256
 
 
 class Settings(NamedTuple):
-    """The options of a spec, checked.
+    """The options of an encoder, after their check.
 
     Attributes:
-        torch: shared with other families.
-        batch_size: inputs; None: as the device suggests.
-        decode: of JPEGs. `reduced`: at 1/2, 1/4 or 1/8 scale where that still has the model's pixels; `exact`: whole.
+        torch: the options that all torch families share.
+        batch_size: inputs in one batch. None means `CUDA_BATCH` or `CPU_BATCH`, by the device.
+        decode: how JPEGs are decoded: `reduced` at scale 1/2, 1/4 or 1/8 where that leaves enough pixels for the
+            model, `exact` always at full scale.
     """
 
     torch: TorchSettings
@@ -52,20 +55,20 @@ class Settings(NamedTuple):
 
 
 def describe(spec: EncoderSpec) -> EncoderInfo:
-    """Checks libraries, options and the checkpoint's files, and tells id and dimension; only hashes weights.
+    """Checks the options and the checkpoint's files, and returns id and dimension. Weights are hashed, not loaded.
 
     Raises:
-        JobError: any of them is missing or wrong.
+        JobError: an option or a file is missing or wrong.
     """
     settings, found = _read(spec)
     return EncoderInfo(_encoder_id(spec, found, settings), found.dim)
 
 
 def load(spec: EncoderSpec) -> Encoder:
-    """Loads one tower onto the device.
+    """Loads the tower of a modality onto the device.
 
     Raises:
-        JobError: as `describe`, or the weights do not fit the configuration, or there is no such device.
+        JobError: as `describe`, or the weights do not fit the configuration, or this machine has no such device.
     """
     settings, found = _read(spec)
     tower = OpenClipImageEncoder if spec.modality == "image" else OpenClipTextEncoder
@@ -76,7 +79,6 @@ def _read(spec: EncoderSpec) -> tuple[Settings, Checkpoint]:
     shared = torch_runtime.read_settings(spec, _OWN[spec.modality])
     batch_size = torch_runtime.read_whole(spec, "batch_size", None)
     settings = Settings(shared, batch_size, torch_runtime.read_choice(spec, "decode", DECODES))
-    files.require(spec, "torch", "torchvision", "open_clip")
     return settings, read_checkpoint(spec)
 
 
@@ -84,12 +86,12 @@ def _encoder_id(spec: EncoderSpec, found: Checkpoint, settings: Settings) -> str
     facts = {**found.facts(_TOWER[spec.modality]), **settings.torch.facts}
     if spec.modality == "image":
         facts["decode"] = settings.decode
-    # `recipe` is this file's: raise it with any change of the output.
-    return f"open_clip-{spec.modality}-{files.content_hash([], {'recipe': 1, **facts})}"
+    # Raise `recipe` with every change of this file that changes the output.
+    return f"open_clip-{spec.modality}-{content_hash([], {'recipe': 1, **facts})}"
 
 
 class _Tower:
-    """What both towers share: the loaded model on its device, batches of inputs that cost the same."""
+    """What both towers share: the loaded model on its device, and batches of inputs that all cost the same."""
 
     def __init__(self, spec: EncoderSpec, settings: Settings, found: Checkpoint) -> None:
         self.encoder_id = _encoder_id(spec, found, settings)
@@ -101,12 +103,15 @@ class _Tower:
         self._model = self._runtime.place(model)
 
     def _drop_other_tower(self, model: Any) -> None:
+        """Removes the tower that is not used, so that it takes no memory on the device."""
         raise NotImplementedError
 
     def cost(self, prepared: np.ndarray) -> int:
+        """Returns 1."""
         return 1
 
     def _forward(self, inputs: Any) -> Any:
+        """Runs the tower over a batch on the device: unit rows."""
         raise NotImplementedError
 
     def encode(self, batch: Sequence[np.ndarray]) -> np.ndarray:
@@ -141,41 +146,41 @@ class OpenClipImageEncoder(_Tower):
     def prepare(self, raw: bytes) -> np.ndarray:
         """Decodes one picture and brings it to the model's size: uint8 [height, width, 3].
 
-        Transparency is laid over white, and the picture turned upright, where open_clip's own transform would
-        lay it over black, or over whatever colours the transparent pixels have, and leave it lying.
+        In two points this differs from open_clip's own transform. Transparent pixels are laid over white; there they
+        keep whatever colour the file gives them, often black. The EXIF orientation is applied; there it is ignored.
 
         Raises:
-            InputError: as `unisono.transforms.media.images.decode_image`.
+            InputError: as `decode_image`.
         """
         picture = decode_image(raw, self._spec.limits, target=self._target)
         fit = self._fit
         return fit_picture(picture, fit.size, fit.resize_mode, fit.interpolation, fit.fill)
 
     def _forward(self, inputs: Any) -> Any:
-        # Bytes go to the device, a quarter of what floats would be, and are normalised there.
+        # Pixels are normalised on the device: as bytes they take a quarter of the transfer that floats would take.
         pixels = inputs.permute(0, 3, 1, 2).float().mul_(self._scale).add_(self._shift)
         return self._encode_image(pixels, normalize=True)
 
     @cached_property
     def text_tower(self) -> Encoder:
-        """The same checkpoint's text tower, loaded when a search first asks for it."""
+        """The text tower of the same checkpoint, loaded when it is first asked for."""
         options = tuple((name, value) for name, value in self._spec.options if name != "decode")
         return get_encoder(EncoderSpec("text", self._spec.model, options, self._spec.limits))
 
 
 class OpenClipTextEncoder(_Tower):
-    """A text tower. Every text has the checkpoint's context length, padded or cut."""
+    """A text tower. Every text is padded or cut to the checkpoint's context length."""
 
     def __init__(self, spec: EncoderSpec, settings: Settings, found: Checkpoint) -> None:
         super().__init__(spec, settings, found)
         import open_clip
 
         try:
-            with _quiet():
+            with _quiet_open_clip():
                 self._tokenizer = open_clip.get_tokenizer(found.tokenizer)
         except Exception as error:  # of many kinds: no tokenizer files, no hub, a vocabulary that cannot be read
             raise JobError(
-                f"{spec.key}.model: the tokenizer of {spec.model} cannot be loaded ({files.first_line(error)}); "
+                f"{spec.key}.model: the tokenizer of {spec.model} cannot be loaded ({first_line(error)}); "
                 "put its files beside the weights"
             ) from error
         self._encode_text = self._runtime.compiled(self._model.encode_text)
@@ -197,7 +202,13 @@ class OpenClipTextEncoder(_Tower):
 
 
 def _load_model(key: str, found: Checkpoint) -> Any:
-    """Builds the architecture and loads every weight into it, by open_clip's own way for directories."""
+    """Builds the architecture and loads every weight into it.
+
+    open_clip does both for a directory in its own layout, so such a directory is made for the time of the call.
+
+    Raises:
+        JobError: the weights do not fit the configuration.
+    """
     import open_clip
 
     model = {name: value for name, value in found.model.items() if name != "name"}
@@ -205,21 +216,27 @@ def _load_model(key: str, found: Checkpoint) -> Any:
         (Path(directory) / CONFIG).write_text(json.dumps({"model_cfg": model, "preprocess_cfg": {}}))
         (Path(directory) / "open_clip_model.safetensors").symlink_to(found.weights.resolve())
         try:
-            with _quiet():
+            with _quiet_open_clip():
                 return open_clip.create_model(f"local-dir:{directory}", pretrained_text=False)
-        except Exception as error:  # whatever a configuration or weights that do not fit it make torch raise
+        except Exception as error:  # of many kinds: torch raises what it likes where weights do not fit
             why = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
             raise JobError(f"{key}: {found.weights} cannot be loaded ({why}); name its own architecture") from error
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps what open_clip tells its root logger, and its warnings, off the terminal while a checkpoint loads."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+def _quiet_open_clip() -> Iterator[None]:
+    """Drops what open_clip logs in this thread while a checkpoint loads.
+
+    open_clip logs to the root logger itself. A filter there does not see what other loggers propagate to the root, and
+    this one lets the records of other threads through.
+    """
+    thread = threading.get_ident()
+
+    def keep(record: logging.LogRecord) -> bool:
+        return record.thread != thread or record.levelno > logging.WARNING
+
+    logging.getLogger().addFilter(keep)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
-        logging.disable(before)
+        logging.getLogger().removeFilter(keep)

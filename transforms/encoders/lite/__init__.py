@@ -1,1 +1,1 @@
-"""The family `lite`: encoders of text, images and audio that need no download."""
+"""The family `lite`: encoders of text, images and audio that need no checkpoint."""

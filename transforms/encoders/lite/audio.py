@@ -11,14 +11,14 @@ from unisono.transforms.encoders.base import EncoderSpec
 from unisono.transforms.media.audio import decode_audio
 
 SAMPLE_RATE_HZ = 22_050
-WINDOW, HOP = 2048, 512  # librosa's own defaults: 93 ms and 23 ms
+WINDOW, HOP = 2048, 512  # in samples, 93 ms and 23 ms: librosa's defaults
 MELS, MFCCS, CHROMAS = 64, 20, 12
-MAX_SECONDS = 30.0  # of a clip that are listened to
-ACTIVE_DB = 50.0  # frames this far below the loudest are pauses, and do not count in the statistics
-DYNAMIC_DB = 80.0  # as librosa's `power_to_db`
-SILENCE = 1e-6  # a peak below -120 dB is silence
+MAX_SECONDS = 30.0  # only the first so many seconds of a clip are decoded
+ACTIVE_DB = 50.0  # frames this far below the loudest frame are pauses and do not enter the statistics
+DYNAMIC_DB = 80.0  # levels this far below the loudest are raised to that level, as in librosa's `power_to_db`
+SILENCE = 1e-6  # a clip whose peak is below -120 dB is silence
 
-# Group widths, and how much of the embedding's squared norm each may have.
+# Groups of features: name, width, and the squared norm of the group in the embedding.
 _GROUPS = (
     ("mel_mean", MELS, 1.0),
     ("mel_std", MELS, 0.5),
@@ -34,18 +34,18 @@ DIM = sum(width for _, width, _ in _GROUPS)
 
 
 class LiteAudioEncoder:
-    """Describes a clip by how its spectrum looks, moves and sounds; blind to its gain."""
+    """Describes a clip by statistics of its spectrum over time. The result does not depend on the clip's gain."""
 
     encoder_id = "lite-audio-1"
     dim = DIM
     batch_cost = 256
 
     def __init__(self, spec: EncoderSpec) -> None:
-        import librosa.filters  # here, not above: the import costs a third of a second
+        import librosa.filters  # takes a third of a second
 
         self._limits = spec.limits
         mel = librosa.filters.mel(sr=SAMPLE_RATE_HZ, n_fft=WINDOW, n_mels=MELS)
-        # Sparse: a mel band covers a few of the 1,025 bins, and the product needs no BLAS threads.
+        # Sparse: a mel band covers a few of the 1,025 bins, and a sparse product starts no BLAS threads.
         self._filters = sparse.csr_array(np.concatenate([mel, chroma_filters()]))
         self._window = signal.get_window("hann", WINDOW, fftbins=True).astype(np.float32)
 
@@ -53,19 +53,27 @@ class LiteAudioEncoder:
         """Decodes and describes one clip: float32 [dim].
 
         Raises:
-            InputError: as `unisono.transforms.media.audio.decode_audio`.
+            InputError: as `decode_audio`.
         """
         return self.describe(decode_audio(raw, self._limits, SAMPLE_RATE_HZ, MAX_SECONDS))
 
     def cost(self, prepared: np.ndarray) -> int:
+        """Returns 1."""
         return 1
 
     def encode(self, batch: Sequence[np.ndarray]) -> np.ndarray:
-        """Stacks what `prepare` has described: float32 [len(batch), dim]."""
+        """Stacks the descriptors that `prepare` returned: float32 [len(batch), dim]."""
         return np.stack(batch) if len(batch) else np.empty((0, DIM), np.float32)
 
     def describe(self, samples: np.ndarray) -> np.ndarray:
-        """Describes a waveform, float32 [n] at `SAMPLE_RATE_HZ`: float32 [dim], always finite."""
+        """Describes a waveform.
+
+        Args:
+            samples: float32 [n] at `SAMPLE_RATE_HZ`, n ≥ 1.
+
+        Returns:
+            float32 [dim], always finite.
+        """
         peak = float(np.abs(samples).max())
         if peak < SILENCE:
             samples, peak = np.zeros_like(samples), 1.0
@@ -80,8 +88,7 @@ class LiteAudioEncoder:
         seconds = len(samples) / SAMPLE_RATE_HZ
         rms = float(np.sqrt(np.mean(np.square(samples, dtype=np.float64)))) / peak
         shape = np.array(
-            [np.log1p(seconds) - 1.0, active.mean() - 0.5, np.log10(rms + 1e-3) + 1.0, level[active].std() /
-            20.0]
+            [np.log1p(seconds) - 1.0, active.mean() - 0.5, np.log10(rms + 1e-3) + 1.0, level[active].std() / 20.0]
         )
         parts = (
             mel_mean - mel_mean.mean(),
@@ -101,15 +108,14 @@ class LiteAudioEncoder:
         return np.concatenate(scaled).astype(np.float32)
 
     def spectra(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Computes log-mel bands and chroma, as librosa's `melspectrogram`, `power_to_db`, `chroma_stft` do.
+        """Computes log-mel bands and chroma, as librosa's `melspectrogram`, `power_to_db` and `chroma_stft` do.
 
         Args:
             samples: float32 [n], peak at most 1.
 
         Returns:
-            mel: float64 [MELS, frames], dB, at most `DYNAMIC_DB` below the loudest; chroma: float64 [12,
-                frames], the
-            largest of each frame 1.
+            The log-mel bands, float64 [MELS, frames], in dB, none more than `DYNAMIC_DB` below the loudest.
+            The chroma, float64 [CHROMAS, frames], scaled so that the largest value of each frame is 1.
         """
         padded = np.pad(samples.astype(np.float32, copy=False), WINDOW // 2)
         frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP]
@@ -124,10 +130,12 @@ class LiteAudioEncoder:
 
 
 def chroma_filters() -> np.ndarray:
-    """Weighs FFT bins into pitch classes from C, A4 = 440 Hz: float64 [12, WINDOW // 2 + 1].
+    """Computes the weight of each FFT bin in each pitch class: float64 [CHROMAS, WINDOW // 2 + 1].
 
-    Source: D. Ellis, `fft2chromamx`, as in `librosa.filters.chroma`, whose first call compiles for ten
-        seconds.
+    The first pitch class is C; A4 is 440 Hz. `librosa.filters.chroma` returns the same, but its first call compiles
+    for ten seconds.
+
+    Source: D. Ellis, `fft2chromamx`, as in `librosa.filters.chroma`.
     """
     bins = CHROMAS * np.log2(np.arange(1, WINDOW) * SAMPLE_RATE_HZ / WINDOW / (440.0 / 16))
     bins = np.concatenate([[bins[0] - 1.5 * CHROMAS], bins])

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from unisono.transforms.encoders.base import EncoderSpec
 from unisono.transforms.media.images import decode_image
 
-SIDE = 64  # every picture is looked at as SIDE × SIDE pixels, whatever its shape
+if TYPE_CHECKING:
+    from PIL import Image
+
+SIDE = 64  # every picture is resized to SIDE × SIDE pixels, whatever its shape
 _HUES, _SATURATIONS, _VALUES = 8, 3, 3
-_GRID_BINS = 8  # of each of hue, saturation and value, in each quarter of the picture
+_GRID_BINS = 8  # bins for each of hue, saturation and value, in each quarter of the picture
 _LBP = ((8, 1), (16, 2))  # (points, radius)
 _CELL, _BLOCK, _ORIENTATIONS = 16, 2, 8
 
@@ -24,14 +27,14 @@ DIM = _COLOURS + _LAYOUT + _TEXTURES + _GRADIENTS
 
 
 class LiteImageEncoder:
-    """Describes a picture by its colours, its texture and the directions of its edges."""
+    """Describes a picture by its colours, its textures and the directions of its edges."""
 
     encoder_id = "lite-image-1"
     dim = DIM
     batch_cost = 256
 
     def __init__(self, spec: EncoderSpec) -> None:
-        import skimage.feature  # here, not above: it loads its parts on first use, and threads would race
+        import skimage.feature  # it loads its submodules on first use, which must not happen in several threads
 
         self._hog = skimage.feature.hog
         self._lbp = skimage.feature.local_binary_pattern
@@ -41,32 +44,35 @@ class LiteImageEncoder:
         """Decodes and describes one picture: float32 [dim].
 
         Raises:
-            InputError: as `unisono.transforms.media.images.decode_image`.
+            InputError: as `decode_image`.
         """
         return self.describe(decode_image(raw, self._limits, target=2 * SIDE))
 
     def cost(self, prepared: np.ndarray) -> int:
+        """Returns 1."""
         return 1
 
     def encode(self, batch: Sequence[np.ndarray]) -> np.ndarray:
-        """Stacks what `prepare` has described: float32 [len(batch), dim]."""
+        """Stacks the descriptors that `prepare` returned: float32 [len(batch), dim]."""
         return np.stack(batch) if len(batch) else np.empty((0, DIM), np.float32)
 
     def describe(self, picture: Image.Image) -> np.ndarray:
         """Describes an RGB picture of any size: float32 [dim], unit norm.
 
-        Histograms go in as their square roots (Hellinger's kernel), so each of the four groups has one norm.
-        Source: Arandjelović and Zisserman, "Three things everyone should know to improve object
-        retrieval", 2012.
+        The square root of each histogram is taken (Hellinger kernel), so all four groups have the same norm.
+
+        Source: Arandjelović and Zisserman, "Three things everyone should know to improve object retrieval", 2012.
         """
-        # Squeezed to a square, not padded: a margin would be a colour and an edge of its own.
+        from PIL import Image
+
+        # The picture is resized to a square without padding: padding would add a colour and an edge.
         small = picture.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0)
         hsv = np.asarray(small.convert("HSV"))
         grey = np.asarray(small.convert("L"))
         counts = (colour_histogram(hsv), layout_histogram(hsv), self.texture_histogram(grey))
         scaled = [np.sqrt(c / c.sum()) for c in counts]
         gradients = self.gradient_histogram(grey)
-        # A picture of one colour has no gradients: that group is then zero.
+        # A picture of one colour has no gradients; then this group is zero.
         scaled.append(gradients / max(float(np.linalg.norm(gradients)), 1e-9))
         joined = np.concatenate(scaled)
         return (joined / np.linalg.norm(joined)).astype(np.float32)
@@ -86,9 +92,11 @@ class LiteImageEncoder:
     def gradient_histogram(self, grey: np.ndarray) -> np.ndarray:
         """Sums gradients by direction in each cell: float64 [4 × 4 × 8].
 
-        A cell's histogram is normalised within each block that holds it, and these are averaged.
-        Source: Dalal and Triggs, "Histograms of oriented gradients for human detection", 2005; the average:
-        Felzenszwalb et al., "Object detection with discriminatively trained part-based models", 2010, 6.1.
+        A cell lies in up to four blocks. Its histogram is normalised in each of these blocks, and the results are
+        averaged.
+
+        Source: Dalal and Triggs, "Histograms of oriented gradients for human detection", 2005. For the average:
+        Felzenszwalb et al., "Object detection with discriminatively trained part-based models", 2010, section 6.1.
         """
         blocks = self._hog(
             grey, _ORIENTATIONS, (_CELL, _CELL), (_BLOCK, _BLOCK), block_norm="L2-Hys", feature_vector=False
@@ -106,7 +114,7 @@ class LiteImageEncoder:
 
 
 def colour_histogram(hsv: np.ndarray) -> np.ndarray:
-    """Counts joint HSV bins of uint8 [h, w, 3]: float64 [72]."""
+    """Counts the joint bins of hue, saturation and value in uint8 [h, w, 3]: float64 [72]."""
     hue, saturation, value = (
         hsv[..., channel].astype(np.int64) * bins // 256
         for channel, bins in enumerate((_HUES, _SATURATIONS, _VALUES))
@@ -115,7 +123,10 @@ def colour_histogram(hsv: np.ndarray) -> np.ndarray:
 
 
 def layout_histogram(hsv: np.ndarray) -> np.ndarray:
-    """Counts hue (by its saturation: grey has none), saturation and value in each quarter: float64 [96]."""
+    """Makes histograms of hue, saturation and value in each quarter of uint8 [h, w, 3]: float64 [96].
+
+    A pixel counts for its hue by its saturation, because grey has no hue.
+    """
     bins = hsv.astype(np.int64) * _GRID_BINS // 256
     quarter = _quarter(hsv.shape[:2]) * _GRID_BINS
     size = 4 * _GRID_BINS
@@ -124,7 +135,7 @@ def layout_histogram(hsv: np.ndarray) -> np.ndarray:
 
 
 def _quarter(shape: tuple[int, ...]) -> np.ndarray:
-    """Numbers the quarters of a picture 0 … 3: int64 [h, w]."""
+    """Returns the quarter of the picture, 0 … 3, that each pixel lies in: int64 [h, w]."""
     rows, columns = (np.arange(n) * 2 // n for n in shape)
     return rows[:, None] * 2 + columns
 

@@ -1,36 +1,39 @@
-"""The door to the `lite` encoders: descriptors that need no download, one file per modality."""
+"""The family `lite`: encoders that need no checkpoint, one file for each modality."""
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from unisono.transforms.base.errors import JobError
-from unisono.transforms.encoders.base import Encoder, EncoderSpec
-from unisono.transforms.encoders.registry import EncoderInfo
+from unisono.transforms.base.registry import Lazy, Registry
+from unisono.transforms.encoders.base import Encoder, EncoderInfo, EncoderSpec
 
-_CLASSES = {
-    "text": ("unisono.transforms.encoders.lite.text", "LiteTextEncoder"),
-    "image": ("unisono.transforms.encoders.lite.image", "LiteImageEncoder"),
-    "audio": ("unisono.transforms.encoders.lite.audio", "LiteAudioEncoder"),
-}
+_HERE = "unisono.transforms.encoders.lite"
+_ENCODERS: Registry[Lazy] = Registry(
+    "encoders",
+    {
+        "text": Lazy(f"{_HERE}.text:LiteTextEncoder"),
+        "image": Lazy(f"{_HERE}.image:LiteImageEncoder"),
+        "audio": Lazy(f"{_HERE}.audio:LiteAudioEncoder"),
+    },
+)
 
 
 def load(spec: EncoderSpec) -> Encoder:
-    """Builds the lite encoder of `spec.modality`: half a second, for the libraries' imports.
+    """Builds the lite encoder of a modality. The imports of its libraries take about half a second.
 
     Raises:
-        JobError: the spec names a variant, or carries options: there are none.
+        JobError: as `describe`.
     """
     encoder: Encoder = _class_of(spec)(spec)
     return encoder
 
 
 def describe(spec: EncoderSpec) -> EncoderInfo:
-    """Tells id and dimension without building the encoder.
+    """Returns the id and dimension of a lite encoder without building it.
 
     Raises:
-        JobError: as `load`.
+        JobError: the spec names a variant or has options; `lite` has neither.
     """
     cls = _class_of(spec)
     return EncoderInfo(cls.encoder_id, cls.dim)
@@ -42,5 +45,4 @@ def _class_of(spec: EncoderSpec) -> Any:
     if spec.options:
         names = ", ".join(sorted(name for name, _ in spec.options))
         raise JobError(f"{spec.key}.{names}: the lite encoder takes no options; remove it")
-    module, name = _CLASSES[spec.modality]
-    return getattr(importlib.import_module(module), name)
+    return _ENCODERS[spec.modality].load()

@@ -14,17 +14,17 @@ from unisono.transforms.media.text import clean_text
 DIM = 256
 BUCKETS = 2**18
 _SEED = 20_261_122
-# Each bucket goes to one place in each of these equal parts of the embedding, with a random sign. Eight is
-# enough for the sketch to keep inner products as a dense Gaussian matrix would, at a 32nd of its memory.
+# The embedding is divided into this many equal parts. Each bucket goes to one place in each part, with a random sign.
+# Eight parts keep inner products as well as a dense Gaussian matrix does, with a 32nd of its memory.
 _PARTS = 8
 _WIDTH = DIM // _PARTS
 
 
 class LiteTextEncoder:
-    """Describes a text by its words, word pairs and the character n-grams in and around its words.
+    """Describes a text by its words, its word pairs and the character n-grams of its words.
 
-    Needs no vocabulary, so any language works; Chinese, written without spaces, lives on its character
-    n-grams.
+    It has no vocabulary, so it takes any language. Chinese has no spaces between words; there the character n-grams
+    do most of the work.
     """
 
     encoder_id = "lite-text-1"
@@ -32,18 +32,18 @@ class LiteTextEncoder:
     batch_cost = 256
 
     def __init__(self, spec: EncoderSpec) -> None:
-        from sklearn.feature_extraction.text import HashingVectorizer  # here, not above: half a second
+        from sklearn.feature_extraction.text import HashingVectorizer  # takes half a second
 
-        # Counts as they are: the projection brings the random signs.
+        # Plain counts: the projection adds the random signs.
         plain = {"n_features": BUCKETS, "alternate_sign": False, "norm": None, "lowercase": False}
-        self._views = (
+        self._counters = (
             HashingVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", **plain),
             HashingVectorizer(ngram_range=(2, 4), analyzer="char_wb", **plain),
         )
-        self._projections = tuple(projection(_SEED + i) for i in range(len(self._views)))
+        self._projections = tuple(projection(_SEED + i) for i in range(len(self._counters)))
 
     def prepare(self, raw: str) -> str:
-        """Cleans one text: NFKC, so that full-width and composed forms meet, and case folded.
+        """Strips and normalises one text: NFKC, which unifies full-width and composed forms, then case folding.
 
         Raises:
             InputError: EMPTY_TEXT.
@@ -51,31 +51,34 @@ class LiteTextEncoder:
         return unicodedata.normalize("NFKC", clean_text(raw)).casefold()
 
     def cost(self, prepared: str) -> int:
+        """Returns 1."""
         return 1
 
     def encode(self, batch: Sequence[str]) -> np.ndarray:
-        """Encodes cleaned texts: float32 [len(batch), dim], unit rows.
+        """Encodes prepared texts: float32 [len(batch), dim], unit rows.
 
-        A row is computed from its own text alone, in float64: it does not depend on the rest of the batch.
+        Guarantees: a row depends on its own text alone, bit for bit, not on the rest of the batch.
         """
         out = np.zeros((len(batch), DIM))
         if not len(batch):
             return out.astype(np.float32)
-        for view, matrix in zip(self._views, self._projections, strict=True):
-            counts = view.transform(batch)
-            counts.data = 1.0 + np.log(counts.data)  # sublinear: a word said ten times is not ten words
+        for counter, matrix in zip(self._counters, self._projections, strict=True):
+            counts = counter.transform(batch)
+            # Sublinear: ten occurrences of a word do not count ten times as much as one.
+            counts.data = 1.0 + np.log(counts.data)
             norms = np.sqrt(np.asarray(counts.multiply(counts).sum(axis=1)).reshape(-1, 1))
-            # Each view adds the same squared norm, however many n-grams it counts. A text of signs has no
-            # words.
+            # Words and characters contribute the same squared norm, however many n-grams they have. A text of
+            # punctuation only has no words, and a norm of zero here.
             out += (counts @ matrix).toarray() / np.maximum(norms, 1e-12)
         norms = np.linalg.norm(out, axis=1, keepdims=True)
         return (out / np.maximum(norms, 1e-12)).astype(np.float32)
 
 
 def projection(seed: int) -> sparse.csr_array:
-    """Makes the sparse sign matrix of one view: float64 [BUCKETS, DIM], `_PARTS` entries a row.
+    """Makes the sparse random sign matrix of one counter: float64 [BUCKETS, DIM], `_PARTS` entries in each row.
 
-    From the generator's raw bits: NumPy keeps those the same for ever, but not its distributions.
+    It uses the generator's raw bits, because NumPy keeps these equal between versions, but not its distributions.
+
     Source: Kane and Nelson, "Sparser Johnson-Lindenstrauss transforms", 2014 (block construction).
     """
     bits = np.random.PCG64(seed).random_raw(BUCKETS * _PARTS).reshape(BUCKETS, _PARTS)

@@ -1,1 +1,1 @@
-"""Text checkpoints of transformers, and the family `st` of sentence-transformers."""
+"""The families `transformers` (text) and `st` (whatever sentence-transformers loads)."""

@@ -1,14 +1,16 @@
-"""The `st` family: whatever sentence-transformers loads, of text, image, audio, or a joint sample of them.
+"""The family `st`: every model that sentence-transformers loads, for text, image, audio or joint inputs.
 
-A model is `st/<hub id>` or `st/<directory>`. (`sentence-transformers/…` alone is an organisation on the hub, and
-its text models belong to the family `transformers`, which is faster.) Of modality `joint`, an input is a dict of an
-item's parts, {"text": str, "image": bytes or a list, "audio": bytes or a list}; missing parts are left out.
+A model is `st/<hub id>` or `st/<directory>`. (`sentence-transformers/…` without `st/` is an organisation on the hub.
+Its text models belong to the family `transformers`, which is faster.)
+
+A raw input of modality `joint` is a dict of an item's parts, {"text": str, "image": bytes or a list of bytes, "audio":
+bytes or a list of bytes}, without the parts that the item does not have.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -16,36 +18,49 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from unisono.transforms.base.errors import InputError, JobError, Reason
-from unisono.transforms.encoders.base import Encoder, EncoderSpec
-from unisono.transforms.encoders.checkpoints import local as files
-from unisono.transforms.encoders.registry import EncoderInfo
-from unisono.transforms.encoders.torch_runtime import TorchRuntime, TorchSettings, read_settings, read_whole
-from unisono.transforms.media.audio import decode_audio, window_starts
+from unisono.transforms.encoders.base import JOINT, PARTS, Encoder, EncoderInfo, EncoderSpec, to_units
+from unisono.transforms.encoders.checkpoints.formats import first_line
+from unisono.transforms.encoders.checkpoints.loading import quiet_transformers
+from unisono.transforms.encoders.checkpoints.local import content_hash, find_directory
+from unisono.transforms.encoders.sentence.st_checkpoint import (
+    check_files,
+    check_modalities,
+    model_files,
+    stated_dim,
+    stated_modalities,
+)
+from unisono.transforms.encoders.torch_runtime import (
+    TorchRuntime,
+    TorchSettings,
+    read_seconds,
+    read_settings,
+    read_string,
+    read_whole,
+)
+from unisono.transforms.media.audio import decode_audio
 from unisono.transforms.media.images import decode_image
 from unisono.transforms.media.text import clean_text
+from unisono.transforms.media.windows import window_starts
 
 OPTIONS = ("audio_seconds", "batch", "max_pixels", "parts", "prompt", "revision", "windows")
-AUDIO_SECONDS = 30.0  # of one window: what the audio towers of today's omni-modal models were made for
+AUDIO_SECONDS = 30.0  # length of a window: the audio towers of current omni-modal models were made for this length
 WINDOWS = 4
 BATCH = 32
-MAX_PIXELS = 2_000_000  # a picture is shrunk to this before it waits for the model; none of them looks at more
-_RATE_HZ = 16_000  # of a model whose feature extractor does not state one
-_WEIGHTS = (".safetensors",)
-_READ = (".json", ".txt", ".model", ".jinja", *_WEIGHTS)
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+MAX_PIXELS = 2_000_000  # a picture is shrunk to this before it waits for the model; current models use no more
+_RATE_HZ = 16_000  # for a model whose feature extractor states no sample rate
 
 
 class Settings(NamedTuple):
-    """The options of a spec, checked.
+    """The options of an encoder, after their check.
 
     Attributes:
-        torch: those that all torch families share.
-        audio_seconds: of a window.
-        windows: the most that are taken of one clip; a joint sample takes one, from the middle.
-        batch: samples in one forward pass, at most.
-        max_pixels: of a picture, before the model's own resizing.
-        prompt: one of the checkpoint's prompts by name, or a text; None: as sentence-transformers chooses.
-        parts: of a joint sample: the modalities that the catalogue has.
+        torch: the options that all torch families share.
+        audio_seconds: the length of a window.
+        windows: the largest number of windows that are taken from one clip. A joint input takes one, from the middle.
+        batch: the largest number of inputs in one forward pass.
+        max_pixels: a larger picture is shrunk to this many pixels before the model's own resizing.
+        prompt: the name of one of the checkpoint's prompts, or a text. None means the choice of sentence-transformers.
+        parts: the modalities that a joint input is made of.
     """
 
     torch: TorchSettings
@@ -58,15 +73,15 @@ class Settings(NamedTuple):
 
 
 def describe(spec: EncoderSpec) -> EncoderInfo:
-    """Checks the library, options and the checkpoint's files, and tells id and dimension.
+    """Checks the options and the checkpoint's files, and returns id and dimension.
 
-    Loads the weights only where no file states the dimension.
+    Weights are hashed. They are loaded only if no file states the dimension.
 
     Raises:
-        JobError: any of them is missing or wrong.
+        JobError: an option or a file is missing or wrong.
     """
     settings, root = _read(spec)
-    dim = _stated_dim(f"{spec.key}.model", root)
+    dim = stated_dim(f"{spec.key}.model", root)
     return EncoderInfo(_encoder_id(spec, settings, root), dim or load(spec).dim)
 
 
@@ -74,126 +89,33 @@ def load(spec: EncoderSpec) -> Encoder:
     """Loads the model onto the device.
 
     Raises:
-        JobError: as `describe`, or it cannot be loaded, or it does not take this modality.
+        JobError: as `describe`, or the model cannot be loaded, or it does not take this modality.
     """
     settings, root = _read(spec)
     return cast(Encoder, SentenceEncoder(spec, settings, root))
 
 
 def _read(spec: EncoderSpec) -> tuple[Settings, Path]:
-    settings = _read_settings(spec)
-    files.require(spec, "torch", "sentence_transformers", extra="omni")
-    root = files.find_directory(spec, dict(spec.options).get("revision"), where=spec.model.removeprefix("st/"))
-    _check_files(f"{spec.key}.model", root)
-    _check_modalities(spec, settings, _stated_modalities(f"{spec.key}.model", root))
-    return settings, root
-
-
-def _read_settings(spec: EncoderSpec) -> Settings:
-    shared, options = read_settings(spec, OPTIONS), dict(spec.options)
-    seconds = options.get("audio_seconds", AUDIO_SECONDS)
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0:
-        raise JobError(f"{spec.key}.audio_seconds: got {seconds!r}; allowed: a number over 0")
-    if not isinstance(options.get("prompt", ""), str):
-        raise JobError(f"{spec.key}.prompt: got {options['prompt']!r}; allowed: a string")
-    return Settings(
-        shared,
-        float(seconds),
+    settings = Settings(
+        read_settings(spec, OPTIONS),
+        read_seconds(spec, "audio_seconds", AUDIO_SECONDS),
         read_whole(spec, "windows", WINDOWS),
         read_whole(spec, "batch", BATCH),
         read_whole(spec, "max_pixels", MAX_PIXELS),
-        options.get("prompt"),
-        tuple(options.get("parts", ("text", "image", "audio"))),
+        read_string(spec, "prompt"),
+        tuple(dict(spec.options).get("parts", PARTS)),
     )
-
-
-# --- files -------------------------------------------------------------------------------------------------
-
-
-def _modules(key: str, root: Path) -> list[dict[str, Any]]:
-    return files.read_json_list(key, root / "modules.json") if (root / "modules.json").is_file() else []
-
-
-def _check_files(key: str, root: Path) -> None:
-    """Refuses what would be unpickled, and modules that are code of the checkpoint's own."""
-    folders = {root, *(root / str(m.get("path", "")) for m in _modules(key, root))}
-    for module in _modules(key, root):
-        if not str(module.get("type", "")).startswith("sentence_transformers."):
-            raise JobError(f"{key}: module {module.get('type')} in {root} is code of its own, which is never run")
-    for folder in sorted(folders):
-        if any(folder.glob("*.safetensors*")):
-            for stem in {p.name.partition(".safetensors")[0] for p in folder.glob("*.safetensors*")}:
-                if "-of-" not in stem:
-                    files.weight_files(key, folder, stem)
-        elif pickled := sorted(p.name for p in folder.glob("*") if p.suffix in _PICKLED):
-            raise JobError(
-                f"{key}: {folder} holds {pickled[0]} but no safetensors, and only those are read: "
-                "load it where you trust it and save it again by SentenceTransformer.save_pretrained"
-            )
-    if not any(root.rglob("*.safetensors")):
-        raise JobError(f"{key}: no safetensors under {root}; save it by SentenceTransformer.save_pretrained")
-
-
-def _stated_dim(key: str, root: Path) -> int | None:
-    """Finds the embedding's length in the files of a checkpoint's modules; None where they leave it open."""
-    path = root / "config_sentence_transformers.json"
-    if path.is_file() and (cut := files.read_json(key, path).get("truncate_dim")):
-        return int(cut)
-    for module in reversed(_modules(key, root)):
-        kind = str(module.get("type", "")).rsplit(".", 1)[-1]
-        config = root / str(module.get("path", "")) / "config.json"
-        if kind in ("Normalize", "Dropout", "LayerNorm") or not config.is_file():
-            continue
-        return _dim_of_module(kind, files.read_json(key, config))
-    return None
-
-
-def _dim_of_module(kind: str, config: dict[str, Any]) -> int | None:
-    """Reads what a module gives out of its `config.json`."""
-    if kind == "Dense":
-        return int(config["out_features"])
-    if kind == "Pooling":
-        width = int(config.get("embedding_dimension") or config.get("word_embedding_dimension") or 0)
-        modes = config.get("pooling_mode")  # since version 6; before, one switch for each
-        if modes is None:
-            modes = [name for name, on in config.items() if name.startswith("pooling_mode_") and on is True] or [""]
-        return width * (1 if isinstance(modes, str) else len(modes)) or None
-    if kind in ("CLIPModel", "Transformer") and "projection_dim" in config:  # without a Pooling: both its towers'
-        return int(config["projection_dim"])
-    return None
-
-
-def _stated_modalities(key: str, root: Path) -> list[str]:
-    """Lists what the first module says it takes (`image+text` is a combination); [] where it says nothing."""
-    first = next((str(m.get("path", "")) for m in _modules(key, root)), "")
-    path = root / first / "sentence_bert_config.json"
-    return list(files.read_json(key, path).get("modality_config") or ()) if path.is_file() else []
-
-
-def _check_modalities(spec: EncoderSpec, settings: Settings, stated: Iterable[str]) -> None:
-    """Holds the modality, or a joint sample of all parts, against what the model takes.
-
-    Raises:
-        JobError: it does not take it.
-    """
-    taken = list(stated)
-    if not taken:
-        return
-    wanted = settings.parts if spec.modality == "joint" else (spec.modality,)
-    whole = {frozenset(t.split("+")) for t in taken}
-    if frozenset(wanted) in whole or ("message" in taken and all(w in taken for w in wanted)):
-        return
-    raise JobError(
-        f"{spec.key}.model: {spec.model!r} does not take {' + '.join(wanted)} in one input; "
-        f"it takes {', '.join(t for t in taken if t != 'message')}"
-        + ("" if "message" in taken else ", each alone; choose an omni-modal model" if len(wanted) > 1 else "")
-    )
+    root = find_directory(spec, read_string(spec, "revision"), where=spec.model.removeprefix("st/"))
+    key = f"{spec.key}.model"
+    check_files(key, root)
+    check_modalities(spec, settings.parts, stated_modalities(key, root))
+    return settings, root
 
 
 def _encoder_id(spec: EncoderSpec, settings: Settings, root: Path) -> str:
-    """Hashes weights, configurations, tokenizers and templates, and what the job says of the preprocessing."""
-    named = sorted(p for p in root.rglob("*") if p.suffix in _READ and not _is_beside(p.relative_to(root)))
-    # `recipe` is this file's: raise it with any change of the output.
+    """Hashes the checkpoint's files and the settings that the output depends on."""
+    named = model_files(root)
+    # Raise `recipe` with every change of this file that changes the output.
     facts: dict[str, Any] = {
         "recipe": "1",
         "modality": spec.modality,
@@ -207,12 +129,7 @@ def _encoder_id(spec: EncoderSpec, settings: Settings, root: Path) -> str:
         facts["windows"] = settings.windows
     if spec.modality in ("image", "joint"):
         facts["max_pixels"] = settings.max_pixels
-    return f"st-{files.content_hash(named, facts)}"
-
-
-def _is_beside(path: Path) -> bool:
-    """Says whether a file is of another runtime, or of the download: no part of the model."""
-    return path.parts[0] in ("onnx", "openvino") or any(part.startswith(".") for part in path.parts)
+    return f"st-{content_hash(named, facts)}"
 
 
 # --- running it --------------------------------------------------------------------------------------------
@@ -220,7 +137,14 @@ def _is_beside(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Sample:
-    """One prepared input: as sentence-transformers takes it, once for each window of a long clip."""
+    """One prepared input.
+
+    Attributes:
+        inputs: the input in the form that sentence-transformers takes. A long clip has one for each of its windows.
+        nbytes: the bytes that it holds.
+        kind: the modalities in it, sorted.
+        lost: the parts of a joint input that cannot be used, and why.
+    """
 
     inputs: tuple[Any, ...]
     nbytes: int
@@ -229,22 +153,18 @@ class Sample:
 
 
 class SentenceEncoder:
-    """A sentence-transformers model, documents' side: what `encode_document` gives."""
+    """A model of sentence-transformers. It encodes the catalogue's inputs with `encode_document`."""
 
     def __init__(self, spec: EncoderSpec, settings: Settings, root: Path) -> None:
         import sentence_transformers
-
-        from unisono.transforms.encoders.sentence.transformers_text import quiet
 
         key = f"{spec.key}.model"
         self.encoder_id = _encoder_id(spec, settings, root)
         self.batch_cost = settings.batch
         self._spec, self._settings, self._key = spec, settings, key
         self._runtime = TorchRuntime(spec, settings.torch)
-        import transformers
-
         try:
-            with quiet(transformers):
+            with quiet_transformers():
                 model = sentence_transformers.SentenceTransformer(
                     str(root),
                     device=str(self._runtime.device),
@@ -252,19 +172,25 @@ class SentenceEncoder:
                     local_files_only=True,
                     model_kwargs={"use_safetensors": True, "dtype": "float32"},
                 )
-        except Exception as error:  # of as many kinds as there are modules
-            raise JobError(f"{key}: {root} cannot be loaded ({files.first_line(error)})") from error
+        except Exception as error:  # of many kinds: each module raises its own
+            raise JobError(f"{key}: {root} cannot be loaded ({first_line(error)})") from error
         self._model = self._runtime.place(model)
         if settings.torch.compile:
             self._model.compile(dynamic=True)
         self._takes = model.modalities
-        _check_modalities(spec, settings, ["+".join(m) if isinstance(m, tuple) else m for m in self._takes])
+        taken = ["+".join(m) if isinstance(m, tuple) else m for m in self._takes]
+        check_modalities(spec, settings.parts, taken)
         self._rate_hz = _sample_rate(model)
-        self.dim = _stated_dim(key, root) or self._probe_dim()
+        self.dim = stated_dim(key, root) or self._probe_dim()
         self.text_tower = _QueryEncoder(self) if self._takes_text else None
 
     def _probe_dim(self) -> int:
-        text = self._encode([self._to_sample({"text": "a"}).inputs[0]], query=False) if self._takes_text else None
+        """Finds the length of an embedding by encoding a text.
+
+        Raises:
+            JobError: the model takes no text.
+        """
+        text = self.run_model([self.to_sample({"text": "a"}).inputs[0]], query=False) if self._takes_text else None
         if text is None:
             raise JobError(f"{self._key}: no file states the embedding's length; add a modules.json with its modules")
         return int(text.shape[1])
@@ -277,11 +203,12 @@ class SentenceEncoder:
         """Decodes one input, or the parts of a joint one.
 
         Raises:
-            InputError: it cannot be used, or the model takes no sample of just these parts.
+            InputError: the input cannot be used, or the model takes no input of just these parts.
         """
-        return self._to_sample(raw if self._spec.modality == "joint" else {self._spec.modality: raw})
+        return self.to_sample(raw if self._spec.modality == JOINT else {self._spec.modality: raw})
 
-    def _to_sample(self, raw: dict[str, Any]) -> Sample:
+    def to_sample(self, raw: dict[str, Any]) -> Sample:
+        """Decodes an input that is given by part. See `prepare`."""
         kind = tuple(sorted(raw))
         self._check_kind(kind)
         if kind == ("audio",):
@@ -321,13 +248,15 @@ class SentenceEncoder:
         return (made if len(made) > 1 else made[0]), sum(w.nbytes for w in waves)
 
     def _as_many(self, raw: Any) -> list[bytes]:
-        """Lists files; only a chat template has room for several, another model gets the first."""
+        """Lists the files of a part. Only a model with a chat template takes several; any other gets the first."""
         several = list(raw) if isinstance(raw, list | tuple) else [raw]
         return several if "message" in self._takes else several[:1]
 
     def _plain(self, parts: dict[str, Any]) -> Any:
-        """Gives the input that the library's own examples have. A text that it would take for a file or a link, and
-        open, is passed as what it is.
+        """Returns an input in the form that the library expects.
+
+        A text alone is passed as a string, unless the library would take it for the name of a file or for a link and
+        open it. Such a text is passed as a dict.
         """
         from sentence_transformers.base.modality import infer_modality
 
@@ -354,21 +283,29 @@ class SentenceEncoder:
         return {"array": wave, "sampling_rate": self._rate_hz}
 
     def cost(self, prepared: Sample) -> int:
-        """Counts windows."""
+        """Returns the number of windows."""
         return len(prepared.inputs)
 
     def encode(self, batch: Sequence[Sample]) -> np.ndarray:
-        """Encodes inputs: float32 [len(batch), dim]. Of several windows, the mean of their unit embeddings."""
+        """Encodes inputs: float32 [len(batch), dim].
+
+        The embedding of several windows is the mean of their unit embeddings.
+        """
         out = np.empty((len(batch), self.dim), np.float32)
-        # Like with like: a batch of unlike inputs would be turned into chat messages, which not every model takes.
+        # One kind of input at a time: the library makes chat messages of a mixed batch, which some models do not take.
         for kind in sorted({sample.kind for sample in batch}):
             rows = [i for i, sample in enumerate(batch) if sample.kind == kind]
-            vectors = self._encode([x for i in rows for x in batch[i].inputs], query=False)
+            vectors = self.run_model([x for i in rows for x in batch[i].inputs], query=False)
             counts = [len(batch[i].inputs) for i in rows]
             out[rows] = vectors if max(counts) == 1 else _means(vectors, counts)
         return out
 
-    def _encode(self, inputs: list[Any], query: bool) -> np.ndarray:
+    def run_model(self, inputs: list[Any], query: bool) -> np.ndarray:
+        """Encodes inputs in the library's form, as documents or as queries: float32 [len(inputs), dim].
+
+        Raises:
+            JobError: the embeddings have another length than the checkpoint's files state.
+        """
         encode = self._model.encode_query if query else self._model.encode_document
         options: dict[str, Any] = {} if query or self._settings.prompt is None else self._prompt()
         with self._runtime.inference():
@@ -389,7 +326,7 @@ class SentenceEncoder:
 
 
 class _QueryEncoder:
-    """The same model on the side of queries, of text: what `encode_query` gives."""
+    """The same model. It encodes text queries with `encode_query`."""
 
     def __init__(self, documents: SentenceEncoder) -> None:
         self._documents = documents
@@ -400,32 +337,42 @@ class _QueryEncoder:
         return self._documents.dim
 
     def prepare(self, raw: str) -> Sample:
-        """Strips one text."""
-        return self._documents._to_sample({"text": raw})
+        """Strips one text.
+
+        Raises:
+            InputError: EMPTY_TEXT.
+        """
+        return self._documents.to_sample({"text": raw})
 
     def cost(self, prepared: Sample) -> int:
-        """1: queries are short."""
+        """Returns 1."""
         return 1
 
     def encode(self, batch: Sequence[Sample]) -> np.ndarray:
         """Encodes texts: float32 [len(batch), dim]."""
         if not len(batch):
             return np.empty((0, self.dim), np.float32)
-        return self._documents._encode([x for sample in batch for x in sample.inputs], query=True)
+        return self._documents.run_model([x for sample in batch for x in sample.inputs], query=True)
 
 
 def _means(vectors: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-    """Means the unit vectors of consecutive groups: float32 [len(counts), dim]; a group of one stays as it is."""
-    wide = vectors.astype(np.float64)
-    norms = np.linalg.norm(wide, axis=1, keepdims=True)
-    unit = wide / np.where(norms > 0, norms, 1)
+    """Averages the unit vectors of each group of consecutive rows. A group of one row keeps its vector unscaled.
+
+    Args:
+        vectors: float32 [n, dim].
+        counts: the number of rows in each group; they add up to n.
+
+    Returns:
+        float32 [len(counts), dim].
+    """
+    unit = to_units(vectors)
     first, sizes = np.cumsum([0, *counts[:-1]]), np.asarray(counts)[:, None]
     means = np.add.reduceat(unit, first, axis=0) / sizes
     return cast(np.ndarray, np.where(sizes == 1, vectors[first], means).astype(np.float32))
 
 
 def _sample_rate(model: Any) -> int:
-    """Finds the rate that the audio side was made for."""
+    """Finds the sample rate that a model takes, in Hz."""
     for module in model.modules():
         processor = getattr(module, "processor", None)
         for holder in (getattr(processor, "feature_extractor", None), processor):

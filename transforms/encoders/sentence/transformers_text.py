@@ -1,13 +1,12 @@
-"""Text encoders from Hugging Face checkpoints, run by transformers and torch.
+"""The family `transformers`: text encoders from Hugging Face checkpoints.
 
-What follows the transformer (pooling, dense layers, normalisation), the prompt and the longest input are read
-from the checkpoint's own sentence-transformers files. A plain transformers checkpoint has none: its tokens
-are averaged.
+The steps after the transformer (pooling, dense layers, normalisation), the prompts and the longest input are read from
+the checkpoint's sentence-transformers files. A plain transformers checkpoint has no such files; the vectors of its
+tokens are averaged.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
 from collections.abc import Iterator, Sequence
@@ -17,11 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unisono.transforms.base.errors import JobError
-from unisono.transforms.encoders import torch_runtime
-from unisono.transforms.encoders.base import Encoder, EncoderSpec
-from unisono.transforms.encoders.checkpoints import local as files
-from unisono.transforms.encoders.registry import EncoderInfo
-from unisono.transforms.encoders.sentence.files import (
+from unisono.transforms.encoders.base import Encoder, EncoderInfo, EncoderSpec
+from unisono.transforms.encoders.checkpoints.loading import load_model, load_tokenizer
+from unisono.transforms.encoders.checkpoints.local import find_directory, read_json
+from unisono.transforms.encoders.sentence.checkpoint import (
     ENCODER_HALVES,
     Checkpoint,
     Dense,
@@ -29,21 +27,35 @@ from unisono.transforms.encoders.sentence.files import (
     content_id,
     read_checkpoint,
 )
-from unisono.transforms.encoders.torch_runtime import TorchRuntime, TorchSettings
+from unisono.transforms.encoders.torch_runtime import (
+    TorchRuntime,
+    TorchSettings,
+    read_settings,
+    read_string,
+    read_whole,
+)
 from unisono.transforms.media.text import clean_text
 
 OPTIONS = ("batch_tokens", "prompt", "query_prompt", "revision")
-# Tokens of one forward batch. A processor is fastest while a batch's activations stay in its caches: with MiniLM two
-# cores take 1.3 times as long in batches of 4,096 (docs/performance.md). A GPU wants enough to fill it.
+# Tokens in one forward pass. A CPU is fastest while the activations fit in its caches: with MiniLM, batches of 4,096
+# tokens take two cores 1.3 times as long (docs/performance.md). A GPU needs enough tokens to keep it busy.
 CPU_TOKENS, CUDA_TOKENS = 1024, 32_768
-# Of one `encode`, at least. Texts come sorted by letters, which tell their tokens to a factor of two only; sorted
-# again by true tokens, this many at once leave next to no padding.
+# Tokens in one call to `encode`, at least. The stage sorts texts by their letters, which predict the number of tokens
+# only within a factor of two. `encode` sorts by the true number, and with so many tokens hardly any padding is left.
 TOKENS_AT_ONCE = 65_536
-FALLBACK_MAX_TOKENS = 512  # where neither the checkpoint's files nor its tokenizer state a maximum
+FALLBACK_MAX_TOKENS = 512  # if neither the checkpoint's files nor its tokenizer nor its model state a maximum
 
 
 class Settings(NamedTuple):
-    """The options of a spec, checked. `prompt` goes before the catalogue's texts, `query_prompt` before a query."""
+    """The options of an encoder, after their check.
+
+    Attributes:
+        torch: the options that all torch families share.
+        revision: a tag, branch or commit of a hub repository.
+        prompt: goes before every text of the catalogue. None means the checkpoint's own choice.
+        query_prompt: goes before every query. None means the checkpoint's own choice.
+        batch_tokens: tokens in one forward pass, with padding. None means `CUDA_TOKENS` or `CPU_TOKENS`, by the device.
+    """
 
     torch: TorchSettings
     revision: str | None
@@ -53,60 +65,48 @@ class Settings(NamedTuple):
 
 
 def describe(spec: EncoderSpec) -> EncoderInfo:
-    """Checks libraries, options and the checkpoint's files, and tells id and dimension; only hashes weights.
+    """Checks the options and the checkpoint's files, and returns id and dimension. Weights are hashed, not loaded.
 
     Raises:
-        JobError: any of them is missing or wrong.
+        JobError: an option or a file is missing or wrong.
     """
     settings, found = _read(spec)
     return EncoderInfo(_encoder_id(found, settings), found.dim)
 
 
 def load(spec: EncoderSpec) -> Encoder:
-    """Loads tokenizer and model onto the device.
+    """Loads the tokenizer, and the model onto the device.
 
     Raises:
-        JobError: as `describe`, or the weights do not fit the configuration, or there is no such device.
+        JobError: as `describe`, or the weights do not fit the configuration, or this machine has no such device.
     """
     return TransformersTextEncoder(spec, *_read(spec))
 
 
 def _read(spec: EncoderSpec) -> tuple[Settings, Checkpoint]:
-    settings = read_settings(spec)
-    files.require(spec, "torch", "transformers")
-    root = files.find_directory(spec, settings.revision)
+    settings = Settings(
+        read_settings(spec, OPTIONS),
+        read_string(spec, "revision"),
+        read_string(spec, "prompt"),
+        read_string(spec, "query_prompt"),
+        read_whole(spec, "batch_tokens", None),
+    )
+    root = find_directory(spec, settings.revision)
     return settings, read_checkpoint(f"{spec.key}.model", root, settings.prompt, settings.query_prompt)
 
 
 def _encoder_id(found: Checkpoint, settings: Settings) -> str:
-    # `recipe` is this file's: raise it with any change of the output.
+    # Raise `recipe` with every change of this file that changes the output.
     return f"transformers-{content_id(found, recipe='1', **settings.torch.facts)}"
-
-
-def read_settings(spec: EncoderSpec) -> Settings:
-    """Checks the options of a spec.
-
-    Raises:
-        JobError: an unknown option or value.
-    """
-    torch_settings = torch_runtime.read_settings(spec, OPTIONS)
-    options = dict(spec.options)
-    batch_tokens = torch_runtime.read_whole(spec, "batch_tokens", None)
-    for name in ("prompt", "query_prompt", "revision"):
-        if not isinstance(options.get(name, ""), str):
-            raise JobError(f"{spec.key}.{name}: got {options[name]!r}; allowed: a string")
-    prompts = options.get("prompt"), options.get("query_prompt")
-    return Settings(torch_settings, options.get("revision"), *prompts, batch_tokens)
 
 
 # --- running it --------------------------------------------------------------------------------------------
 
 
 class TransformersTextEncoder:
-    """A transformer, its tokenizer, and the steps from token vectors to an embedding.
+    """A tokenizer, a transformer, and the steps from token vectors to an embedding.
 
-    Embeddings do not depend on the rest of the batch but for the rounding of its matrix products (about
-    1e-6).
+    The rest of the batch changes an embedding only by the rounding of matrix products (about 1e-6).
     """
 
     def __init__(self, spec: EncoderSpec, settings: Settings, found: Checkpoint) -> None:
@@ -133,7 +133,7 @@ class TransformersTextEncoder:
         self.text_tower = None if same else self._with_prompt(found.query_prompt)
 
     def prepare(self, raw: str) -> str:
-        """Strips one text. Tokens are made in `encode`: a tokenizer serves one thread at a time.
+        """Strips one text. Its tokens are made in `encode`, because a tokenizer serves only one thread at a time.
 
         Raises:
             InputError: EMPTY_TEXT.
@@ -141,26 +141,28 @@ class TransformersTextEncoder:
         return clean_text(raw)
 
     def cost(self, prepared: str) -> int:
-        """Estimates the tokens: a quarter for an ASCII letter, a whole one for a Chinese character."""
+        """Estimates the number of tokens: a quarter for an ASCII letter, one for a Chinese character."""
         letters = len(self._prompt) + len(prepared)
-        wider = len(self._prompt.encode()) + len(prepared.encode()) - letters  # 2 bytes for a Chinese character
+        # Bytes of UTF-8 beyond one for each letter: 2 for a Chinese character.
+        wider = len(self._prompt.encode()) + len(prepared.encode()) - letters
         return min(self._max_tokens, 2 + (2 * letters + 3 * wider) // 8)
 
     def encode(self, batch: Sequence[str]) -> np.ndarray:
-        """Encodes texts: float32 [len(batch), dim]. Texts past the checkpoint's maximum are cut there."""
+        """Encodes texts: float32 [len(batch), dim]. Longer texts are cut at the checkpoint's maximum."""
         if not len(batch):
             return np.empty((0, self.dim), np.float32)
         ids = self._tokenize([self._prompt + text for text in batch])
         lengths = np.array([len(of_text) for of_text in ids["input_ids"]])
         order = np.argsort(lengths, kind="stable")
         cuts = _forward_batches(lengths[order], self._batch_tokens)
-        # Fetched once, at the end: on a GPU the next batch is padded and sent while this one is computed.
+        # The results are fetched together at the end, so a GPU computes one batch while the next is padded and sent.
         parts = [self._forward({n: [of_text[i] for i in order[a:b]] for n, of_text in ids.items()}) for a, b in cuts]
         out = np.empty((len(batch), self.dim), np.float32)
         out[order] = self._runtime.fetch(self._torch.cat(parts))
         return out
 
     def _forward(self, ids: dict[str, list[list[int]]]) -> Any:
+        """Encodes one batch of token ids: float32 tensor [n, dim] on the device."""
         torch = self._torch
         tokens = self._runtime.send(dict(self._tokenizer.pad(ids, return_tensors="pt")))
         inputs = {name: values for name, values in tokens.items() if name in self._inputs}
@@ -184,7 +186,16 @@ class TransformersTextEncoder:
         return dict(encoded)
 
     def _pool(self, vectors: Any, mask: Any, step: Pooling) -> Any:
-        """Pools token vectors [n, tokens, width] under a right-padded mask, as sentence-transformers does."""
+        """Pools token vectors as sentence-transformers does.
+
+        Args:
+            vectors: float32 tensor [n, tokens, width].
+            mask: int64 tensor [n, tokens], 0 for padding, which is on the right.
+            step: the pooling.
+
+        Returns:
+            float32 tensor [n, width × number of modes].
+        """
         torch = self._torch
         if not step.include_prompt and self._prompt_tokens:
             mask = mask.clone()
@@ -211,20 +222,25 @@ class TransformersTextEncoder:
         return torch.cat(parts, dim=-1)
 
     def _with_prompt(self, prompt: str) -> TransformersTextEncoder:
-        """Gives an encoder that shares this one's model and puts another prompt before its texts."""
+        """Returns an encoder that shares this one's model and puts another prompt before texts."""
         other = copy.copy(self)
         other._prompt = prompt
         other._prompt_tokens = other._count_prompt()
         return other
 
     def _count_prompt(self) -> int:
-        """Counts the prompt's tokens, which a Pooling may leave out; a closing token is not the prompt's."""
+        """Counts the tokens of the prompt, which a pooling may leave out. A closing special token does not count."""
         if not self._prompt:
             return 0
         ids = self._tokenize([self._prompt])["input_ids"][0]
         return len(ids) - (ids[-1] in self._tokenizer.all_special_ids)
 
     def _load_dense(self, key: str, step: Dense) -> Any:
+        """Loads a dense layer onto the device.
+
+        Raises:
+            JobError: its file does not hold the weights that its configuration states.
+        """
         from safetensors.torch import load_file
 
         torch = self._torch
@@ -238,7 +254,15 @@ class TransformersTextEncoder:
 
 
 def _forward_batches(lengths: np.ndarray, budget: int) -> Iterator[tuple[int, int]]:
-    """Cuts ascending token counts into runs [start, end) of at most `budget` tokens with their padding."""
+    """Cuts texts into batches.
+
+    Args:
+        lengths: int64 [n], the tokens of each text, ascending.
+        budget: the largest number of tokens in a batch, with padding. A single longer text is a batch of its own.
+
+    Yields:
+        The first text of each batch, and the one after its last.
+    """
     start = 0
     while start < len(lengths):
         sizes = lengths[start:] * np.arange(1, len(lengths) - start + 1)
@@ -248,69 +272,44 @@ def _forward_batches(lengths: np.ndarray, budget: int) -> Iterator[tuple[int, in
 
 
 def _load_model(key: str, directory: Path) -> Any:
-    """Loads a transformer, and checks that every weight is in the file: transformers fills gaps at random."""
+    """Loads a transformer. Of an encoder-decoder, it loads the encoder.
+
+    Raises:
+        JobError: it cannot be loaded, or a weight is missing.
+    """
     import transformers
 
-    try:
-        with quiet(transformers):
-            kind = files.read_json(key, directory / "config.json")["model_type"]
-            model_class = getattr(transformers, ENCODER_HALVES.get(kind, "AutoModel"))
-            model, report = model_class.from_pretrained(
-                directory, dtype="float32", use_safetensors=True, local_files_only=True, output_loading_info=True
-            )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        raise JobError(f"{key}: {directory} cannot be loaded ({files.first_line(error)})") from error
-    # A BERT's pooler is for its next-sentence task: many checkpoints lack it, and nothing here reads it.
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise JobError(f"{key}: the weights in {directory} lack {missing[0]}{more}; copy them whole")
-    return model.eval()
+    kind = read_json(key, directory / "config.json")["model_type"]
+    # A BERT's pooler is for its training task. Many checkpoints lack it, and it is not used here.
+    return load_model(key, directory, getattr(transformers, ENCODER_HALVES.get(kind, "AutoModel")), ("pooler.",))
 
 
 def _load_tokenizer(key: str, directory: Path) -> Any:
-    import transformers
+    """Loads a tokenizer, and makes it pad on the right.
 
-    try:
-        with quiet(transformers):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        why = files.first_line(error)
-        raise JobError(f"{key}: the tokenizer in {directory} cannot be loaded ({why})") from error
-    if tokenizer.pad_token is None:  # decoders often have none; what is padded is masked
+    Raises:
+        JobError: it cannot be loaded, or has no token to pad with.
+    """
+    tokenizer = load_tokenizer(key, directory)
+    if tokenizer.pad_token is None:  # decoders often have none; the attention mask hides the padding
         if tokenizer.eos_token is None:
             raise JobError(f"{key}: the tokenizer in {directory} has neither a padding nor an end token")
         tokenizer.pad_token = tokenizer.eos_token
-    # On the right, so that a text's positions do not depend on the longest of its batch.
+    # Padding on the left would move a text's positions with the longest text of its batch.
     tokenizer.padding_side = "right"
     return tokenizer
 
 
 def _max_tokens(found: Checkpoint, tokenizer: Any, model: Any) -> int:
-    """Finds the longest input: what the checkpoint states, never more than the model's positions."""
+    """Finds the longest input, in tokens: what the checkpoint states, but never more than the model has positions."""
     limits = [found.max_tokens] if found.max_tokens else []
-    if tokenizer.model_max_length < 10**9:  # where nothing is stated, transformers has 10**30 here
+    if tokenizer.model_max_length < 10**9:  # transformers has 10**30 here if the checkpoint states nothing
         limits.append(tokenizer.model_max_length)
     positions = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
     if positions is not None and hasattr(positions, "num_embeddings"):
-        # RoBERTa's kind counts positions from behind the padding index.
+        # RoBERTa and its relatives number positions from the padding index plus one.
         padding = getattr(positions, "padding_idx", None)
         limits.append(positions.num_embeddings - (0 if padding is None else padding + 1))
     elif getattr(model.config, "max_position_embeddings", -1) > 0:
         limits.append(model.config.max_position_embeddings)
     return min(limits) if limits else FALLBACK_MAX_TOKENS
-
-
-@contextlib.contextmanager
-def quiet(transformers: Any) -> Iterator[None]:
-    """Keeps the library's progress bars and reports off the terminal while a checkpoint loads."""
-    logging = transformers.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -1,5 +1,7 @@
-"""What a sentence-embedding checkpoint's files say, short of its weights: the formats of transformers and
-sentence-transformers (before and since its version 6). Imports neither torch nor transformers.
+"""Reads everything about a text checkpoint except its weights.
+
+The formats are those of transformers and of sentence-transformers, before and since its version 6. Importing this file
+imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unisono.transforms.base.errors import JobError
-from unisono.transforms.encoders.checkpoints import local as files
+from unisono.transforms.encoders.checkpoints import local
 
 POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU")
@@ -19,13 +21,13 @@ _TOKENIZER_FILES = (
     *_VOCABULARIES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 )  # fmt: skip
 _WIDTH_KEYS = ("hidden_size", "d_model", "dim", "n_embd")
-_DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # where sentence-transformers' `encode_document` looks
-_QUERY_PROMPTS = ("query",)  # and its `encode_query`
-# Encoder-decoders of which the encoder half gives the embedding, as in sentence-transformers.
+# Names of prompts that sentence-transformers' `encode_document` and `encode_query` look for, in this order.
+_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+_QUERY_PROMPTS = ("query",)
+# Encoder-decoders whose encoder alone makes the embedding, as in sentence-transformers: model type to class.
 ENCODER_HALVES = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
 
-# Names of sentence-transformers' pooling switches before its version 6, in the order in which parts are
-# joined.
+# The pooling switches of sentence-transformers before version 6, in the order in which their results are joined.
 _OLD_POOLING_KEYS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -37,14 +39,25 @@ _OLD_POOLING_KEYS = {
 
 
 class Pooling(NamedTuple):
-    """Token vectors to one vector: `modes` of `POOLINGS`, joined."""
+    """Turns token vectors into one vector.
+
+    Attributes:
+        modes: one or more of `POOLINGS`; the results are concatenated.
+        include_prompt: whether the tokens of the prompt take part.
+    """
 
     modes: tuple[str, ...]
     include_prompt: bool = True
 
 
 class Dense(NamedTuple):
-    """A linear layer with an activation, from `weights`."""
+    """Applies a linear layer and an activation.
+
+    Attributes:
+        weights: the safetensors file of the layer.
+        out_features: the length of its output.
+        activation: one of `ACTIVATIONS`.
+    """
 
     weights: Path
     out_features: int
@@ -52,24 +65,24 @@ class Dense(NamedTuple):
 
 
 class Normalize(NamedTuple):
-    """To unit L2 norm."""
+    """Scales to unit L2 norm."""
 
 
 Step = Pooling | Dense | Normalize
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint's files say, short of its weights.
+    """What the files of a checkpoint say, except the weights.
 
     Attributes:
-        directory: of the transformer itself.
-        weights: safetensors files of the transformer.
-        steps: what follows it, in order; the first is its pooling.
-        max_tokens: stated by its sentence-transformers files.
-        lower_case: texts are lowered first.
-        prompt: put before every text of the catalogue.
-        dim: of the embedding.
-        query_prompt: put before a query.
+        directory: the directory of the transformer itself.
+        weights: the safetensors files of the transformer.
+        steps: the steps after the transformer, in order. The first is the pooling.
+        max_tokens: the longest input that the sentence-transformers files state. None means that they state none.
+        lower_case: whether texts are changed to lower case first.
+        prompt: goes before every text of the catalogue.
+        dim: the length of an embedding.
+        query_prompt: goes before every query.
     """
 
     directory: Path
@@ -82,63 +95,83 @@ class Checkpoint(NamedTuple):
     query_prompt: str = ""
 
 
-def read_checkpoint(
-    key: str, root: Path, prompt: str | None = None, query_prompt: str | None = None
-) -> Checkpoint:
-    """Reads a checkpoint's configuration files, and checks that its weights are whole.
+def read_checkpoint(key: str, root: Path, prompt: str | None = None, query_prompt: str | None = None) -> Checkpoint:
+    """Reads a checkpoint's configuration files, and checks that its weights are complete.
 
     Args:
-        key: the job-file key that a message names.
+        key: the job-file key that the error messages name.
         root: the checkpoint's directory.
-        prompt, query_prompt: one of the checkpoint's prompts by name, or a text of its own. None: as the
-            checkpoint says.
+        prompt: the prompt for texts of the catalogue: the name of one of the checkpoint's prompts, or a text. None
+            means the checkpoint's own choice.
+        query_prompt: the prompt for queries, likewise.
 
     Raises:
-        JobError: a file is missing or wrong, or asks for what is not supported.
+        JobError: a file is missing or wrong, or asks for something that is not supported.
     """
-    modules = files.read_json_list(key, root / "modules.json") if (root / "modules.json").is_file() else []
+    path = root / "modules.json"
+    modules = local.read_json_list(key, path) if path.is_file() else []
     kinds = [str(m.get("type", "")).rsplit(".", 1)[-1] for m in modules]
     if modules and (kinds[0] != "Transformer" or "Pooling" not in kinds[1:]):
         raise JobError(
-            f"{key}: {root / 'modules.json'} lists {', '.join(kinds)}; only a Transformer, a Pooling, "
+            f"{key}: {path} lists {', '.join(kinds)}; only a Transformer, a Pooling, "
             "then Dense and Normalize are supported"
         )
     directory = root / modules[0].get("path", "") if modules else root
-    config = files.read_json(key, directory / "config.json")
-    _check_config(key, directory, config)
-    width = next((int(config[k]) for k in _WIDTH_KEYS if k in config), 0)
-    if not width:
-        raise JobError(f"{key}: {directory / 'config.json'} states no hidden_size; choose a text encoder")
-    weights = tuple(files.weight_files(key, directory))
+    width = _read_width(key, directory)
+    weights = tuple(local.weight_files(key, directory))
     if not any((directory / name).is_file() for name in _VOCABULARIES):
         raise JobError(f"{key}: no tokenizer.json in {directory}; save it with tokenizer.save_pretrained")
-    steps: list[Step] = []
-    for module, kind in zip(modules[1:], kinds[1:], strict=True):
-        steps += _read_step(key, root / module.get("path", ""), kind)
-    steps = steps or [Pooling(("mean",))]
-    if not isinstance(steps[0], Pooling) or sum(isinstance(s, Pooling) for s in steps) != 1:
-        raise JobError(f"{key}: {root / 'modules.json'} must have one Pooling, right after the Transformer")
-    dim = width * len(steps[0].modes)
-    for step in steps:
-        if isinstance(step, Dense):
-            dim = step.out_features
+    pooling, *others = _read_steps(key, root, modules[1:], kinds[1:])
+    if not isinstance(pooling, Pooling) or any(isinstance(s, Pooling) for s in others):
+        raise JobError(f"{key}: {path} must have one Pooling, right after the Transformer")
+    dense = [step.out_features for step in others if isinstance(step, Dense)]
     sentence = directory / "sentence_bert_config.json"
-    stated = files.read_json(key, sentence) if sentence.is_file() else {}
+    stated = local.read_json(key, sentence) if sentence.is_file() else {}
     max_tokens = stated.get("max_seq_length")
     return Checkpoint(
         directory,
         weights,
-        tuple(steps),
+        (pooling, *others),
         int(max_tokens) if max_tokens else None,
         bool(stated.get("do_lower_case", False)),
         _read_prompt(key, root, prompt, _DOCUMENT_PROMPTS),
-        dim,
+        dense[-1] if dense else width * len(pooling.modes),
         _read_prompt(key, root, query_prompt, _QUERY_PROMPTS),
     )
 
 
+def _read_width(key: str, directory: Path) -> int:
+    """Reads the width of a transformer's token vectors from its configuration.
+
+    Raises:
+        JobError: the model is not supported, or its configuration states no width.
+    """
+    config = local.read_json(key, directory / "config.json")
+    _check_config(key, directory, config)
+    width = next((int(config[k]) for k in _WIDTH_KEYS if k in config), 0)
+    if not width:
+        raise JobError(f"{key}: {directory / 'config.json'} states no hidden_size; choose a text encoder")
+    return width
+
+
+def _read_steps(key: str, root: Path, modules: list[Any], kinds: list[str]) -> list[Step]:
+    """Reads the modules that follow the transformer. If there are none, token vectors are averaged.
+
+    Raises:
+        JobError: a module is not supported.
+    """
+    steps: list[Step] = []
+    for module, kind in zip(modules, kinds, strict=True):
+        steps += _read_step(key, root / module.get("path", ""), kind)
+    return steps or [Pooling(("mean",))]
+
+
 def _check_config(key: str, directory: Path, config: dict[str, Any]) -> None:
-    """Refuses models that need code of their own, or have a decoder."""
+    """Checks that a model needs no code of its own and has no decoder.
+
+    Raises:
+        JobError: it needs its own code, or has a decoder, or its configuration states no type of model.
+    """
     kind = config.get("model_type")
     if kind is None:
         raise JobError(f"{key}: {directory / 'config.json'} has no model_type; save it with save_pretrained")
@@ -152,14 +185,18 @@ def _check_config(key: str, directory: Path, config: dict[str, Any]) -> None:
 
 
 def _read_step(key: str, directory: Path, kind: str) -> list[Step]:
-    """Reads one sentence-transformers module; [] for one that does nothing when encoding."""
+    """Reads one module of sentence-transformers. A module that does nothing outside of training returns no step.
+
+    Raises:
+        JobError: the module, or a setting of it, is not supported.
+    """
     if kind == "Normalize":
         return [Normalize()]
     if kind == "Dropout":
         return []
     if kind not in ("Pooling", "Dense"):
         raise JobError(f"{key}: module {kind} in {directory}; allowed: Pooling, Dense, Normalize")
-    config = files.read_json(key, directory / "config.json")
+    config = local.read_json(key, directory / "config.json")
     if kind == "Pooling":
         modes = config.get("pooling_mode")
         if modes is None:
@@ -176,13 +213,20 @@ def _read_step(key: str, directory: Path, kind: str) -> list[Step]:
             f"{key}: {directory} has activation {activation}, a residual or an input of its own; "
             f"a Dense may have an activation of {', '.join(ACTIVATIONS)}"
         )
-    return [Dense(files.weight_files(key, directory)[0], int(config["out_features"]), activation)]
+    return [Dense(local.weight_files(key, directory)[0], int(config["out_features"]), activation)]
 
 
 def _read_prompt(key: str, root: Path, wanted: str | None, kinds: tuple[str, ...]) -> str:
-    """Finds the prompt of a document or query: what the job names or spells out, else the checkpoint's own."""
+    """Finds a prompt.
+
+    Args:
+        key: the job-file key that the error messages name.
+        root: the checkpoint's directory.
+        wanted: the name of one of the checkpoint's prompts, or a text. None means the checkpoint's own choice.
+        kinds: names of prompts that the checkpoint may choose, the preferred first. Its default prompt comes last.
+    """
     path = root / "config_sentence_transformers.json"
-    stated = files.read_json(key, path) if path.is_file() else {}
+    stated = local.read_json(key, path) if path.is_file() else {}
     prompts = {name: text for name, text in (stated.get("prompts") or {}).items() if text is not None}
     if wanted is not None:
         return str(prompts.get(wanted, wanted))
@@ -191,10 +235,10 @@ def _read_prompt(key: str, root: Path, wanted: str | None, kinds: tuple[str, ...
 
 
 def content_id(found: Checkpoint, **settings: str) -> str:
-    """Hashes all that an embedding depends on, wherever it lies: weights, tokenizer, steps, `settings`."""
+    """Hashes everything that an embedding depends on: weights, tokenizer, configuration, steps and `settings`."""
     tokenizer = [found.directory / name for name in _TOKENIZER_FILES]
     dense = [step.weights for step in found.steps if isinstance(step, Dense)]
-    # A path says where a file is, not what is in it.
+    # The place of a file does not change the output.
     steps = [[type(s).__name__, *(v for v in s if not isinstance(v, Path))] for s in found.steps]
     facts = {
         "steps": steps,
@@ -204,4 +248,4 @@ def content_id(found: Checkpoint, **settings: str) -> str:
         **settings,
     }
     parts = [found.directory / "config.json", *found.weights, *(f for f in tokenizer if f.is_file()), *dense]
-    return files.content_hash(parts, facts)
+    return local.content_hash(parts, facts)

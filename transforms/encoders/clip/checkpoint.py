@@ -1,5 +1,6 @@
-"""What an open_clip checkpoint's files say, short of its weights. Imports neither torch nor open_clip, but to look
-up a tag of pretrained weights.
+"""Finds an open_clip checkpoint and reads everything about it except its weights.
+
+It imports neither torch nor open_clip, except to look up a tag of pretrained weights.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from typing import Any, NamedTuple
 
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.encoders.base import EncoderSpec
-from unisono.transforms.encoders.checkpoints import local as files
+from unisono.transforms.encoders.checkpoints import local
+from unisono.transforms.encoders.checkpoints.formats import first_line
+from unisono.transforms.encoders.torch_runtime import read_string
 
 CONFIG = "open_clip_config.json"
-# In the order in which open_clip looks for them.
+# Names of weight files without the suffix, in the order in which open_clip looks for them.
 _STEMS = ("open_clip_model", "open_clip_pytorch_model", "model")
 _TOKENIZER_FILES = (
     "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model",
@@ -23,20 +26,22 @@ _TOKENIZER_FILES = (
 _REMEDY = (
     "save them where you trust them with safetensors.torch.save_file(model.state_dict(), 'open_clip_model.safetensors')"
 )
-# What of a tower's configuration only says where its first weights came from.
+# Keys of a tower's configuration that only say where its first weights came from.
 _ORIGIN = ("hf_model_pretrained", "timm_model_pretrained")
+# Keys of a tower's configuration that an architecture named in the job must share with the checkpoint.
 _SHAPE = ("layers", "width", "patch_size", "image_size", "timm_model_name", "hf_model_name", "context_length")
 
 
 class Preprocess(NamedTuple):
-    """How a picture becomes a tensor, with open_clip's own defaults (its `PreprocessCfg`).
+    """How a picture becomes a tensor. The defaults are those of open_clip's `PreprocessCfg`.
 
     Attributes:
         size: (height, width) in pixels.
-        mean, std: of each channel, on the scale 0 … 1.
-        interpolation: bicubic or bilinear.
-        resize_mode: `shortest` side to size and crop, `longest` and pad, or `squash`.
-        fill: of the padding, 0 … 255.
+        mean: the mean of each channel, on the scale 0 … 1.
+        std: the standard deviation of each channel, on the same scale.
+        interpolation: `bicubic` or `bilinear`.
+        resize_mode: the `mode` of `unisono.transforms.media.fit.fit_picture`.
+        fill: grey level of the padding, 0 … 255.
     """
 
     size: tuple[int, int]
@@ -48,14 +53,14 @@ class Preprocess(NamedTuple):
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint's files say, short of its weights.
+    """What the files of a checkpoint say, except the weights.
 
     Attributes:
-        weights: one safetensors file.
-        model: open_clip's `model_cfg`: embed_dim, vision_cfg, text_cfg, …
-        preprocess: of pictures.
-        tokenizer: what open_clip's `get_tokenizer` takes.
-        tokenizer_files: of a directory that holds its own.
+        weights: the safetensors file.
+        model: open_clip's `model_cfg`, with keys such as embed_dim, vision_cfg and text_cfg.
+        preprocess: how pictures become tensors.
+        tokenizer: the argument of open_clip's `get_tokenizer`.
+        tokenizer_files: the files of the tokenizer, if the checkpoint's directory holds one of its own.
     """
 
     weights: Path
@@ -66,38 +71,35 @@ class Checkpoint(NamedTuple):
 
     @property
     def dim(self) -> int:
-        """Length of an embedding."""
+        """The length of an embedding."""
         return int(self.model["embed_dim"])
 
     def facts(self, tower: str) -> dict[str, Any]:
-        """What, besides the weights, the output of the `vision` or `text` tower depends on: JSON-ready."""
+        """Returns what the output of the `vision` or `text` tower depends on, in a form that JSON can hold."""
         config = {k: v for k, v in self.model[f"{tower}_cfg"].items() if k not in _ORIGIN}
         shared = {k: self.model.get(k) for k in ("embed_dim", "quick_gelu", "custom_text", "multimodal_cfg")}
-        # By what is in them: a file's name, and where it lies, say nothing about its output.
-        facts: dict[str, Any] = {"weights": files.sha256_of(self.weights), "tower": {**shared, **config}}
+        # Files count by their content: neither a file's name nor its place changes the output.
+        facts: dict[str, Any] = {"weights": local.sha256_of(self.weights), "tower": {**shared, **config}}
         if tower == "vision":
             facts["preprocess"] = list(self.preprocess)
         else:
-            facts["tokenizer"] = {f.name: files.sha256_of(f) for f in self.tokenizer_files}
+            facts["tokenizer"] = {f.name: local.sha256_of(f) for f in self.tokenizer_files}
         return facts
 
 
 def read_checkpoint(spec: EncoderSpec) -> Checkpoint:
-    """Finds what `open_clip/<architecture>` with its `weights`, or `open_clip/<hub id>`, names.
+    """Finds and reads the checkpoint that a job names: `open_clip/<architecture>` with `weights`, or a hub repository.
 
     Raises:
-        JobError: unknown architecture or tag, no such file or directory, or weights that are no safetensors.
+        JobError: the architecture or the tag is unknown, or there is no such file or directory, or the weights are not
+            in safetensors.
     """
-    options = dict(spec.options)
-    weights, revision = options.get("weights"), options.get("revision")
-    for name in ("weights", "revision"):
-        if not isinstance(options.get(name, ""), str):
-            raise JobError(f"{spec.key}.{name}: got {options[name]!r}; allowed: a string")
+    weights, revision = read_string(spec, "weights"), read_string(spec, "revision")
     name = spec.model.partition("/")[2]
     if "/" in name:
         if weights is not None:
             raise JobError(f"{spec.key}.weights: got {weights!r}; the hub repository {name} has its own, remove it")
-        return _from_directory(spec, files.find_directory(spec, revision, where=name), None, "model")
+        return _from_directory(spec, local.find_directory(spec, revision, where=name), None, "model")
     if weights is None:
         raise JobError(
             f"{spec.key}.weights: missing; give a tag of open_clip, a safetensors file, or a local or gs:// directory"
@@ -108,29 +110,52 @@ def read_checkpoint(spec: EncoderSpec) -> Checkpoint:
             raise JobError(f"{spec.key}.revision: got {revision!r}; {path} is a file and has none")
         return _from_file(f"{spec.key}.weights", path, _architecture(spec, name))
     if path.is_dir() or weights.startswith("gs://"):
-        found = files.find_directory(spec, revision, option="weights", where=weights)
+        found = local.find_directory(spec, revision, option="weights", where=weights)
         return _from_directory(spec, found, name or None, "weights")
     if "/" in weights or path.suffix:
         raise JobError(f"{spec.key}.weights: no file or directory {weights}; check it, or give a tag of open_clip")
     return _from_tag(spec, name, weights, revision)
 
 
-# --- the four places ---------------------------------------------------------------------------------------
+# --- the places that weights come from -------------------------------------------------------------------------
 
 
 def _from_file(key: str, path: Path, model: dict[str, Any], stated: Any = None, tokenizer: str = "") -> Checkpoint:
+    """Makes a checkpoint of one safetensors file.
+
+    Args:
+        key: the job-file key that the error messages name.
+        path: the file.
+        model: open_clip's `model_cfg`.
+        stated: open_clip's `preprocess_cfg`. None means open_clip's defaults.
+        tokenizer: the argument of `get_tokenizer`. Empty means the tokenizer of the architecture.
+
+    Raises:
+        JobError: the file is not a complete safetensors file, or `preprocess_cfg` cannot be used.
+    """
     if path.suffix != ".safetensors":
         raise JobError(f"{key}: {path} is no safetensors file; weights are never unpickled: {_REMEDY}")
-    weights = files.weight_files(key, path.parent, path.stem)[0]
+    weights = local.weight_files(key, path.parent, path.stem)[0]
     return Checkpoint(weights, model, _preprocess(key, model, stated or {}), tokenizer or str(model["name"]))
 
 
 def _from_directory(spec: EncoderSpec, directory: Path, name: str | None, option: str) -> Checkpoint:
+    """Reads a directory with weights and `open_clip_config.json`.
+
+    Args:
+        spec: the encoder's spec.
+        directory: a local directory.
+        name: the architecture that the job names. None means that the directory's configuration says it.
+        option: the option that named the directory, for error messages.
+
+    Raises:
+        JobError: something is missing or wrong there.
+    """
     key = f"{spec.key}.{option}"
     stems = [p.stem for p in sorted(directory.glob("*.safetensors"))]
     stem = next((s for s in _STEMS if s in stems), stems[0] if len(stems) == 1 else None)
     if stem is None:
-        pickled = sorted(p.name for pattern in files.PICKLED for p in directory.glob(pattern))
+        pickled = local.pickled_files(directory)
         if len(stems) > 1:
             what = f"holds {', '.join(stems)}; name one of them as the weights"
         elif pickled:
@@ -143,7 +168,7 @@ def _from_directory(spec: EncoderSpec, directory: Path, name: str | None, option
         if name is None:
             raise JobError(f"{key}: no file {CONFIG} in {directory}; name the architecture, as in open_clip/ViT-B-32")
         return _from_file(key, weights, _architecture(spec, name))
-    whole = files.read_json(key, directory / CONFIG)
+    whole = local.read_json(key, directory / CONFIG)
     model = whole.get("model_cfg")
     if not isinstance(model, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(model):
         raise JobError(f"{key}: {directory / CONFIG} states no model_cfg with embed_dim, vision_cfg and text_cfg")
@@ -157,7 +182,11 @@ def _from_directory(spec: EncoderSpec, directory: Path, name: str | None, option
 
 
 def _from_tag(spec: EncoderSpec, name: str, tag: str, revision: str | None) -> Checkpoint:
-    """Fetches the weights that open_clip knows by a tag, from the hub."""
+    """Fetches the weights that open_clip knows by a tag from the hub.
+
+    Raises:
+        JobError: open_clip does not know the tag, or the hub has no safetensors file for it.
+    """
     key, model = f"{spec.key}.weights", _architecture(spec, name)
     import open_clip
 
@@ -177,17 +206,21 @@ def _from_tag(spec: EncoderSpec, name: str, tag: str, revision: str | None) -> C
         path = Path(huggingface_hub.hf_hub_download(repository, file, revision=revision))
     except Exception as error:  # of many kinds: network, no such repository, file or revision, offline, gated
         raise JobError(
-            f"{key}: the hub does not give {file} of {repository} ({type(error).__name__}: {files.first_line(error)}); "
+            f"{key}: the hub does not give {file} of {repository} ({type(error).__name__}: {first_line(error)}); "
             f"check tag, revision and network, or point it at a file or directory"
         ) from error
     return _from_file(key, path, model, config)
 
 
-# --- their parts -------------------------------------------------------------------------------------------
+# --- configurations --------------------------------------------------------------------------------------------
 
 
 def _architecture(spec: EncoderSpec, name: str) -> dict[str, Any]:
-    """Reads the configuration of an architecture that open_clip knows by name."""
+    """Reads the `model_cfg` of an architecture that open_clip knows by name.
+
+    Raises:
+        JobError: open_clip does not know it.
+    """
     found = importlib.util.find_spec("open_clip")
     assert found is not None
     folder = Path(next(iter(found.submodule_search_locations or []))) / "model_configs"
@@ -203,7 +236,11 @@ def _architecture(spec: EncoderSpec, name: str) -> dict[str, Any]:
 
 
 def _check_same(key: str, name: str, named: dict[str, Any], own: dict[str, Any]) -> None:
-    """Holds an architecture named in the job against the checkpoint's own configuration."""
+    """Compares the architecture that the job names with the checkpoint's own configuration.
+
+    Raises:
+        JobError: they differ.
+    """
     pairs = [("embed_dim", named.get("embed_dim"), own.get("embed_dim"))]
     for tower in ("vision_cfg", "text_cfg"):
         pairs += [(f"{tower}.{k}", named[tower].get(k), own[tower].get(k)) for k in _SHAPE]
@@ -213,7 +250,11 @@ def _check_same(key: str, name: str, named: dict[str, Any], own: dict[str, Any])
 
 
 def _preprocess(key: str, model: dict[str, Any], stated: dict[str, Any]) -> Preprocess:
-    """Fills in open_clip's defaults; the size is always that of the image tower, as in `create_model`."""
+    """Reads a `preprocess_cfg` and fills in open_clip's defaults. The size is that of the image tower.
+
+    Raises:
+        JobError: it asks for something that open_clip does not have.
+    """
     size = model["vision_cfg"].get("image_size", 224)
     pair = (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
     known = {k: v for k, v in stated.items() if k in ("mean", "std", "interpolation", "resize_mode") and v is not None}
@@ -222,7 +263,7 @@ def _preprocess(key: str, model: dict[str, Any], stated: dict[str, Any]) -> Prep
             value = known[name]
             known[name] = (float(value),) * 3 if isinstance(value, int | float) else tuple(map(float, value))
     found = Preprocess(pair, fill=int(stated.get("fill_color") or 0), **known)
-    # open_clip reads `random` as bicubic when it does not train.
+    # Outside of training, open_clip takes `random` as bicubic.
     found = found._replace(interpolation="bicubic" if found.interpolation == "random" else found.interpolation)
     if found.interpolation not in ("bicubic", "bilinear") or found.resize_mode not in ("shortest", "longest", "squash"):
         raise JobError(f"{key}: preprocess_cfg says {found.interpolation}, {found.resize_mode}; open_clip has no such")
