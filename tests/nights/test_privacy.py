@@ -27,6 +27,7 @@ from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import from_vector_column
 from unisono.transforms.privacy.noise import gaussian_sigma
 from unisono.transforms.privacy.pseudonyms import check_key
+from unisono.transforms.store.privacy import ForgetStatement, PrivacyStatement
 from unisono.transforms.store.runs import Store
 from unisono.transforms.store.small_vectors import read_vectors
 
@@ -169,12 +170,12 @@ def test_the_graph_carries_the_name_of_the_key_and_not_the_key(shop, key, monkey
 def test_another_key_or_none_does_not_stand_beside_the_first(shop, key, monkeypatch):
     store = shop.run("one", privacy=HIDE, events=slice(0, 2000), **FOLD, **rank_again())
     job = str(shop.root / "job.yaml")
-    said = store.published().privacy["pseudonyms"]["key_fingerprint"]
+    said = store.published().privacy.pseudonyms.key_fingerprint
     assert said == check_key(NAME).fingerprint != hmac_sha256(KEY, "")[:16]
     monkeypatch.setenv(NAME, OTHER)
-    with pytest.raises(JobError, match=f"privacy.pseudonyms: .*published users/ of the key .*{said}.*unisono profile"):
+    with pytest.raises(JobError, match=f"privacy.pseudonyms: .*users/ are of the key .*{said}.*unisono profile"):
         plan_run(load_job(job), "two", items=False, users=False, recommend=True)
-    with pytest.raises(JobError, match=f"the published state/ of the key .*{said}.*incremental: restart"):
+    with pytest.raises(JobError, match=f"the published state/ are of the key .*{said}.*incremental: restart"):
         shop.run("two", privacy=HIDE, events=slice(2000, 4000), **FOLD)
     with pytest.raises(JobError, match="this job's are of no key"):
         shop.run("two", events=slice(2000, 4000), **FOLD)
@@ -185,7 +186,7 @@ def test_another_key_or_none_does_not_stand_beside_the_first(shop, key, monkeypa
         explain(store, "u07", "i001")
     monkeypatch.setenv(NAME, OTHER)
     store = shop.run("two", privacy=HIDE, **{"profiles": {"incremental": "restart"}})
-    assert store.published().privacy["pseudonyms"]["key_fingerprint"] != said
+    assert store.published().privacy.pseudonyms.key_fingerprint != said
     assert part(store, "users")["user_id"][0].as_py() == min(hmac_sha256(OTHER, f"u{u:02d}")[:32] for u in range(60))
 
 
@@ -210,7 +211,11 @@ def test_the_forgotten_leave_a_run_as_if_they_had_never_been_there(shop, capsys)
     store = shop.run("r", privacy={"forget": path}, **settings, **{k: dict(v) for k, v in ranking.items()})
     print_summary(store, store.published(), 0)
     assert re.search(r"people forgotten +2 ", capsys.readouterr().out)
-    assert store.published().privacy == {"forget": {"files": [str(shop.root / "forget.parquet")], "removed": 2}}
+    assert store.published().privacy == PrivacyStatement(
+        forget=ForgetStatement((str(shop.root / "forget.parquet"),), removed=2)
+    )
+    written = json.loads(Path(store.run_path("r", "manifest.json")).read_text())
+    assert written["privacy"] == {"forget": {"files": [str(shop.root / "forget.parquet")], "removed": 2}}
     assert metrics(store, "r")["users.forgotten"] == 2
     measured, _ = read_events(load_job(str(shop.root / "job.yaml")))
     assert set(measured["user_id"].to_pylist()) == set(shop.log["user"].to_pylist()) - {"u03", "u11"}
@@ -232,7 +237,7 @@ def test_the_forgotten_leave_the_sums_of_earlier_nights(shop, key):
     shop.log = pa.Table.from_pandas(late, schema=shop.log.schema, preserve_index=False)
     gone = {"forget": forget(shop, "u21", "u22", "u98", "u99")}
     store = shop.run("two", privacy=hide | gone, behaviour={"dim": 12}, **FOLD, **rank_again())
-    assert store.published().privacy["forget"]["removed"] == 3
+    assert store.published().privacy.forget.removed == 3
     expected = sorted(name(u) for u in set(log.user) - {"u21", "u22"})
     for table in ("users", "state", "recommendations"):
         assert sorted(part(store, table)["user_id"].to_pylist()) == expected
@@ -241,7 +246,7 @@ def test_the_forgotten_leave_the_sums_of_earlier_nights(shop, key):
     parts = {"items": False, "users": False, "recommend": True}
     store = shop.run("three", privacy=hide | gone, **FOLD, **(rank_again() | {"parts": parts}))
     expected.remove(name("u23"))
-    assert store.published().privacy["forget"]["removed"] == 2  # u22 is in the log, still
+    assert store.published().privacy.forget.removed == 2  # u22 is in the log, still
     for table in ("users", "state", "recommendations"):
         assert sorted(part(store, table)["user_id"].to_pylist()) == expected
         assert all("/three/" in f.path for f in store.published().part(table))
@@ -252,7 +257,7 @@ def test_the_forgotten_leave_the_sums_of_earlier_nights(shop, key):
     shop.log = pa.Table.from_pandas(log[:50], schema=shop.log.schema, preserve_index=False)
     gone = {"forget": forget(shop)}
     shop.run("five", privacy=hide | gone, behaviour={"dim": 12}, **FOLD)  # and the sums still add up
-    assert store.published().privacy["forget"]["removed"] == 0
+    assert store.published().privacy.forget.removed == 0
 
 
 @pytest.mark.parametrize(
@@ -290,14 +295,14 @@ def test_a_noised_run_shows_noised_vectors_and_nothing_made_of_the_log(shop, cap
     for name in set(users.column_names) - {"user_id", "vector"}:
         assert users[name].null_count == users.num_rows
     vectors, _ = from_vector_column(users["vector"])
-    said = store.published().privacy["noise"]
-    assert said["sigma"] == pytest.approx(gaussian_sigma(8.0, 1e-5, 1.0))
-    assert (said["epsilon"], said["delta"], said["clip"], said["releases"]) == (8.0, 1e-5, 0.5, 1)
-    assert said["epsilon_of_releases"] == pytest.approx(8.0, rel=1e-6)
+    said = store.published().privacy.noise
+    assert said.sigma == pytest.approx(gaussian_sigma(8.0, 1e-5, 1.0))
+    assert (said.epsilon, said.delta, said.clip, said.releases) == (8.0, 1e-5, 0.5, 1)
+    assert said.epsilon_of_releases == pytest.approx(8.0, rel=1e-6)
     warm = clean["events"].to_numpy() >= 66
     assert 0 < warm.sum() < len(warm)
     noise = vectors - 0.5 * read_vectors(clean)[0] * warm[:, None]
-    assert noise.std() == pytest.approx(said["sigma"], rel=0.15)  # of 720 values
+    assert noise.std() == pytest.approx(said.sigma, rel=0.15)  # of 720 values
     items = part(store, "items")
     scores = vectors @ read_vectors(items)[0].T
     best = [[items["item_id"][int(i)].as_py() for i in row[:5]] for row in np.argsort(-scores, 1)]
@@ -312,11 +317,11 @@ def test_a_noised_run_shows_noised_vectors_and_nothing_made_of_the_log(shop, cap
     run_job(str(shop.root / "job.yaml"), "two", [], items=False, users=True)
     assert "a release is (8, 1e-05)-private; 2 so far" in capsys.readouterr().out
     again = Store(store.root)
-    said = again.published().privacy["noise"]
-    assert said["releases"] == 2
-    assert 8.0 < said["epsilon_of_releases"] < 16.0
+    said = again.published().privacy.noise
+    assert said.releases == 2
+    assert 8.0 < said.epsilon_of_releases < 16.0
     assert not np.any(read_vectors(part(again, "users"))[0] == vectors)
-    with pytest.raises(JobError, match=r"privacy.noise: this job has none, the published users/ epsilon 8, delta 1e"):
+    with pytest.raises(JobError, match=r"privacy.noise: this job has none, .* users/ have epsilon 8, delta 1e"):
         shop.run("three", **ALONE, parts={"items": False, "users": False, "recommend": True})
 
 
