@@ -28,7 +28,7 @@ def test_each_required_option_is_named_when_it_is_missing(missing: str) -> None:
 
 
 def test_all_missing_options_are_named_at_once() -> None:
-    with pytest.raises(ValueError, match="^--project, --region, --temp_location: required"):
+    with pytest.raises(ValueError, match=r"^--project, --region, --temp_location: required"):
         dataflow.options([RUNNER])
 
 

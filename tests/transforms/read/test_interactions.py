@@ -94,7 +94,7 @@ def test_no_rows_bad_files_and_disagreeing_files_are_refused(tmp_path):
     with pytest.raises(JobError, match=r"string in .*log-0.*int64 in .*log-1"):
         check_interactions(spec)
     (tmp_path / "log-1.parquet").write_bytes(b"PAR1 but not really")
-    with pytest.raises(JobError, match=r"log-1\.parquet is no readable Parquet"):
+    with pytest.raises(JobError, match=r"log-1\.parquet is not a readable Parquet"):
         check_interactions(spec)
 
 

@@ -98,7 +98,7 @@ def test_lookup_agrees_with_a_dict(tmp_path_factory, known, asked):
 def test_ids_of_another_kind_are_refused(tmp_path):
     file = write_items(tmp_path / "a.parquet", pa.array(["1", "2"]), np.eye(2, dtype=np.float32))
     matrix = ItemMatrix.open([file], cache_dir=str(tmp_path / "cache"))
-    with pytest.raises(JobError, match=r"interactions\.item: ids are int64, those of the items string"):
+    with pytest.raises(JobError, match=r"interactions\.item: ids are int64, but the items' ids are string"):
         matrix.lookup(pa.array([1, 2]))
 
 
@@ -117,7 +117,7 @@ def test_what_cannot_be_a_matrix_is_refused(tmp_path, fault):
     if fault == "no files":
         files, says = [], "no files to read item vectors from"
     elif fault == "missing file":
-        files, says = [good, str(tmp_path / "b.parquet")], r"b\.parquet is not there"
+        files, says = [good, str(tmp_path / "b.parquet")], r"b\.parquet does not exist"
     elif fault == "lengths differ":
         files.append(write_items(tmp_path / "b.parquet", pa.array(["b"]), np.ones((1, 4), np.float32)))
         says = "vectors of different lengths"
