@@ -6,7 +6,6 @@ import datetime as dt
 import struct
 
 import apache_beam as beam
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,12 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unisono.transforms.base.errors import JobError, Reason
-from unisono.transforms.base.tables import shard_of
 from unisono.transforms.read.interactions import (
     TIME_TYPE,
     InteractionsSpec,
-    ReadInteractions,
-    ShardByUser,
     check_interactions,
     clean_interactions,
 )
@@ -263,44 +259,3 @@ def test_event_types_may_be_integers():
     events, dead = clean_interactions(log(event=[2, 7, 1]), spec)
     assert events["weight"].to_pylist() == [-2.5, 1.0]
     assert dead["detail"].to_pylist()[0].endswith("event=7")
-
-
-# --- the pipeline ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shards", [1, 7, 64])
-def test_every_event_reaches_the_shard_of_its_user(tmp_path, shards):
-    rng = np.random.default_rng(shards)
-    n = 400
-    table = pa.table({
-        "user": [None if u == 0 else f"u{u}" for u in rng.integers(0, 20, n)],
-        "item": [f"i{i}" for i in rng.integers(0, 50, n)],
-        "ts": pa.array(rng.integers(0, 10**15, n), pa.timestamp("us")),
-        "event": rng.choice(["view", "buy", "share"], n),
-        "unused": ["x" * 100] * n,
-    })
-    looked = check_interactions(write(tmp_path, table.slice(0, 250), table.slice(250), row_group_size=60))
-    expected, dead = clean_interactions(table, looked.spec)
-    assert 0 < dead.num_rows < n
-
-    def check_shards(elements: list) -> None:
-        assert sorted(s for s, _ in elements) == list(range(shards))
-        for shard, events in elements:
-            assert events.schema == looked.schema
-            assert (shard_of(events["user_id"], shards) == shard).all()
-        got = pa.concat_tables([t for _, t in elements])
-        key = [(name, "ascending") for name in got.schema.names]
-        assert got.sort_by(key).equals(expected.sort_by(key))
-
-    def check_dead(elements: list) -> None:
-        got = pa.concat_tables(elements)
-        assert dead_letters.sort_letters(got).equals(dead_letters.sort_letters(dead))
-
-    def check_rows(elements: list) -> None:
-        assert sum(elements) == n
-
-    with beam.Pipeline(runner=FnApiRunner()) as p:
-        read = p | ReadInteractions(looked)
-        assert_that(read["events"] | ShardByUser(shards, looked), check_shards, "Shards")
-        assert_that(read["dead"], check_dead, "Dead")
-        assert_that(read["rows"], check_rows, "Rows")
