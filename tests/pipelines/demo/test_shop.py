@@ -16,9 +16,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from unisono.pipelines.demo import media as demo_media
-from unisono.pipelines.demo import shop as demo_data
+from unisono.pipelines.demo.items import CATEGORIES, Latent, plant
+from unisono.pipelines.demo.pictures import draw_picture
 from unisono.pipelines.demo.shop import generate_shop
+from unisono.pipelines.demo.sounds import encode_sound, play_sound
 from unisono.transforms.base.errors import InputError, JobError, Reason
 from unisono.transforms.media.audio import decode_audio
 from unisono.transforms.media.images import decode_image
@@ -62,7 +63,7 @@ def test_ids_are_unique_and_counts_agree(shop, tables):
 
 
 def test_modalities_are_missing_at_the_stated_rate_and_never_all():
-    items = [demo_data._plant(11, index) for index in range(3000)]
+    items = [plant(11, index) for index in range(3000)]
     has = np.array([item.has for item in items])
     # Three standard errors of a rate of 0.1 over 3,000 items are 0.016.
     np.testing.assert_allclose(1 - has.mean(0), 0.1, atol=0.017)
@@ -150,7 +151,7 @@ def test_interactions_follow_the_tastes(shop, tables):
         joined = table.merge(users, on="user_id").merge(items, on="item_id")
         return np.mean([c in tastes for c, tastes in zip(joined.category, joined.tastes, strict=True)])
 
-    chance = users.tastes.map(len).mean() / len(demo_media.CATEGORIES)
+    chance = users.tastes.map(len).mean() / len(CATEGORIES)
     assert on_taste(heldout) > 3 * chance
     assert on_taste(log[log.event == "purchase"]) > 3 * chance
     assert on_taste(log[log.event == "dislike"]) < on_taste(log)
@@ -200,14 +201,14 @@ def test_refuses_too_few_items(tmp_path):
 
 
 def _picture_features(latent, rng):
-    picture = demo_media.draw_picture(latent, rng)
+    picture = draw_picture(latent, rng)
     grey = np.asarray(picture.convert("L").resize((96, 96)), float)
     texture = np.log1p(np.abs(np.fft.rfft2(grey)))[:48].reshape(24, 2, -1).mean(1)[:, :48]
     return np.concatenate([np.asarray(picture.resize((12, 12)), float).ravel() / 64, texture.ravel()])
 
 
 def _sound_features(latent, rng):
-    wave = demo_media.play_sound(latent, rng)
+    wave = play_sound(latent, rng)
     beats = np.log(np.abs(np.fft.rfft(np.abs(wave), 32_000))[2:34] + 1e-3)
     bands = np.abs(np.fft.rfft(wave, 32_000))[:16_000].reshape(-1, 25).mean(1)
     return np.concatenate([np.log(bands + 1e-3), beats])
@@ -220,7 +221,7 @@ def test_a_linear_classifier_tells_two_values_of_a_class_apart(field, features):
     rng = np.random.default_rng(5)
     values = np.tile([1, 4], 60)
     latents = [
-        replace(demo_media.Latent(1, 1, 1, 1, tuple(grades)), **{field: value})
+        replace(Latent(1, 1, 1, 1, tuple(grades)), **{field: value})
         for value, grades in zip(values.tolist(), rng.random((120, 4)).tolist(), strict=True)
     ]
     seen = np.stack([features(latent, rng) for latent in latents])
@@ -229,8 +230,8 @@ def test_a_linear_classifier_tells_two_values_of_a_class_apart(field, features):
 
 
 def test_ogg_pages_carry_a_valid_checksum():
-    wave = demo_media.play_sound(demo_media.Latent(0, 0, 0, 0, (0.5,) * 4), np.random.default_rng(0))
-    ogg = demo_media.encode_sound(wave, "ogg", serial=77)
+    wave = play_sound(Latent(0, 0, 0, 0, (0.5,) * 4), np.random.default_rng(0))
+    ogg = encode_sound(wave, "ogg", serial=77)
     assert ogg[14:18] == (77).to_bytes(4, "little")
     page = bytearray(ogg[: 27 + ogg[26] + sum(ogg[27 : 27 + ogg[26]])])
     stated, page[22:26] = int.from_bytes(page[22:26], "little"), bytes(4)
