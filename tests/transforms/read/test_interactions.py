@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
-import struct
 
-import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from apache_beam.testing.util import assert_that
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +18,6 @@ from unisono.transforms.read.interactions import (
     clean_interactions,
 )
 from unisono.transforms.store import dead_letters
-from unisono.transforms.store.parquet import ReadRowGroups, list_parquet, read_row_group
 
 UTC = dt.UTC
 NOON = dt.datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -102,48 +97,6 @@ def test_files_may_differ_in_width_encoding_and_missing_values(tmp_path):
     )
     looked = check_interactions(spec)
     assert (looked.rows, looked.user_type, looked.item_type) == (6, pa.int64(), pa.string())
-
-
-def test_a_damaged_page_names_the_file(tmp_path):
-    path = tmp_path / "log.parquet"
-    pq.write_table(pa.table({"user": [f"user number {i}" for i in range(5000)]}), path, use_dictionary=False)
-    data = bytearray(path.read_bytes())
-    footer = struct.unpack("<I", data[-8:-4])[0]
-    data[100 : len(data) - footer - 100] = bytes(len(data) - footer - 200)
-    path.write_bytes(data)
-    assert list_parquet(str(path), "interactions.path")[0].num_rows == 5000  # the footer is whole
-    with pytest.raises(JobError, match=r"log\.parquet: row group 0 cannot be read .* write the file again"):
-        list(read_row_group(str(path), 0, ["user"]))
-
-
-def test_a_row_group_over_the_byte_limit_comes_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr("unisono.transforms.store.parquet._MAX_TABLE_BYTES", 10_000)
-    table = pa.table({"user": [f"user number {i}" for i in range(5000)], "wide": ["x" * 50] * 5000})
-    pq.write_table(table, tmp_path / "log.parquet", use_dictionary=False)
-    pieces = list(read_row_group(str(tmp_path / "log.parquet"), 0, ["user"]))
-    assert len(pieces) > 5
-    assert pa.concat_tables(pieces).equals(table.select(["user"]))
-
-
-@pytest.mark.parametrize("by_footer", [True, False], ids=["files", "ordinals and paths"])
-def test_row_groups_come_with_their_place(tmp_path, by_footer):
-    table = pa.table({"user": pa.array(range(100), pa.int32()), "unused": ["x"] * 100})
-    for i, part in enumerate((table.slice(0, 70), table.slice(0, 0), table.slice(70))):
-        pq.write_table(part, tmp_path / f"log-{i}.parquet", row_group_size=30)
-    files = list_parquet([str(tmp_path / "*.parquet"), str(tmp_path / "log-0.parquet")], "interactions.path")
-    assert [(f.ordinal, f.num_rows) for f in files] == [(0, 70), (1, 0), (2, 30)]
-    elements = files if by_footer else [(f.ordinal, f.path) for f in files]
-
-    def check(got: list) -> None:
-        assert [(o, first, t.num_rows) for o, first, t in sorted(got, key=lambda e: e[:2])] == [
-            (0, 0, 30), (0, 30, 30), (0, 60, 10), (2, 0, 30),
-        ]
-        for ordinal, first, t in got:
-            start = first + (70 if ordinal else 0)
-            assert t.equals(pa.table({"user": pa.array(range(start, start + len(t)), pa.int64())}))
-
-    with beam.Pipeline(runner=FnApiRunner()) as p:
-        assert_that(p | beam.Create(elements) | ReadRowGroups({"user": pa.int64()}), check)
 
 
 # --- one table -------------------------------------------------------------------------------------------
