@@ -71,9 +71,9 @@ def unknown_options(argv: Sequence[str]) -> list[str]:
     names = [a.split("=")[0] for a in argv if a.startswith("-")]
     # No option of Beam has a hyphen. In `kept` an unknown option with hyphens has underscores instead.
     options = [n for n in names if n.lstrip("-") in kept or "-" in n[2:]]
-    # A word after an option may be the option's value; any other word is stray.
+    # A word after an option without "=" may be the option's value; any other word is stray.
     pairs = zip(["", *argv], argv, strict=False)
-    return options + [a for before, a in pairs if not a.startswith("-") and not before.startswith("-")]
+    return options + [a for before, a in pairs if a[:1] != "-" and (before[:1] != "-" or "=" in before)]
 
 
 def runs_elsewhere(options: PipelineOptions) -> bool:

@@ -99,7 +99,7 @@ def test_a_runner_is_one_entry_more(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--runid=x"], ["--runid"]),
         (["--dry-run"], ["--dry-run"]),
         (["extra"], ["extra"]),
-        (["one", "two"], ["one", "two"]),
+        (["--job_name=x", "one", "two"], ["one", "two"]),
         (["--job_name", "x", "two"], ["two"]),
     ],
     ids=str,
