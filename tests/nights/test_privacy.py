@@ -1,4 +1,4 @@
-"""Pseudonyms, forgetting and noise in whole runs: what is written names nobody, and says what it hides."""
+"""Runs of the whole job with pseudonyms, forgotten people and noise: no file names a user or shows too much."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def shop(tmp_path: Path) -> Shop:
 
 
 def hmac_sha256(key: str, message: str) -> str:
-    """RFC 2104, spelled out."""
+    """Computes HMAC-SHA256 step by step. Source: RFC 2104."""
     block = key.encode().ljust(64, b"\0")
     inner = hashlib.sha256(bytes(b ^ 0x36 for b in block) + message.encode()).digest()
     return hashlib.sha256(bytes(b ^ 0x5C for b in block) + inner).hexdigest()
@@ -65,7 +65,7 @@ def rank_again() -> dict:
 
 
 def everything_written(store: Store) -> str:
-    """Every value and all metadata of every file of a store."""
+    """Returns all values and metadata of all files of a store as one text."""
     found = []
     for path in Path(store.root).rglob("*"):
         if path.suffix == ".parquet":
@@ -135,13 +135,13 @@ def test_no_file_names_a_user_or_holds_the_key(shop, key):
         f"user={hidden('u03')}", f"user={hidden('u99')}",
     }  # fmt: skip
     assert metrics(store, "r")["users.without_usable_event"] == 1
-    # The same run without pseudonyms: the same profiles under other names.
+    # The same run without pseudonyms has the same profiles under other ids.
     plain = Shop(new_folder(shop.root / "plain"))
     plain.log = shop.log
     known = part(plain.run("r", behaviour={"dim": 12}), "users")
     order = np.argsort([hidden(u) for u in known["user_id"].to_pylist()])
     np.testing.assert_array_equal(read_vectors(users)[0], read_vectors(known.take(pa.array(order)))[0])
-    # Asked with the raw id, or the pseudonym's owner's key taken away.
+    # `explain` takes the raw user id.
     item = served["item_ids"][0][0].as_py()
     owner = next(u for u in shop.log["user"].to_pylist() if hidden(u) == names[0])
     found = explain(store, owner, item)
@@ -152,11 +152,11 @@ def test_no_file_names_a_user_or_holds_the_key(shop, key):
 
 
 def test_the_graph_carries_the_name_of_the_key_and_not_the_key(shop, key, monkeypatch):
-    whom = "somebody-who-is-forgotten"  # long: packed bytes hold any three letters by chance
+    whom = "somebody-who-is-forgotten"  # A long id, because compressed bytes contain any three letters by chance.
     shop.run("r", privacy=HIDE | {"forget": forget(shop, "u07", whom)})
     plan = plan_run(load_job(str(shop.root / "job.yaml")), "next", items=True, users=True)
     pickled: list[bytes] = []
-    for codec in ("bz2", "zlib"):  # what Beam packs a graph's functions with
+    for codec in ("bz2", "zlib"):  # Beam compresses a graph's functions with one of these.
         module = getattr(cloudpickle_pickler, codec)
         real = module.compress
         monkeypatch.setattr(module, "compress", lambda s, *a, real=real, **k: pickled.append(s) or real(s, *a, **k))
@@ -167,7 +167,7 @@ def test_the_graph_carries_the_name_of_the_key_and_not_the_key(shop, key, monkey
     assert not any(KEY.encode() in p or whom.encode() in p for p in [*pickled, proto])
 
 
-def test_another_key_or_none_does_not_stand_beside_the_first(shop, key, monkeypatch):
+def test_pseudonyms_of_another_key_or_none_are_not_mixed_with_published_ones(shop, key, monkeypatch):
     store = shop.run("one", privacy=HIDE, events=slice(0, 2000), **FOLD, **rank_again())
     job = str(shop.root / "job.yaml")
     said = store.published().privacy.pseudonyms.key_fingerprint
@@ -227,10 +227,10 @@ def test_the_forgotten_leave_a_run_as_if_they_had_never_been_there(shop, capsys)
 
 
 def test_the_forgotten_leave_the_sums_of_earlier_nights(shop, key):
-    name, hide = hidden, HIDE  # without pseudonyms: the test before
+    name, hide = hidden, HIDE  # The test before this one has no pseudonyms.
     log = shop.log.to_pandas()
     shop.run("one", events=slice(0, 2000), privacy=hide, behaviour={"dim": 12}, **FOLD)
-    # u21 is in the state alone, u22 in both, u98 in the new log alone, u99 nowhere.
+    # u21 is only in the state, u22 is in the state and in the new log, u98 is only in the new log, u99 is in neither.
     late = log[2000:].copy()
     late = late[late.user != "u21"]
     late.iloc[0, 0] = "u98"
@@ -241,12 +241,12 @@ def test_the_forgotten_leave_the_sums_of_earlier_nights(shop, key):
     expected = sorted(name(u) for u in set(log.user) - {"u21", "u22"})
     for table in ("users", "state", "recommendations"):
         assert sorted(part(store, table)["user_id"].to_pylist()) == expected
-    # Files that a run hands on are written anew.
+    # Files that a run takes over from the published run are written again, without the forgotten people.
     gone = {"forget": forget(shop, "u21", "u22", "u23")}
     parts = {"items": False, "users": False, "recommend": True}
     store = shop.run("three", privacy=hide | gone, **FOLD, **(rank_again() | {"parts": parts}))
     expected.remove(name("u23"))
-    assert store.published().privacy.forget.removed == 2  # u22 is in the log, still
+    assert store.published().privacy.forget.removed == 2  # u22 is still in the log.
     for table in ("users", "state", "recommendations"):
         assert sorted(part(store, table)["user_id"].to_pylist()) == expected
         assert all("/three/" in f.path for f in store.published().part(table))
@@ -256,7 +256,7 @@ def test_the_forgotten_leave_the_sums_of_earlier_nights(shop, key):
     assert sorted(part(store, "state")["user_id"].to_pylist()) == expected
     shop.log = pa.Table.from_pandas(log[:50], schema=shop.log.schema, preserve_index=False)
     gone = {"forget": forget(shop)}
-    shop.run("five", privacy=hide | gone, behaviour={"dim": 12}, **FOLD)  # and the sums still add up
+    shop.run("five", privacy=hide | gone, behaviour={"dim": 12}, **FOLD)  # Events can still be added to the sums.
     assert store.published().privacy.forget.removed == 0
 
 
@@ -270,7 +270,7 @@ def test_the_forgotten_leave_the_sums_of_earlier_nights(shop, key):
     ],
     ids=["no file", "no column", "other ids", "no ids"],
 )
-def test_a_list_that_names_nobody_is_refused(shop, table, says):
+def test_a_list_of_people_that_cannot_be_used_is_refused(shop, table, says):
     if table is not None:
         pq.write_table(table, shop.root / "forget.parquet")
     with pytest.raises(JobError, match=says) as e:
@@ -284,14 +284,15 @@ NOISE = {"noise": {"epsilon": 8.0, "delta": 1e-5, "clip": 0.5}}
 ALONE = {"profiles": {"interests": 0, "min_events": 66}, "ranking": {"k": 5, "device": "cpu", "exclude_seen": False}}
 
 
-def test_a_noised_run_shows_noised_vectors_and_nothing_made_of_the_log(shop, capsys):
+def test_a_run_with_noise_shows_noised_vectors_and_nothing_else_from_the_log(shop, capsys):
     bad = pa.table({"user": ["u03", "u99"], "item": ["i001", "i002"], "time": [None, 7]}).cast(shop.log.schema)
     shop.log = pa.concat_tables([shop.log, bad])
     parts = {"parts": {"recommend": True}}
     clean = part(shop.run("clean", profiles={"interests": 0}), "users")
     store = shop.run("one", privacy=NOISE, **ALONE, **parts)
     users, served = part(store, "users"), part(store, "recommendations")
-    assert users["user_id"].to_pylist() == clean["user_id"].to_pylist()  # the cold, too; not u99, who has no event
+    # Cold users have a row too. u99 has none, because u99 has no usable event.
+    assert users["user_id"].to_pylist() == clean["user_id"].to_pylist()
     for name in set(users.column_names) - {"user_id", "vector"}:
         assert users[name].null_count == users.num_rows
     vectors, _ = from_vector_column(users["vector"])
@@ -302,7 +303,7 @@ def test_a_noised_run_shows_noised_vectors_and_nothing_made_of_the_log(shop, cap
     warm = clean["events"].to_numpy() >= 66
     assert 0 < warm.sum() < len(warm)
     noise = vectors - 0.5 * read_vectors(clean)[0] * warm[:, None]
-    assert noise.std() == pytest.approx(said.sigma, rel=0.15)  # of 720 values
+    assert noise.std() == pytest.approx(said.sigma, rel=0.15)  # the standard deviation of 720 values
     items = part(store, "items")
     scores = vectors @ read_vectors(items)[0].T
     best = [[items["item_id"][int(i)].as_py() for i in row[:5]] for row in np.argsort(-scores, 1)]
@@ -351,7 +352,7 @@ GOOD = {
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )
-def test_what_would_break_the_promise_is_refused_in_one_line(change, says):
+def test_settings_that_break_the_guarantee_of_noise_are_refused_in_one_line(change, says):
     parse_job(GOOD, "job.yaml")
     with pytest.raises(JobError, match=says) as e:
         parse_job(GOOD | change, "job.yaml")
@@ -359,7 +360,7 @@ def test_what_would_break_the_promise_is_refused_in_one_line(change, says):
     assert "secret" not in str(e.value)
 
 
-def test_items_made_of_behaviour_are_not_under_noise(shop):
+def test_items_with_behaviour_are_refused_beside_noise(shop):
     shop.run("one", behaviour={"dim": 12})
     with pytest.raises(JobError, match=r"privacy.noise: the published items are made of the events as they are"):
         shop.run("two", privacy=NOISE, **ALONE, parts={"items": False})

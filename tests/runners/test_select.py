@@ -49,7 +49,7 @@ def test_dataflow_keeps_its_name_and_has_workers_elsewhere(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["FlinkRunner", "PortableRunner", "Nope"])
 def test_a_runner_that_we_do_not_know_is_left_to_beam(name: str) -> None:
-    argv = [f"--runner={name}", "--direct_running_mode=multi_threading"]  # what `local` refuses is not looked at
+    argv = [f"--runner={name}", "--direct_running_mode=multi_threading"]  # `local` would refuse the second option.
     options = select.options(argv)
     assert options.get_all_options(drop_default=True) == PipelineOptions(argv).get_all_options(drop_default=True)
     assert not select.is_local(options)

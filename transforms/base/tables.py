@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-ShardTable = tuple[int, pa.Table]
+ShardTable = tuple[int, pa.Table]  # the number of a shard, and its rows
 
 
 def one_chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn and plain independent computations."""
+"""Nearest rows and measures, compared with scikit-learn and with plain Python."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_retrieval_agrees_with_nearest_neighbours():
     assert got["median_rank"] == np.median(ranks)
     assert got["mrr"] == pytest.approx(np.mean(1 / ranks), rel=1e-12)
     assert got["n"] == 150
-    assert 0.05 < got["recall@1"] < 0.95  # the data are neither trivial nor hopeless
+    assert 0.05 < got["recall@1"] < 0.95  # The data are neither too easy nor too hard.
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_ties_take_the_mid_rank(targets, expected):
     assert quality.paired_ranks(targets, targets).tolist() == expected
 
 
-def test_chance_is_what_random_vectors_reach():
+def test_random_vectors_reach_the_level_of_chance():
     queries, _ = _pairs(600, 8, 0, seed=1)
     targets, _ = _pairs(600, 8, 0, seed=2)
     labels = np.random.default_rng(3).choice(["a", "b", "c"], 600, p=[0.6, 0.3, 0.1])
@@ -65,7 +65,7 @@ def test_same_label_neighbours_agrees_with_scikit_learn():
     labels = rng.integers(0, 6, 200)
     vectors = np.eye(6)[labels] + 0.6 * rng.standard_normal((200, 6))
     graph = NearestNeighbors(n_neighbors=7, metric="cosine", algorithm="brute").fit(vectors)
-    near = graph.kneighbors(return_distance=False)  # without the point itself
+    near = graph.kneighbors(return_distance=False)  # Without an argument, a row is not its own neighbour.
     expected = np.mean(labels[near] == labels[:, None])
     assert quality.same_label_neighbours(vectors, labels, 7) == pytest.approx(expected, abs=1e-12)
     assert 0.3 < expected < 0.95
@@ -78,7 +78,7 @@ def _plain_top_k(scores, k):
 @pytest.mark.parametrize("k", [1, 4, 29, 30, 50])
 def test_top_k_breaks_ties_by_lower_index(k):
     rng = np.random.default_rng(k)
-    queries = rng.integers(-1, 2, (40, 3)).astype(np.float32)  # small integers: many exact ties
+    queries = rng.integers(-1, 2, (40, 3)).astype(np.float32)  # Small integers make many equal scores.
     items = rng.integers(-1, 2, (30, 3)).astype(np.float32)
     indices, scores = quality.top_k(queries, items, k)
     plain = queries @ items.T
@@ -117,6 +117,6 @@ def test_top_k_excludes_pairs():
     ],
     ids=["shapes", "empty", "no-items", "k-0", "nan", "one-row"],
 )
-def test_refuses_what_has_no_answer(call):
+def test_arguments_without_an_answer_are_refused(call):
     with pytest.raises(ValueError, match=r"need|no items"):
         call()

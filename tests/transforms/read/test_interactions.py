@@ -1,4 +1,4 @@
-"""Logs to clean events in shards: compared with plain Python over the rows."""
+"""Logs become events: compared with a loop over the rows in plain Python."""
 
 from __future__ import annotations
 

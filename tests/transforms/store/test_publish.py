@@ -25,7 +25,7 @@ from unisono.transforms.store.privacy import ForgetStatement, PrivacyStatement
 from unisono.transforms.store.publish import PublishRun, PublishSpec, WriteDeadLetters, check_books
 from unisono.transforms.store.runs import FileRecord, Store, read_table, shard_path, table_bytes, write_file
 
-# 100 catalogue rows: 3 have no item vector, 2 items lost a modality. 50 events, of which one is bad.
+# 100 catalogue rows: 3 have no item vector, 2 items lost a modality. 50 events; one of them is bad.
 GOOD = {
     "catalog.rows": 100,
     "items.rows": 97,
