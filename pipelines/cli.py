@@ -175,16 +175,17 @@ def demo(
 
 def main() -> None:
     """Runs the command: 0 done, 1 the job is wrong (one line says how), 2 the command line is wrong."""
-    # Beam warns about its own deprecations, Pillow about odd metadata in pictures. Neither concerns a user.
-    warnings.filterwarnings("ignore", module=r"(apache_beam|PIL)\b")
-    try:
-        app(standalone_mode=True)
-    except JobError as e:
-        print(f"unisono: error: {e}", file=sys.stderr)
-        sys.exit(2 if isinstance(e, UsageError) else 1)
-    except KeyboardInterrupt:
-        print("unisono: interrupted; the same run id goes on from here", file=sys.stderr)
-        sys.exit(130)
+    with warnings.catch_warnings():
+        # Beam warns about its own deprecations, Pillow about odd metadata in pictures. Neither concerns a user.
+        warnings.filterwarnings("ignore", module=r"(apache_beam|PIL)\b")
+        try:
+            app(standalone_mode=True)
+        except JobError as e:
+            print(f"unisono: error: {e}", file=sys.stderr)
+            sys.exit(2 if isinstance(e, UsageError) else 1)
+        except KeyboardInterrupt:
+            print("unisono: interrupted; the same run id goes on from here", file=sys.stderr)
+            sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs a graph: the runner, the live view, and errors as one line."""
+"""Runs a job: chooses the runner, shows progress, and turns errors of the job into one line."""
 
 from __future__ import annotations
 
@@ -24,14 +24,11 @@ from unisono.transforms.base.errors import JobError, UsageError
 from unisono.transforms.base.files import is_remote
 from unisono.transforms.store.runs import Manifest
 
-# A JobError raised on a worker comes back as text inside a RuntimeError: Beam carries tracebacks, not exceptions.
+# If a worker raises a JobError, Beam raises a RuntimeError here, with the worker's traceback as its text.
 _REMOTE_JOB_ERROR = re.compile(r"unisono\.transforms\.base\.errors\.JobError: (.+?)(?: \[while running|\\n|\n|$)")
 
 
-def _is_no_job_error(record: logging.LogRecord) -> bool:
-    """Keeps Beam from logging the traceback of an error that we say in one line."""
-    raised = record.exc_info[1] if record.exc_info else None
-    return not (isinstance(raised, JobError) or "unisono.transforms.base.errors.JobError" in record.getMessage())
+_WORKER_LOGS = ("apache_beam.runners.common", "apache_beam.runners.worker.sdk_worker")
 
 
 @contextlib.contextmanager
@@ -57,16 +54,19 @@ def run_job(
     """Checks a job file, runs the job, and prints what it made.
 
     Args:
-        config: the job file.
-        run_id: None: made from the clock.
+        config: path of the job file, local or gs://.
+        run_id: the run's id; None means an id made from the time of launch.
         argv: options for Beam.
-        items, users, recommend: which parts; see `plan_run`.
+        items: True if the run makes item vectors; see `plan_run`.
+        users: True if the run makes user profiles; see `plan_run`.
+        recommend: True if the run makes recommendations; see `plan_run`.
 
     Returns:
-        The published run; None where the job was submitted and nobody waits for it.
+        The manifest of the published run; None means that the job was submitted and has not finished.
 
     Raises:
-        JobError: the job, not the code, is at fault.
+        UsageError: an option for Beam is wrong or missing.
+        JobError: the job or its inputs are at fault.
     """
     started = time.monotonic()
     job = load_job(config)
@@ -85,10 +85,10 @@ def run_job(
 
 
 def beam_options(argv: Sequence[str]) -> PipelineOptions:
-    """Makes Beam's options of what the command line left over.
+    """Makes Beam's options from the arguments that are not Unisono's own.
 
     Raises:
-        JobError: an option is wrong or missing.
+        UsageError: an option is unknown, wrong or missing.
     """
     try:
         if unknown := select.unknown_options(argv):
@@ -99,7 +99,11 @@ def beam_options(argv: Sequence[str]) -> PipelineOptions:
 
 
 def _check_reachable(job: Job) -> None:
-    """Refuses local paths in a job whose workers are other machines."""
+    """Refuses local paths in a job whose workers are other machines.
+
+    Raises:
+        JobError: a path is local.
+    """
     log = job.interactions.path if job.interactions else None
     paths = {"store": job.store, "catalog.path": job.catalog.path, "interactions.path": log}
     paths["privacy.forget"] = job.privacy.forget
@@ -107,31 +111,57 @@ def _check_reachable(job: Job) -> None:
         paths["catalog.media_root"] = job.media_source.root
     for key, path in paths.items():
         if path and not is_remote(path):
-            raise JobError(f"{key}: {path} is on this machine, where Dataflow's workers cannot see it; use gs://")
+            raise JobError(f"{key}: {path} is on this machine, and Dataflow's workers cannot see it; use gs://")
 
 
 def _check_key_reaches(job: Job, options: PipelineOptions) -> None:
-    """Refuses pseudonyms on machines that cannot have the key: it does not travel with the job."""
+    """Refuses pseudonyms if the workers cannot have the key, which is not sent with the job.
+
+    Raises:
+        JobError: the workers run Dataflow's own image, which does not have the key.
+    """
     at = job.privacy.pseudonyms
     if at and not options.view_as(WorkerOptions).sdk_container_image:
         raise JobError(
-            f"privacy.pseudonyms: {at.key_env} does not travel with the job, and Dataflow's stock containers do "
-            "not have it; give --sdk_container_image with an image whose start sets it (from Secret Manager, say)"
+            f"privacy.pseudonyms: {at.key_env} does not travel with the job, and Dataflow's own image does not have "
+            "it; give --sdk_container_image with an image that sets it when it starts, for example from Secret Manager"
         )
+
+
+@contextlib.contextmanager
+def _quiet_beam() -> Iterator[None]:
+    """Hides Beam's warnings, and tracebacks of errors that `launch` raises as one line, for the time of a run."""
+    beam_log = logging.getLogger("apache_beam")
+    level = beam_log.level
+    beam_log.setLevel(logging.ERROR)
+    for name in _WORKER_LOGS:
+        logging.getLogger(name).addFilter(_is_not_job_error)
+    try:
+        yield
+    finally:
+        beam_log.setLevel(level)
+        for name in _WORKER_LOGS:
+            logging.getLogger(name).removeFilter(_is_not_job_error)
+
+
+def _is_not_job_error(record: logging.LogRecord) -> bool:
+    raised = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(raised, JobError) or "unisono.transforms.base.errors.JobError" in record.getMessage())
 
 
 def launch(
     build: Callable[[beam.Pipeline], object], options: PipelineOptions, totals: Mapping[str, int]
 ) -> PipelineResult:
-    """Builds a graph, runs it to its end, and shows how far it is.
+    """Builds a graph, runs it to its end, and shows its progress if the run happens in this process.
 
     Args:
-        build: adds the steps.
+        build: adds the steps to the graph.
         options: for Beam.
-        totals: rows that each stage will see, where known.
+        totals: the number of rows that each stage will see, for the stages where it is known.
 
     Raises:
-        JobError: the job, not the code, is at fault.
+        UsageError: the runner cannot be used.
+        JobError: the job or its inputs are at fault, here or on a worker.
     """
     try:
         pipeline = beam.Pipeline(options=options)

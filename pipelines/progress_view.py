@@ -1,4 +1,4 @@
-"""How far a local run is: a live line per stage on a terminal, a log line every ten seconds off one."""
+"""Shows the progress of a local run: a live table on a terminal, or else log lines every ten seconds."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _LIVE_SECONDS = 0.25
 
 
 class _Clock:
-    """When each stage was first and last seen to move."""
+    """Remembers when each stage's count first and last changed."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
-        self._seen: dict[str, tuple[float, float, int]] = {}  # first, last, done
+        self._seen: dict[str, tuple[float, float, int]] = {}  # stage: first change, last change, rows done
 
     def rate(self, stage: str, done: int) -> float:
-        """Rows a second while the stage was moving."""
+        """Returns the stage's rows per second over the time in which its count changed."""
         now = time.monotonic()
         first, last, before = self._seen.get(stage, (self._started, now, -1))
         if stage not in self._seen:
-            # A stage starts when the one before it last moved; before anything moved, at the start.
+            # Assume that a stage started at the latest change of the stages before it, or else with the run.
             first = max((s[1] for s in self._seen.values()), default=self._started)
         if done != before:
             last = now
@@ -38,11 +38,11 @@ class _Clock:
 
 
 class ProgressView:
-    """Shows the board while its `with` block runs.
+    """Shows the counts of `BOARD` while its `with` block runs.
 
     Args:
-        totals: rows that each stage will see, where known.
-        console: where to; standard error unless told otherwise, so that output can be piped.
+        totals: the number of rows that each stage will see, for the stages where it is known.
+        console: the console to print to; None means standard error, because standard output may be piped.
     """
 
     def __init__(self, totals: Mapping[str, int], console: Console | None = None) -> None:
@@ -72,7 +72,7 @@ class ProgressView:
             return
         while not self._stop.wait(LOG_SECONDS):
             self._log()
-        if self._logged:  # a run of less than ten seconds has nothing to say
+        if self._logged:  # A run of less than ten seconds prints no progress.
             self._log()
 
     def _log(self) -> None:
@@ -80,7 +80,7 @@ class ProgressView:
             self._console.print(line, highlight=False, soft_wrap=True)
 
     def lines(self) -> list[str]:
-        """A line for each stage that moved since the last call."""
+        """Returns a line for each stage whose count changed since the last call."""
         out = []
         for stage, count in BOARD.snapshot().items():
             now = (count.done, count.dead)

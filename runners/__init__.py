@@ -1,1 +1,1 @@
-"""One file per engine, each with `options(...)` for Beam."""
+"""The runners that Unisono knows: a file for each, and `select`, which finds the one that `--runner` names."""

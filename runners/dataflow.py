@@ -1,4 +1,4 @@
-"""On Google Dataflow."""
+"""The runner for Google Dataflow."""
 
 from __future__ import annotations
 
@@ -14,14 +14,20 @@ from apache_beam.options.pipeline_options import (
 )
 
 NAMES = {"dataflowrunner", "apache_beam.runners.dataflow.dataflow_runner.dataflowrunner"}
+IN_PROCESS = False
+WORKERS_ELSEWHERE = True
+# The repository's setup.py. Where the package was installed from a wheel, there is no such file.
 _SETUP_FILE = Path(__file__).resolve().parents[1] / "setup.py"
 
 
 def options(argv: Sequence[str]) -> PipelineOptions:
-    """Beam's options for a Dataflow job.
+    """Returns Beam's options for a Dataflow job.
+
+    Args:
+        argv: options for Beam.
 
     Raises:
-        ValueError: an option without which Dataflow takes no job is missing.
+        ValueError: an option that Dataflow requires is missing.
     """
     built = PipelineOptions(list(argv))
     cloud = built.view_as(GoogleCloudOptions)
@@ -31,10 +37,11 @@ def options(argv: Sequence[str]) -> PipelineOptions:
             f"{', '.join(missing)}: required with --runner DataflowRunner; for example --project my-project "
             "--region europe-west1 --temp_location gs://my-bucket/tmp"
         )
-    # One SDK process a machine, so that a machine holds one copy of each model; our own threads use its cores.
+    # With one SDK process on each machine, a machine loads each model once. Our own threads use all its cores.
     debug = built.view_as(DebugOptions)
     debug.add_experiment("no_use_multiple_sdk_containers")
     setup = built.view_as(SetupOptions)
+    # A custom image has Unisono installed. In Dataflow's own image, the workers install it from setup.py.
     if not (setup.setup_file or built.view_as(WorkerOptions).sdk_container_image) and _SETUP_FILE.exists():
-        setup.setup_file = str(_SETUP_FILE)  # a custom image has the package already
+        setup.setup_file = str(_SETUP_FILE)
     return built

@@ -1,4 +1,4 @@
-"""On this machine: Beam's FnApiRunner in this process, one worker."""
+"""The local runner: Beam's FnApiRunner in this process, with one worker."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ from collections.abc import Sequence
 
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 
-# Named in full: `DirectRunner` may download Prism, or fall back to a third runner, and so differ between machines.
+# The full name, because Beam's `DirectRunner` can be one of three runners, depending on the machine: it may download
+# Prism, or fall back to another runner.
 RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 NAMES = {"directrunner", "fnapirunner", "local", RUNNER.lower()}
+IN_PROCESS = True
+WORKERS_ELSEWHERE = False
 
 
 def options(argv: Sequence[str]) -> PipelineOptions:
-    """Beam's options for a local run.
+    """Returns Beam's options for a local run.
+
+    Args:
+        argv: options for Beam; a `--runner` among them is replaced.
 
     Raises:
-        ValueError: more than one worker thread was asked for, which loses elements in Beam 2.77.
+        ValueError: `--direct_running_mode multi_threading`, which loses elements in Beam 2.77.
     """
     built = PipelineOptions([*argv, f"--runner={RUNNER}"])
     direct = built.view_as(DirectOptions)

@@ -1,57 +1,88 @@
-"""Picks the engine that `--runner` names."""
+"""Finds the runner that `--runner` names.
+
+To add a runner, write its file in this folder, with everything that `Runner` lists, and add the file to `_FILES`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from importlib import import_module
+from typing import Protocol, cast
 
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
-from unisono.runners import dataflow, local
+_FILES = (
+    "local",
+    "dataflow",
+)
+_DEFAULT = "local"  # the runner if `--runner` is not given
+
+
+class Runner(Protocol):
+    """The contents of a runner's file."""
+
+    @property
+    def NAMES(self) -> AbstractSet[str]:
+        """The values of `--runner` that mean this runner, in lower case."""
+
+    @property
+    def IN_PROCESS(self) -> bool:
+        """True if the run happens in this process, so that its progress can be shown here."""
+
+    @property
+    def WORKERS_ELSEWHERE(self) -> bool:
+        """True if the workers are other machines, which cannot see this machine's files."""
+
+    def options(self, argv: Sequence[str]) -> PipelineOptions:
+        """Returns Beam's options for this runner.
+
+        Raises:
+            ValueError: an option is wrong or missing.
+        """
+
+
+RUNNERS = tuple(cast(Runner, import_module(f"unisono.runners.{name}")) for name in _FILES)
+
+
+def find_runner(name: str | None) -> Runner | None:
+    """Returns the runner of this name; None means that Unisono does not know it, but Beam may."""
+    return next((r for r in RUNNERS if name is not None and name.lower() in r.NAMES), None)
 
 
 def options(argv: Sequence[str]) -> PipelineOptions:
-    """Beam's options for whatever the command line asks for; nothing asked for is a local run.
+    """Returns Beam's options for the runner that the command line asks for.
+
+    Args:
+        argv: options for Beam. Without `--runner`, the run is local.
 
     Raises:
-        ValueError: see the engine's own file.
+        ValueError: an option of the runner is wrong or missing.
     """
-    runner = PipelineOptions(list(argv)).view_as(StandardOptions).runner
-    if runner is None or runner.lower() in local.NAMES:
-        return local.options(_without_runner(argv))
-    if runner.lower() in dataflow.NAMES:
-        return dataflow.options(argv)
-    return PipelineOptions(list(argv))
+    asked = PipelineOptions(list(argv))
+    runner = find_runner(asked.view_as(StandardOptions).runner or _DEFAULT)
+    return runner.options(argv) if runner else asked
 
 
 def unknown_options(argv: Sequence[str]) -> list[str]:
-    """Names what Beam would pass over in silence: options that none of its classes has, and stray words."""
+    """Lists options that no class of Beam has, and stray words: Beam would ignore both in silence."""
     built = PipelineOptions(list(argv))
     kept = set(built.get_all_options(retain_unknown_options=True)) - set(built.get_all_options())
     names = [a.split("=")[0] for a in argv if a.startswith("-")]
-    # Beam's names have underscores only, and a hyphen hides from the difference above.
+    # No option of Beam has a hyphen. In `kept` an unknown option with hyphens has underscores instead.
     options = [n for n in names if n.lstrip("-") in kept or "-" in n[2:]]
-    # A word after an option may be its value; any other is stray.
+    # A word after an option without "=" may be the option's value; any other word is stray.
     pairs = zip(["", *argv], argv, strict=False)
-    return options + [a for before, a in pairs if not a.startswith("-") and not before.startswith("-")]
-
-
-def _without_runner(argv: Sequence[str]) -> list[str]:
-    kept, skip = [], False
-    for a in argv:
-        if skip:
-            skip = False
-        elif a == "--runner":
-            skip = True
-        elif not a.startswith("--runner="):
-            kept.append(a)
-    return kept
+    return options + [a for before, a in pairs if a[:1] != "-" and (before[:1] != "-" or "=" in before)]
 
 
 def runs_elsewhere(options: PipelineOptions) -> bool:
-    """Says whether the workers are machines that cannot see this one's files."""
-    return (options.view_as(StandardOptions).runner or "").lower() in dataflow.NAMES
+    """Returns True if the workers are other machines, which cannot see this machine's files."""
+    runner = find_runner(options.view_as(StandardOptions).runner)
+    return runner is not None and runner.WORKERS_ELSEWHERE
 
 
 def is_local(options: PipelineOptions) -> bool:
-    """Says whether a run happens in this process."""
-    return options.view_as(StandardOptions).runner == local.RUNNER
+    """Returns True if the run happens in this process."""
+    runner = find_runner(options.view_as(StandardOptions).runner)
+    return runner is not None and runner.IN_PROCESS

@@ -75,6 +75,16 @@ def test_each_folder_imports_only_those_before_it(path: Path) -> None:
         assert ORDER.index(folder_of(name)) <= ORDER.index(own), f"{module_of(path)} imports {name}"
 
 
+@pytest.mark.parametrize("path", [p for p in MODULES if folder_of(module_of(p)) == "runners"], ids=module_of)
+def test_a_runner_imports_only_beam_and_its_own_folder(path: Path) -> None:
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = {a.name for node in nodes if isinstance(node, ast.Import) for a in node.names}
+    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    outside = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
+    assert outside <= {"apache_beam", "unisono"}
+    assert our_imports(path) <= {module_of(p) for p in MODULES if folder_of(module_of(p)) == "runners"}
+
+
 def test_no_two_modules_import_each_other_in_a_circle() -> None:
     graph = {module_of(p): our_imports(p) for p in MODULES}
     done: set[str] = set()

@@ -171,7 +171,7 @@ def _pseudonyms(job: Job, manifest: Manifest) -> Pseudonyms | None:
     at = job.privacy.pseudonyms
     if at is None:
         return None
-    return Pseudonyms(at.key_env, ((manifest.privacy or {}).get("pseudonyms") or {}).get("key_fingerprint", ""))
+    return Pseudonyms(at.key_env, manifest.privacy.pseudonyms.key_fingerprint if manifest.privacy.pseudonyms else "")
 
 
 def _row(

@@ -1,1 +1,1 @@
-"""The synthetic shop, and the demo that runs the whole job on it."""
+"""Generates a synthetic shop and runs the whole job on it."""

@@ -1,4 +1,4 @@
-"""The demo: a synthetic shop through the whole job, and how much of its planted truth comes back."""
+"""The demo: runs the whole job on a synthetic shop, and shows how much of the planted truth is found again."""
 
 from __future__ import annotations
 
@@ -26,14 +26,19 @@ from unisono.transforms.space.fit.spec import SpaceSpec
 from unisono.transforms.store.runs import Manifest, Store, read_table
 
 _PAIRS = (("text", "image"), ("text", "audio"), ("image", "audio"))
-_QUERIES = ("small teal kettle", "vintage guitar", "dark mountain backpack")
+_QUERY = "small teal kettle"
 
 
 def run_demo(out: str, items: int) -> None:
-    """Makes the shop under `out`, runs embed, profile and recommend on it, prints what came out.
+    """Generates a shop, runs embed, profile and recommend on it, and prints the results.
+
+    Args:
+        out: the directory of the shop, the job file and the store.
+        items: the number of items.
 
     Raises:
-        JobError: a library of the extra `demo` is not installed.
+        JobError: there are too few items, the directory has other files where the shop should be, or a library of
+            the extra `demo` is not installed.
     """
     require_all({"demo": ("PIL", "skimage", "soundfile", "soxr", "librosa", "numba")}, "demo")
     console = plain_console()
@@ -42,16 +47,28 @@ def run_demo(out: str, items: int) -> None:
     shop = generate_shop(base / "shop", items=items)
     job = write_job(base, shop, behaviour=True)
     manifest = run_job(str(job), None, [], items=True, users=True, recommend=True)
-    assert manifest is not None  # a local run waits for its end
+    assert manifest is not None  # because a local run has finished now
     store = Store(str(base / "store"))
     print_recovery(console, store, manifest, shop)
     print_searches(console, store, shop)
-    console.print(f"\njob file {job}\ntry: unisono search --store {store.root} --text 'red lamp'"
-        f"\nor: unisono recommend --config {job}", highlight=False)
+    console.print(
+        f"\njob file {job}\ntry: unisono search --store {store.root} --text 'red lamp'"
+        f"\nor: unisono recommend --config {job}",
+        highlight=False,
+    )
 
 
 def write_job(base: Path, shop: ShopPaths, behaviour: bool = False) -> Path:
-    """Writes the demo's job file: what a user would write for such a shop; `behaviour` as a modality is a choice."""
+    """Writes the job file that a user would write for such a shop.
+
+    Args:
+        base: the directory of the job file; the shop must be in `base/shop`.
+        shop: the shop.
+        behaviour: True if behaviour is one of the modalities.
+
+    Returns:
+        The path of the job file.
+    """
     path = base / "job.yaml"
     body = {
         "store": "store",
@@ -89,10 +106,16 @@ def _read_part(store: Store, manifest: Manifest, part: str, columns: list[str] |
 
 
 def heldout_retrieval(embeddings: pa.Table, dim: int = 64) -> dict[str, tuple[float, float]]:
-    """Fits a space on half of the items (drawn by hash); on the other half, finds one modality of an item by another.
+    """Fits a space on half of the items, drawn by hash, and measures it on the other half.
+
+    The measure is whether an item's embedding of one modality finds the item's embedding of another modality.
+
+    Args:
+        embeddings: all rows of embeddings/.
+        dim: axes of the space.
 
     Returns:
-        For each pair and direction, recall@10 and its chance level.
+        recall@10 and the recall@10 of random vectors, for each two modalities, in both directions.
     """
     seen = in_sample(embeddings["item_id"], 0.5)
     fitted, held = embeddings.filter(pa.array(seen)), embeddings.filter(pa.array(~seen))
@@ -111,7 +134,16 @@ def heldout_retrieval(embeddings: pa.Table, dim: int = 64) -> dict[str, tuple[fl
 
 
 def served_recall(served: pa.Table, shop: ShopPaths, k: int) -> tuple[pa.Array, np.ndarray]:
-    """Gives users and of each the part of the held-out items that is among the first k recommended, float64 [users]."""
+    """Measures which fraction of a user's held-out items is among the first k recommended items.
+
+    Args:
+        served: user_id, item_ids (best first).
+        shop: the shop with the held-out interactions.
+        k: the number of recommended items that count.
+
+    Returns:
+        The users who have held-out items, and the fraction for each of them, float64 [users].
+    """
     heldout = pq.read_table(shop.heldout)
     user = pc.index_in(heldout["user_id"], served["user_id"].combine_chunks()).drop_null().to_numpy()
     per_user = np.bincount(user, minlength=len(served))
@@ -129,7 +161,16 @@ def served_recall(served: pa.Table, shop: ShopPaths, k: int) -> tuple[pa.Array, 
 
 
 def popular_items(users: pa.Table, shop: ShopPaths, k: int) -> pa.Table:
-    """Recommends each user the items of the most events that the user has none with: user_id, item_ids."""
+    """Recommends to each user the items with the most events, without items that the user has an event with.
+
+    Args:
+        users: with a column user_id.
+        shop: the shop with the catalogue and the interactions.
+        k: the number of items to recommend.
+
+    Returns:
+        user_id, item_ids (best first).
+    """
     log, ids = pq.read_table(shop.interactions), pq.read_table(shop.catalog, columns=["item_id"])["item_id"]
     log = log.filter(pc.is_in(log["item_id"], ids.combine_chunks()))
     item = pc.index_in(log["item_id"], ids.combine_chunks()).to_numpy()
@@ -142,7 +183,17 @@ def popular_items(users: pa.Table, shop: ShopPaths, k: int) -> pa.Table:
 
 
 def taste_share(users: pa.Table, items: pa.Table, shop: ShopPaths, k: int = 10) -> tuple[float, float]:
-    """Share of a profile's nearest items that are of a category the user was planted to like, and its chance level."""
+    """Measures which fraction of a profile's nearest items is of a category that the user likes, by the planted truth.
+
+    Args:
+        users: user_id, vector.
+        items: item_id, vector.
+        shop: the shop with the planted truth.
+        k: the number of nearest items.
+
+    Returns:
+        The mean fraction, and the mean fraction for random items.
+    """
     truth_items, truth_users = pq.read_table(shop.truth_items), pq.read_table(shop.truth_users)
     row = pc.index_in(items["item_id"], truth_items["item_id"].combine_chunks())
     category, names = _codes(truth_items["category"].take(row))
@@ -163,13 +214,13 @@ def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
 
 
 def print_recovery(console: Console, store: Store, manifest: Manifest, shop: ShopPaths) -> None:
-    """Prints how much of the planted truth the vectors hold, each figure beside its chance level."""
+    """Prints how much of the planted truth is found again, each figure beside the figure of random vectors."""
     items = _read_part(store, manifest, "items", ["item_id", "vector"])
     users = _read_part(store, manifest, "users", ["user_id", "vector"])
     embeddings = _read_part(store, manifest, "embeddings")
     table = Table(
         "", "found", "chance", "",
-        title="\nplanted truth that comes back (synthetic data)",
+        title="\nplanted truth that is found again (synthetic data)",
         title_justify="left", box=None, padding=(0, 2),
     )
 
@@ -185,7 +236,7 @@ def print_recovery(console: Console, store: Store, manifest: Manifest, shop: Sho
         codes, _ = _codes(truth[label])
         found, chance = quality.same_label_neighbours(vectors, codes, 10), quality.chance_same_label(codes)
         row(f"10 nearest items of the same {label}", found, chance)
-    row("10 items nearest a profile, of a planted taste", *taste_share(users, items, shop))
+    row("10 items nearest a profile, of a category that the user likes", *taste_share(users, items, shop))
     served = _read_part(store, manifest, "recommendations")
     by_all = served_recall(popular_items(served, shop, 20), shop, 20)[1].mean()
     found = served_recall(served, shop, 20)[1].mean()
@@ -197,7 +248,7 @@ def print_recovery(console: Console, store: Store, manifest: Manifest, shop: Sho
 
 
 def print_searches(console: Console, store: Store, shop: ShopPaths) -> None:
-    """Shows a text, an image and an item query."""
+    """Prints the results of a search by text, by image and by audio."""
     searcher = Searcher(store)
     catalog = pq.read_table(shop.catalog, columns=["item_id", "title", "image_uri", "audio_uri"])
     faulty = pq.read_table(shop.truth_faults)["item_id"].combine_chunks()
@@ -205,7 +256,7 @@ def print_searches(console: Console, store: Store, shop: ShopPaths) -> None:
     example = whole.slice(0, 1).to_pylist()[0]
     name = f"{example['item_id']} “{example['title']}”"
     for what, query in (
-        (f"text “{_QUERIES[0]}”", searcher.embed_query("text", _QUERIES[0])),
+        (f"text “{_QUERY}”", searcher.embed_query("text", _QUERY)),
         (f"the picture of {name}", searcher.embed_query("image", (shop.directory / example["image_uri"]).read_bytes())),
         (f"the sound of {name}", searcher.embed_query("audio", (shop.directory / example["audio_uri"]).read_bytes())),
     ):

@@ -1,8 +1,8 @@
-"""A synthetic shop whose truth is known: items in three modalities, faults, users and their interactions.
+"""Generates a synthetic shop with a known truth: items in three modalities, faults, users and interactions.
 
-Each item has a planted latent: a category, a colour, a style, a mood and four grades. Text, picture and sound
-each see it through noise of their own, so no modality is perfect and together they tell more than one. Users
-have tastes for categories and colours; their interactions follow from those and from the items' popularity.
+Each item has planted attributes: a category, a colour, a style, a mood and four grades. Text, picture and sound express
+them with different noise, so no modality is perfect, and all together say more than one. Users like categories and
+colours; their interactions depend on these tastes and on the items' popularity.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +20,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from unisono.pipelines.demo import media as demo_media
-from unisono.pipelines.demo import text as demo_text
-from unisono.pipelines.demo.media import CATEGORIES, COLOURS, GRADES, MOODS, STYLES, Latent
+from unisono.pipelines.demo import items as demo_items
+from unisono.pipelines.demo import pictures, sounds, text
+from unisono.pipelines.demo import users as demo_users
+from unisono.pipelines.demo.items import CATEGORIES, COLOURS, GRADES, MODALITIES, MOODS, STYLES, Item
 from unisono.transforms.base.errors import JobError, Reason
 
-MODALITIES = ("text", "image", "audio")
-END = datetime(2026, 11, 1, tzinfo=UTC)  # the shop's "now": fixed, so that a shop never depends on the clock
-DAYS = 60
-EVENTS = ("view", "cart", "purchase", "dislike")
-
-_CLASSES = np.array([len(CATEGORIES), len(COLOURS), len(STYLES), len(MOODS)])
-_MISSING = 0.1
+_SOURCES = (__file__, *(str(module.__file__) for module in (demo_items, text, pictures, sounds, demo_users)))
 _MARKER = "shop.json"
 _ROW_GROUP = 500
-_README = """This folder is SYNTHETIC: a shop that `unisono demo` generated (pipelines/demo_data.py).
+_GENERATOR = "unisono pipelines/demo_data.py"  # metadata of the tables
+_README = """This folder is SYNTHETIC: a shop that `unisono demo` generated (pipelines/demo/shop.py).
 No item, user, picture, sound or interaction in it is real. {items} items, {users} users, seed {seed}.
 
-catalog.parquet       what a shop would have: item_id, title, description, image_uri, audio_uri
-images/ audio/        the media that it names; {faults} inputs are broken on purpose (truth_faults.parquet)
+catalog.parquet       the shop's catalogue: item_id, title, description, image_uri, audio_uri
+images/ audio/        the media that the catalogue names; {faults} inputs are broken on purpose (truth_faults.parquet)
 interactions.parquet  user_id, item_id, timestamp, event: the {days} days before {end}
 heldout.parquet       user_id, item_id: later positive interactions, for measuring
 truth_*.parquet       the planted truth, for measuring only
@@ -48,12 +43,13 @@ truth_*.parquet       the planted truth, for measuring only
 
 @dataclass(frozen=True)
 class ShopPaths:
-    """Where a generated shop lies, and how much is in it.
+    """The paths of a generated shop's files, and what is in them.
 
     Attributes:
-        directory: `catalog.media_root`, too.
-        counts: items, users, text, image, audio (items that name the modality, broken ones counted), faults,
-            interactions, unknown_items (interactions with items that the catalogue does not hold), heldout.
+        directory: the directory of the shop; also the job's `catalog.media_root`.
+        counts: the numbers of `items`, `users`, `text`, `image` and `audio` (items that have the modality, broken or
+            not), `faults`, `interactions`, `unknown_items` (interactions with items that are not in the catalogue) and
+            `heldout` (interactions).
     """
 
     directory: Path
@@ -61,22 +57,22 @@ class ShopPaths:
 
     @property
     def catalog(self) -> Path:
-        """item_id, title, description, image_uri, audio_uri; null where the modality is missing."""
+        """item_id, title, description, image_uri, audio_uri; null where the item lacks the modality."""
         return self.directory / "catalog.parquet"
 
     @property
     def interactions(self) -> Path:
-        """user_id, item_id, timestamp, event; in order of time."""
+        """user_id, item_id, timestamp, event; sorted by time."""
         return self.directory / "interactions.parquet"
 
     @property
     def heldout(self) -> Path:
-        """user_id, item_id: later positive interactions, of items that the user has no event with."""
+        """user_id, item_id of later positive interactions, with items that the user has no event with."""
         return self.directory / "heldout.parquet"
 
     @property
     def truth_items(self) -> Path:
-        """item_id, category, colour, style, mood, the grades, popularity."""
+        """item_id, category, colour, style, mood, size, depth, ornament, age, popularity."""
         return self.directory / "truth_items.parquet"
 
     @property
@@ -86,52 +82,8 @@ class ShopPaths:
 
     @property
     def truth_faults(self) -> Path:
-        """item_id, modality, reason (the expected code), uri, what."""
+        """item_id, modality, reason (of the expected dead letter), uri, what (a description of the fault)."""
         return self.directory / "truth_faults.parquet"
-
-
-# --- items -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Item:
-    """An item as planted; it depends on the seed and its own number only."""
-
-    index: int
-    latent: Latent
-    popularity: float
-    has: tuple[bool, bool, bool]  # text, image, audio
-
-    @property
-    def item_id(self) -> str:
-        return f"item-{self.index:05d}"
-
-
-def _generator(seed: int, stream: int, index: int) -> np.random.Generator:
-    return np.random.default_rng((seed, stream, index))
-
-
-def _latent(classes: np.ndarray, grades: np.ndarray) -> Latent:
-    category, colour, style, mood = classes.tolist()
-    size, depth, ornament, age = grades.tolist()
-    return Latent(category, colour, style, mood, (size, depth, ornament, age))
-
-
-def _plant(seed: int, index: int) -> _Item:
-    rng = _generator(seed, 0, index)
-    latent = _latent(rng.integers(_CLASSES), rng.random(4))
-    popularity = float(rng.lognormal(0, 0.9))
-    lost = rng.random(3) < _MISSING
-    while lost.all():
-        lost = rng.random(3) < _MISSING
-    return _Item(index, latent, popularity, (not lost[0], not lost[1], not lost[2]))
-
-
-def _disturb(latent: Latent, rng: np.random.Generator, wrong: float, deviation: float) -> Latent:
-    """Gives the latent as one modality sees it: classes swapped at rate `wrong`, grades with noise."""
-    planted = (latent.category, latent.colour, latent.style, latent.mood)
-    classes = np.where(rng.random(4) < wrong, rng.integers(_CLASSES), planted)
-    return _latent(classes, np.clip(latent.grades + rng.normal(0, deviation, 4), 0, 1))
 
 
 # --- faults ------------------------------------------------------------------------------------------------
@@ -139,7 +91,15 @@ def _disturb(latent: Latent, rng: np.random.Generator, wrong: float, deviation: 
 
 @dataclass(frozen=True)
 class _Fault:
-    """A way to break one modality: `spoil` makes the stored bytes of the good ones; None: no file."""
+    """A way to break one modality of an item.
+
+    Attributes:
+        modality: the modality that is broken.
+        suffix: the suffix of the broken file.
+        reason: the reason of the dead letter that it must become.
+        what: a description, for a person.
+        spoil: makes the bytes of the broken file from those of a good one; None means that there is no file.
+    """
 
     modality: str
     suffix: str
@@ -166,8 +126,12 @@ _FAULTS = (
 )
 
 
-def _place_faults(items: list[_Item]) -> dict[int, _Fault]:
-    """Chooses an item for each fault, near the catalogue's start: one that has this modality and another."""
+def _place_faults(items: Sequence[Item]) -> dict[int, _Fault]:
+    """Chooses an item for each fault, near the start of the catalogue, which has this modality and another one.
+
+    Raises:
+        JobError: there are too few items.
+    """
     placed: dict[int, _Fault] = {}
     for number, fault in enumerate(_FAULTS):
         where = MODALITIES.index(fault.modality)
@@ -176,26 +140,26 @@ def _place_faults(items: list[_Item]) -> dict[int, _Fault]:
                 placed[item.index] = fault
                 break
         else:
-            raise JobError(f"demo: items: {len(items)} leave no room for {fault.what}; ask for 100")
+            raise JobError(f"demo: --items: {len(items)} items leave no room for {fault.what}; ask for 100")
     return placed
 
 
 # --- catalogue ---------------------------------------------------------------------------------------------
 
 
-def _write_media(directory: Path, seed: int, item: _Item, modality: str, fault: _Fault | None) -> str:
-    """Writes an item's picture or sound, broken if so planned, and gives its URI."""
+def _write_media(directory: Path, seed: int, item: Item, modality: str, fault: _Fault | None) -> str:
+    """Writes an item's picture or sound, broken if there is a fault, and returns its URI."""
     if modality == "image":
-        rng = _generator(seed, 2, item.index)
+        rng = demo_items.generator(seed, 2, item.index)
         suffix = fault.suffix if fault else ("png" if rng.random() < 0.35 else "jpg")
-        picture = demo_media.draw_picture(_disturb(item.latent, rng, 0.05, 0.08), rng)
-        good = demo_media.encode_picture(picture, suffix)
+        picture = pictures.draw_picture(demo_items.disturb(item.latent, rng, 0.05, 0.08), rng)
+        good = pictures.encode_picture(picture, suffix)
         uri = f"images/{item.item_id}.{suffix}"
     else:
-        rng = _generator(seed, 3, item.index)
+        rng = demo_items.generator(seed, 3, item.index)
         suffix = fault.suffix if fault else ("ogg" if rng.random() < 0.2 else "wav")
-        sound = demo_media.play_sound(_disturb(item.latent, rng, 0.07, 0.10), rng)
-        good = demo_media.encode_sound(sound, suffix, serial=item.index + 1)
+        sound = sounds.play_sound(demo_items.disturb(item.latent, rng, 0.07, 0.10), rng)
+        good = sounds.encode_sound(sound, suffix, serial=item.index + 1)
         uri = f"audio/{item.item_id}.{suffix}"
     data = fault.spoil(good) if fault else good
     if data is not None:
@@ -203,15 +167,15 @@ def _write_media(directory: Path, seed: int, item: _Item, modality: str, fault: 
     return uri
 
 
-def _write_catalog(directory: Path, seed: int, items: list[_Item], faults: dict[int, _Fault]) -> pa.Table:
-    """Writes the media and gives the catalogue. Goes item by item, as each is drawn and played on its own."""
+def _write_catalog(directory: Path, seed: int, items: Sequence[Item], faults: dict[int, _Fault]) -> pa.Table:
+    """Writes all media and returns the catalogue."""
     rows = []
     for item in items:
         fault = faults.get(item.index)
         title = description = image = audio = None
         if item.has[0]:
-            rng = _generator(seed, 1, item.index)
-            title, description = demo_text.write_text(_disturb(item.latent, rng, 0.06, 0.08), rng)
+            rng = demo_items.generator(seed, 1, item.index)
+            title, description = text.write_text(demo_items.disturb(item.latent, rng, 0.06, 0.08), rng)
         faulty = fault.modality if fault else None
         if faulty == "text":
             title, description = "   ", None
@@ -228,7 +192,7 @@ def _strings(names: Sequence[str], rows: Sequence[tuple[str | None, ...]]) -> pa
     return pa.table(columns, names=list(names))
 
 
-def _truth_items(items: list[_Item]) -> pa.Table:
+def _truth_items(items: Sequence[Item]) -> pa.Table:
     columns: dict[str, object] = {"item_id": [item.item_id for item in items]}
     for name, values in (("category", CATEGORIES), ("colour", COLOURS), ("style", STYLES), ("mood", MOODS)):
         columns[name] = [values[getattr(item.latent, name)] for item in items]
@@ -238,7 +202,7 @@ def _truth_items(items: list[_Item]) -> pa.Table:
     return pa.table(columns)
 
 
-def _truth_faults(items: list[_Item], faults: dict[int, _Fault], catalog: pa.Table) -> pa.Table:
+def _truth_faults(items: Sequence[Item], faults: dict[int, _Fault], catalog: pa.Table) -> pa.Table:
     uris = {m: catalog[f"{m}_uri"].to_pylist() for m in ("image", "audio")} | {"text": [None] * len(items)}
     rows = [
         (items[i].item_id, fault.modality, str(fault.reason), uris[fault.modality][i], fault.what)
@@ -247,115 +211,11 @@ def _truth_faults(items: list[_Item], faults: dict[int, _Fault], catalog: pa.Tab
     return _strings(("item_id", "modality", "reason", "uri", "what"), rows)
 
 
-# --- users -------------------------------------------------------------------------------------------------
-
-_USER_BLOCK = 256  # users drawn together: bounds memory at block × items
-
-
-def _draw_distinct(rng: np.random.Generator, log_weight: np.ndarray, count: int) -> np.ndarray:
-    """Draws `count` distinct columns per row, chance by weight, in order of drawing: int64 [rows, count].
-
-    Gumbel top-k: Efraimidis and Spirakis 2006 in the form of Kool, van Hoof, Welling 2019.
-    """
-    keys = log_weight + rng.gumbel(size=log_weight.shape)
-    chosen = np.argpartition(-keys, count - 1, axis=1)[:, :count]
-    order = np.argsort(-np.take_along_axis(keys, chosen, 1), axis=1, kind="stable")
-    return np.take_along_axis(chosen, order, 1)
-
-
-def _draw_block(
-    rng: np.random.Generator, attraction: np.ndarray, popularity: np.ndarray, matches: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Draws a block's events and held-out items.
-
-    Args:
-        attraction: float64 [users, items], unnormalised log chances by taste and popularity.
-        popularity: float64 [items], log chances by popularity alone.
-        matches: bool [users, items], the item's category is among the user's tastes.
-
-    Returns:
-        events' user row and item, held-out items' user row and item: int64 [m], [m], [h], [h].
-    """
-    n, items = attraction.shape
-    # Of the items that suit a user, a part stays unseen, for the held-out ones.
-    wanted = np.minimum(rng.integers(11, 19, n), np.maximum(matches.sum(1) * 3 // 5, 1))
-    suited = _draw_distinct(rng, attraction, min(18, items // 2))
-    others = _draw_distinct(rng, np.broadcast_to(popularity, attraction.shape), min(12, items // 4))
-
-    events = rng.integers(25, 41, n)
-    row = np.repeat(np.arange(n), events)
-    by_taste = rng.random(len(row)) < 0.78
-    # The square root of a uniform turned round: earlier drawn items come back more often.
-    near = 1 - np.sqrt(rng.random(len(row)))
-    item = np.where(
-        by_taste,
-        suited[row, np.minimum((near * wanted[row]).astype(np.int64), suited.shape[1] - 1)],
-        others[row, (near * others.shape[1]).astype(np.int64)],
-    )
-    fresh = attraction.copy()
-    fresh[row, item] = -np.inf
-    later = _draw_distinct(rng, fresh, 7)
-    kept = np.arange(7) < rng.integers(3, 8, (n, 1))
-    later_row, place = np.nonzero(kept)
-    return row, item, later_row, later[later_row, place]
-
-
-def _draw_events(rng: np.random.Generator, suits: np.ndarray) -> np.ndarray:
-    """Draws event types, int64 [m] into EVENTS, by chances that depend on whether the item suits."""
-    chances = np.where(suits[:, None], (0.66, 0.18, 0.15, 0.01), (0.76, 0.06, 0.03, 0.15))
-    return (rng.random((len(suits), 1)) > chances.cumsum(1)[:, :-1]).sum(1)
-
-
-def _make_users(seed: int, users: int, items: list[_Item]) -> tuple[pa.Table, pa.Table, pa.Table]:
-    """Gives the truth about users, the interactions in order of time, and the held-out pairs."""
-    category = np.array([item.latent.category for item in items])
-    colour = np.array([item.latent.colour for item in items])
-    popularity = np.log([item.popularity for item in items])
-    item_ids = pa.array([item.item_id for item in items])
-    user_ids = pa.array([f"user-{u:05d}" for u in range(users)])
-    truths, logs, heldouts = [], [], []
-    for start in range(0, users, _USER_BLOCK):
-        rng = _generator(seed, 4, start)
-        n = min(_USER_BLOCK, users - start)
-        block = user_ids.slice(start, n)
-        tastes = rng.permuted(np.tile(np.arange(len(CATEGORIES)), (n, 1)), axis=1)[:, :2]
-        tastes[rng.random(n) < 0.5, 1] = -1  # one taste only
-        favourite = rng.integers(0, len(COLOURS), n)
-        matches = (category == tastes[:, :1]) | (category == tastes[:, 1:])
-        attraction = popularity + 4.0 * matches + 1.0 * (colour == favourite[:, None])
-        row, item, later_row, later_item = _draw_block(rng, attraction, popularity, matches)
-
-        flat = pa.array(np.array(CATEGORIES)[tastes[tastes >= 0]])
-        offsets = np.concatenate([[0], (tastes >= 0).sum(1).cumsum()]).astype(np.int32)
-        truths.append(pa.table({
-            "user_id": block,
-            "tastes": pa.ListArray.from_arrays(pa.array(offsets), flat),
-            "colour": pa.array(np.array(COLOURS)[favourite]),
-        }))  # fmt: skip
-        seen = item_ids.take(pa.array(item)).to_numpy(zero_copy_only=False)
-        gone = np.flatnonzero(rng.random(len(row)) < 0.02)
-        seen[gone] = [f"retired-{number:05d}" for number in rng.integers(0, 500, len(gone)).tolist()]
-        before = rng.integers(1, DAYS * 86_400_000_000, len(row))
-        when = np.datetime64(END.replace(tzinfo=None), "us") - before.astype("timedelta64[us]")
-        logs.append(pa.table({
-            "user_id": block.take(pa.array(row)),
-            "item_id": pa.array(seen, pa.string()),
-            "timestamp": pa.array(when, pa.timestamp("us")).cast(pa.timestamp("us", "UTC")),
-            "event": pa.array(np.array(EVENTS)[_draw_events(rng, matches[row, item])]),
-        }))  # fmt: skip
-        heldouts.append(pa.table({
-            "user_id": block.take(pa.array(later_row)),
-            "item_id": item_ids.take(pa.array(later_item)),
-        }))  # fmt: skip
-    log = pa.concat_tables(logs).sort_by([("timestamp", "ascending"), ("user_id", "ascending")])
-    return pa.concat_tables(truths), log, pa.concat_tables(heldouts)
-
-
 # --- the shop ----------------------------------------------------------------------------------------------
 
 
 def _read_marker(directory: Path) -> dict[str, Any] | None:
-    """Gives what the marker says; None where there is none, or where it is some other file of that name."""
+    """Reads the file that marks a generated shop; None means that there is no such file."""
     try:
         found = json.loads((directory / _MARKER).read_text())
     except (OSError, ValueError):
@@ -370,10 +230,10 @@ def _write_marker(directory: Path, content: dict[str, object]) -> None:
 
 
 def _claim(directory: Path, wanted: dict[str, object]) -> ShopPaths | None:
-    """Gives the shop that is already there if it is the wanted one; otherwise clears the place for a new one.
+    """Returns the shop in the directory if it is the wanted one; otherwise prepares the directory for a new shop.
 
     Raises:
-        JobError: the directory holds something that is not a generated shop.
+        JobError: the directory has files and no generated shop.
     """
     found = _read_marker(directory)
     if found:
@@ -385,60 +245,72 @@ def _claim(directory: Path, wanted: dict[str, object]) -> ShopPaths | None:
         raise JobError(f"demo: {directory} holds something else than a generated shop; name a new directory")
     for folder in ("images", "audio"):
         (directory / folder).mkdir(parents=True, exist_ok=True)
-    _write_marker(directory, {"wanted": wanted})  # without counts: not yet complete
+    _write_marker(directory, {"wanted": wanted})  # A marker without counts means that the shop is not complete.
     return None
 
 
 def generate_shop(directory: Path, items: int = 2000, users: int = 400, seed: int = 7) -> ShopPaths:
-    """Generates a synthetic shop, or gives the one in `directory` that the same code and arguments made.
+    """Generates a synthetic shop, or returns the shop in `directory` if the same code and arguments made it.
 
-    Equal arguments give equal bytes; an item's content depends on the seed and its own number only.
+    Equal arguments give equal bytes. An item depends only on the seed and on the item's number.
 
     Args:
-        directory: new, empty, or a shop generated before (which is replaced when it differs).
-        items: at least about 60, for the planted faults to find room.
+        directory: a new or empty directory, or a generated shop, which is replaced if it differs.
+        items: the number of items, at least 60, because each planted fault needs an item.
+        users: the number of users, at least 1.
+        seed: the seed of all random numbers.
 
     Raises:
-        JobError: too few items or users, or the directory holds something else.
+        JobError: there are too few items or users, or the directory has files and no generated shop.
     """
     if items < 60 or users < 1:
         raise JobError(f"demo: {items} items and {users} users; at least 60 items and 1 user are needed")
     directory = Path(directory)
-    code = hashlib.sha256()
-    for source in (__file__, demo_media.__file__, demo_text.__file__):
-        code.update(Path(source).read_bytes())
-    wanted: dict[str, object] = {"items": items, "users": users, "seed": seed, "code": code.hexdigest()[:16]}
+    wanted: dict[str, object] = {"items": items, "users": users, "seed": seed, "code": _hash_of_code()}
     if found := _claim(directory, wanted):
         return found
 
-    planted = [_plant(seed, index) for index in range(items)]
+    planted = [demo_items.plant(seed, index) for index in range(items)]
     faults = _place_faults(planted)
     catalog = _write_catalog(directory, seed, planted, faults)
-    truth_users, interactions, heldout = _make_users(seed, users, planted)
-    counts = {
-        "items": items,
-        "users": users,
-        "text": items - catalog["title"].null_count,
-        "image": items - catalog["image_uri"].null_count,
-        "audio": items - catalog["audio_uri"].null_count,
-        "faults": len(faults),
-        "interactions": len(interactions),
-        "unknown_items": pc.sum(pc.starts_with(interactions["item_id"], "retired-")).as_py(),
-        "heldout": len(heldout),
+    truth_users, interactions, heldout = demo_users.make_users(seed, users, planted)
+    tables = {
+        "catalog": catalog,
+        "interactions": interactions,
+        "heldout": heldout,
+        "truth_items": _truth_items(planted),
+        "truth_users": truth_users,
+        "truth_faults": _truth_faults(planted, faults, catalog),
     }
-    shop = ShopPaths(directory, counts)
-    for path, table in (
-        (shop.catalog, catalog),
-        (shop.interactions, interactions),
-        (shop.heldout, heldout),
-        (shop.truth_items, _truth_items(planted)),
-        (shop.truth_users, truth_users),
-        (shop.truth_faults, _truth_faults(planted, faults, catalog)),
-    ):
-        label = {"synthetic": "true", "generator": "unisono pipelines/demo_data.py", "seed": str(seed)}
-        pq.write_table(table.replace_schema_metadata(label), path, row_group_size=_ROW_GROUP)
-    end = f"{END:%Y-%m-%d}"
-    text = _README.format(items=items, users=users, seed=seed, faults=len(faults), days=DAYS, end=end)
-    (directory / "README.txt").write_text(text)
-    _write_marker(directory, {"wanted": wanted, "counts": counts})
+    shop = ShopPaths(directory, _count(tables))
+    for name, table in tables.items():
+        label = {"synthetic": "true", "generator": _GENERATOR, "seed": str(seed)}
+        pq.write_table(table.replace_schema_metadata(label), getattr(shop, name), row_group_size=_ROW_GROUP)
+    end = f"{demo_users.END:%Y-%m-%d}"
+    readme = _README.format(items=items, users=users, seed=seed, faults=len(faults), days=demo_users.DAYS, end=end)
+    (directory / "README.txt").write_text(readme)
+    _write_marker(directory, {"wanted": wanted, "counts": shop.counts})
     return shop
+
+
+def _hash_of_code() -> str:
+    code = hashlib.sha256()
+    for source in _SOURCES:
+        code.update(Path(source).read_bytes())
+    return code.hexdigest()[:16]
+
+
+def _count(tables: dict[str, pa.Table]) -> dict[str, int]:
+    """Counts what is in a shop; see `ShopPaths.counts`."""
+    catalog, log = tables["catalog"], tables["interactions"]
+    return {
+        "items": len(catalog),
+        "users": len(tables["truth_users"]),
+        "text": len(catalog) - catalog["title"].null_count,
+        "image": len(catalog) - catalog["image_uri"].null_count,
+        "audio": len(catalog) - catalog["audio_uri"].null_count,
+        "faults": len(tables["truth_faults"]),
+        "interactions": len(log),
+        "unknown_items": pc.sum(pc.starts_with(log["item_id"], "retired-")).as_py(),
+        "heldout": len(tables["heldout"]),
+    }

@@ -1,10 +1,10 @@
-"""Titles and descriptions of the synthetic shop: an item's planted latent in words, with noise of its own."""
+"""Titles and descriptions of the synthetic shop. They express their item's attributes and have noise of their own."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from unisono.pipelines.demo.media import CATEGORIES, COLOURS, MOODS, STYLES, Latent
+from unisono.pipelines.demo.items import CATEGORIES, COLOURS, MOODS, STYLES, Latent
 
 _NOUNS = dict(zip(CATEGORIES, (
     ("backpack", "rucksack", "daypack", "knapsack"),
@@ -45,7 +45,7 @@ _MOOD_WORDS = dict(zip(MOODS, (
     ("dreamy", "whimsical", "romantic", "gentle"),
     ("rugged", "sturdy", "hard-wearing", "tough"),
 ), strict=True))  # fmt: skip
-# Graded words, from 0 to 1.
+# Words for grades, from low to high.
 _SIZES = (
     ("tiny", "miniature"), ("small", "petite"), ("mid-size", "regular"), ("roomy", "large"),
     ("oversized", "giant"),
@@ -78,7 +78,12 @@ def _graded(rng: np.random.Generator, scale: tuple[tuple[str, ...], ...], grade:
 
 
 def write_text(latent: Latent, rng: np.random.Generator) -> tuple[str, str]:
-    """Writes an item's title and description; either may keep silent about an attribute."""
+    """Writes an item's title and description; each of them leaves some attributes out.
+
+    Args:
+        latent: the attributes to express, already with the noise of this modality.
+        rng: chooses the words, and the attributes that are left out.
+    """
     size, depth, ornament, age = latent.grades
     nouns, colours = _NOUNS[CATEGORIES[latent.category]], _COLOUR_WORDS[COLOURS[latent.colour]]
     styles, moods = _STYLE_WORDS[STYLES[latent.style]], _MOOD_WORDS[MOODS[latent.mood]]

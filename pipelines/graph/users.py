@@ -16,7 +16,8 @@ from unisono.transforms.base.tables import ShardTable
 from unisono.transforms.privacy.forget import ForgetUsers
 from unisono.transforms.privacy.noise import withhold
 from unisono.transforms.privacy.statement import People
-from unisono.transforms.read.interactions import GroupUsersOfDead, ReadInteractions, ShardByUser
+from unisono.transforms.read.interactions import ReadInteractions
+from unisono.transforms.read.user_shards import GroupUsersOfDead, ShardByUser
 from unisono.transforms.store.runs import FileRecord, ReadShards, WriteShards, write_file
 from unisono.transforms.users.popularity import CountItems
 from unisono.transforms.users.profiles import BuildProfiles

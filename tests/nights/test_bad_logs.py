@@ -1,4 +1,4 @@
-"""A log with everything wrong that a log can have: each fault a dead letter with its reason, or one line."""
+"""Logs with faults: each fault becomes a dead letter with its reason, or an error in one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from unisono.pipelines.job.plan import plan_run
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.read.interactions import clean_interactions
 
-WHEN = 1_770_000_000  # seconds
+WHEN = 1_770_000_000  # seconds since 1970: February 2026
 SETTINGS = {
     "event": "event", "weights": {"view": 1, "dislike": -1}, "user": "user", "item": "item", "time": "time",
     "time_unit": "s",
@@ -46,7 +46,7 @@ def test_every_fault_of_a_log_is_named(shop):
         ["view", "view", "view", "view", "view", "view", "view", "view", "share"],
     )
     undecided = rows(["wavering"] * 2, ["i001"] * 2, [WHEN] * 2, ["view", "dislike"])
-    n = 200_000  # a million in test_user_profiles.py
+    n = 200_000  # test_user_profiles.py has a user with a million events.
     rng = np.random.default_rng(0)
     item = pa.array([f"i{i:03d}" for i in range(140)]).take(pa.array(rng.integers(0, 140, n)))
     when = WHEN - WHEN % 86_400 + rng.integers(0, 2 * 86_400, n)
@@ -73,7 +73,7 @@ def test_every_fault_of_a_log_is_named(shop):
     assert detail["weights_cancel"] == "user=wavering"
     assert detail["too_many_events"].endswith(f"1000 allowed, {n - 2000} left out")
     counts = json.loads(Path(store.run_path("r", "metrics.json")).read_text())
-    assert counts["users.without_usable_event"] == counts["users.without_profile"] == 1  # ghost
+    assert counts["users.without_usable_event"] == counts["users.without_profile"] == 1  # `ghost`
     assert counts["users.seen"] == 63
     users = {u["user_id"]: u for u in part(store, "users").to_pylist()}
     assert "ghost" not in users
@@ -93,8 +93,8 @@ def test_a_log_in_another_unit_is_not_published(shop):
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
 @pytest.mark.parametrize("taken_for", ["s", "ms", "us", "ns"])
-def test_typed_times_show_a_mistaken_unit(shop, unit, taken_for):
-    """As of pandas' `to_datetime(column, unit=…)` of a wrong unit: the column's type is right, its years are not."""
+def test_timestamps_made_with_a_wrong_unit_are_dead_letters(shop, unit, taken_for):
+    """As after pandas' `to_datetime(column, unit=…)` with a wrong unit: the type is right, but the years are wrong."""
     raw = [WHEN * {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]] * 3
     events, dead = clean_interactions(log(ts=pa.array(raw, pa.timestamp(taken_for, "UTC"))), SPEC)
     if unit == taken_for:

@@ -1,4 +1,4 @@
-"""The whole job: from a catalogue and a log to a published run."""
+"""Runs of the whole job, from a catalogue and a log to a published run."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_planted_faults_and_nothing_else_are_dead_letters(run: Run) -> None:
     found = run.part("dead_letters").select(["item_id", "modality", "reason"]).to_pylist()
     assert Counter(map(str, found)) == Counter(map(str, planted))
     n = counts(run)
-    assert sum(v for k, v in n.items() if k.startswith("dead.")) == len(planted)  # the rows and the counters agree
+    assert sum(v for k, v in n.items() if k.startswith("dead.")) == len(planted)  # The counters agree with the rows.
 
 
 def test_missing_modalities_are_null_and_the_others_make_the_vector(run: Run) -> None:
@@ -79,7 +79,7 @@ def test_three_readers_see_unit_vectors_of_one_length_and_unique_ids(run: Run) -
     dim = read_space(run.store, run.manifest).dim
     n = counts(run)["items.rows"]
 
-    # pyarrow, as a user would: no code of ours
+    # pyarrow, without any code of Unisono
     table = pq.read_table(str(Path(pattern).parent))
     assert table.schema.field("vector").type == pa.list_(pa.float32(), dim)
     by_arrow = np.array(table["vector"].to_pylist(), np.float64)
@@ -101,7 +101,7 @@ def test_three_readers_see_unit_vectors_of_one_length_and_unique_ids(run: Run) -
     assert frame["item_id"].n_unique() == frame.height == n
     by_polars = frame.sort("item_id")["vector"].to_numpy()
     np.testing.assert_array_equal(by_polars, by_arrow[np.argsort(table["item_id"].to_pylist())].astype(np.float32))
-    # nullable columns too, which Arrow before 26 cannot read as FixedSizeList
+    # Polars also reads columns with nulls, which Arrow before 26 cannot read as FixedSizeList.
     assert frame["text_vector"].null_count() == table["text_vector"].null_count > 0
 
 
@@ -169,7 +169,7 @@ def test_a_second_run_leaves_the_first_whole_and_reuses_its_embeddings(run: Run,
     assert {p: (tmp_path / "store" / p).read_bytes() for p in before} == before
     assert first.store.latest() == "tuesday"
     tuesday = Run(first.store, second, first.job, run.shop)
-    # The same items: the refit, turned back to the published space, finds it again.
+    # The items are the same, so the new space, after it is turned to the published space, is equal to that space.
     np.testing.assert_allclose(vectors(tuesday.part("items")), vectors(first.part("items")), atol=1e-5)
     n = counts(tuesday)
     for m in ("text", "image", "audio"):
@@ -181,7 +181,7 @@ def test_a_second_run_leaves_the_first_whole_and_reuses_its_embeddings(run: Run,
 
 def test_a_run_cut_short_resumes_from_the_shards_it_had(run: Run, tmp_path: Path) -> None:
     first = run_with(tmp_path, run.shop, run_id="cut", shards=4)
-    # As a kill after two shards would leave it: some embeddings whole, no manifest, nothing published.
+    # As if the run had been killed after two shards: there are some embeddings, no manifest, and no published run.
     root = tmp_path / "store"
     (root / "LATEST").unlink()
     (root / "runs/cut/manifest.json").unlink()
@@ -194,7 +194,7 @@ def test_a_run_cut_short_resumes_from_the_shards_it_had(run: Run, tmp_path: Path
     assert Run(first.store, again, first.job, run.shop).part("items").equals(first.part("items"))
 
 
-def test_a_run_that_was_tidied_away_costs_reuse_not_the_night(run: Run, tmp_path: Path) -> None:
+def test_if_an_earlier_run_was_deleted_its_items_are_encoded_again(run: Run, tmp_path: Path) -> None:
     first = run_with(tmp_path, run.shop, run_id="old", shards=2, interactions=None)
     for record in first.manifest.part("embeddings"):
         (tmp_path / "store" / record.path).unlink()
@@ -251,7 +251,7 @@ def test_too_many_dead_letters_refuse_the_publish(run: Run, tmp_path: Path) -> N
 def test_integer_ids_stay_integers(run: Run, tmp_path: Path) -> None:
     def number(column: pa.ChunkedArray) -> pa.ChunkedArray:
         digits = pc.replace_substring_regex(column, r"\D", "")
-        return pc.if_else(pc.starts_with(column, "item-"), digits, "999999").cast(pa.int32())  # else: unknown items
+        return pc.if_else(pc.starts_with(column, "item-"), digits, "999999").cast(pa.int32())  # 999999 is unknown.
 
     for name, column in (("catalog", "item_id"), ("interactions", "item_id")):
         table = pq.read_table(getattr(run.shop, name))

@@ -1,4 +1,4 @@
-"""The whole job with catalogue, media, logs and store in a bucket."""
+"""Runs of the whole job with the catalogue, media, logs and store in a bucket."""
 
 from __future__ import annotations
 
@@ -47,14 +47,15 @@ def test_a_run_in_a_bucket_equals_a_local_one(run: Run, bucket: str, job: str, t
         assert cloud.part(part).equals(run.part(part)), part
     hits = search(cloud.store, text="small teal kettle", k=3)
     assert [h.item_id for h in hits] == [h.item_id for h in search(run.store, text="small teal kettle", k=3)]
-    # a second night reuses the first, in the bucket too
+    # A second run reuses the embeddings of the first run.
     assert run_job(job, "cloud-2", [], items=True, users=False) is not None
     assert cloud.store.latest() == "cloud-2"
 
 
 DATAFLOW = ["--runner=DataflowRunner", "--project=test-project", "--region=europe-west1"]
 PLACES = ["--temp_location=gs://shop/tmp", "--staging_location=gs://shop/staging"]
-IMAGE = "--sdk_container_image=europe-docker.example/unisono:1"  # else setup.py is packed and staged: a minute
+# Without an image, Beam builds and uploads a package from setup.py, which takes a minute.
+IMAGE = "--sdk_container_image=europe-docker.example/unisono:1"
 
 
 def test_the_graph_is_a_dataflow_job(bucket: str, job: str) -> None:
@@ -68,14 +69,14 @@ def test_the_graph_is_a_dataflow_job(bucket: str, job: str) -> None:
     assert plan.run.store.manifest("df") is None  # a dry run publishes nothing
 
 
-def test_dataflow_needs_its_options_and_paths_that_its_workers_see(run: Run, job: str) -> None:
+def test_dataflow_requires_its_options_and_paths_that_its_workers_can_reach(run: Run, job: str) -> None:
     with pytest.raises(JobError, match=r"command line: --temp_location: required with --runner DataflowRunner"):
         run_job(job, "df-2", DATAFLOW, items=True, users=True)
     with pytest.raises(JobError, match=r"store: .* is on this machine"):
         run_job(str(run.job), "df-3", [*DATAFLOW, *PLACES], items=True, users=True)
 
 
-def test_objects_that_cannot_be_had(bucket: str) -> None:
+def test_objects_that_cannot_be_fetched(bucket: str) -> None:
     files.write_bytes(f"{bucket}/media/empty.png", b"")
     files.write_bytes(f"{bucket}/media/large.png", b"x" * 100)
     source = MediaSource(f"{bucket}/media", limits=MediaLimits(max_media_bytes=50))

@@ -1,4 +1,4 @@
-"""Pseudonyms, forgetting and noise in whole runs: what is written names nobody, and says what it hides."""
+"""Runs of the whole job with pseudonyms, forgotten people and noise: no file names a user or shows too much."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import from_vector_column
 from unisono.transforms.privacy.noise import gaussian_sigma
 from unisono.transforms.privacy.pseudonyms import check_key
+from unisono.transforms.store.privacy import ForgetStatement, PrivacyStatement
 from unisono.transforms.store.runs import Store
 from unisono.transforms.store.small_vectors import read_vectors
 
@@ -49,7 +50,7 @@ def shop(tmp_path: Path) -> Shop:
 
 
 def hmac_sha256(key: str, message: str) -> str:
-    """RFC 2104, spelled out."""
+    """Computes HMAC-SHA256 step by step. Source: RFC 2104."""
     block = key.encode().ljust(64, b"\0")
     inner = hashlib.sha256(bytes(b ^ 0x36 for b in block) + message.encode()).digest()
     return hashlib.sha256(bytes(b ^ 0x5C for b in block) + inner).hexdigest()
@@ -64,7 +65,7 @@ def rank_again() -> dict:
 
 
 def everything_written(store: Store) -> str:
-    """Every value and all metadata of every file of a store."""
+    """Returns all values and metadata of all files of a store as one text."""
     found = []
     for path in Path(store.root).rglob("*"):
         if path.suffix == ".parquet":
@@ -134,13 +135,13 @@ def test_no_file_names_a_user_or_holds_the_key(shop, key):
         f"user={hidden('u03')}", f"user={hidden('u99')}",
     }  # fmt: skip
     assert metrics(store, "r")["users.without_usable_event"] == 1
-    # The same run without pseudonyms: the same profiles under other names.
+    # The same run without pseudonyms has the same profiles under other ids.
     plain = Shop(new_folder(shop.root / "plain"))
     plain.log = shop.log
     known = part(plain.run("r", behaviour={"dim": 12}), "users")
     order = np.argsort([hidden(u) for u in known["user_id"].to_pylist()])
     np.testing.assert_array_equal(read_vectors(users)[0], read_vectors(known.take(pa.array(order)))[0])
-    # Asked with the raw id, or the pseudonym's owner's key taken away.
+    # `explain` takes the raw user id.
     item = served["item_ids"][0][0].as_py()
     owner = next(u for u in shop.log["user"].to_pylist() if hidden(u) == names[0])
     found = explain(store, owner, item)
@@ -151,11 +152,11 @@ def test_no_file_names_a_user_or_holds_the_key(shop, key):
 
 
 def test_the_graph_carries_the_name_of_the_key_and_not_the_key(shop, key, monkeypatch):
-    whom = "somebody-who-is-forgotten"  # long: packed bytes hold any three letters by chance
+    whom = "somebody-who-is-forgotten"  # A long id, because compressed bytes contain any three letters by chance.
     shop.run("r", privacy=HIDE | {"forget": forget(shop, "u07", whom)})
     plan = plan_run(load_job(str(shop.root / "job.yaml")), "next", items=True, users=True)
     pickled: list[bytes] = []
-    for codec in ("bz2", "zlib"):  # what Beam packs a graph's functions with
+    for codec in ("bz2", "zlib"):  # Beam compresses a graph's functions with one of these.
         module = getattr(cloudpickle_pickler, codec)
         real = module.compress
         monkeypatch.setattr(module, "compress", lambda s, *a, real=real, **k: pickled.append(s) or real(s, *a, **k))
@@ -166,15 +167,15 @@ def test_the_graph_carries_the_name_of_the_key_and_not_the_key(shop, key, monkey
     assert not any(KEY.encode() in p or whom.encode() in p for p in [*pickled, proto])
 
 
-def test_another_key_or_none_does_not_stand_beside_the_first(shop, key, monkeypatch):
+def test_pseudonyms_of_another_key_or_none_are_not_mixed_with_published_ones(shop, key, monkeypatch):
     store = shop.run("one", privacy=HIDE, events=slice(0, 2000), **FOLD, **rank_again())
     job = str(shop.root / "job.yaml")
-    said = store.published().privacy["pseudonyms"]["key_fingerprint"]
+    said = store.published().privacy.pseudonyms.key_fingerprint
     assert said == check_key(NAME).fingerprint != hmac_sha256(KEY, "")[:16]
     monkeypatch.setenv(NAME, OTHER)
-    with pytest.raises(JobError, match=f"privacy.pseudonyms: .*published users/ of the key .*{said}.*unisono profile"):
+    with pytest.raises(JobError, match=f"privacy.pseudonyms: .*users/ are of the key .*{said}.*unisono profile"):
         plan_run(load_job(job), "two", items=False, users=False, recommend=True)
-    with pytest.raises(JobError, match=f"the published state/ of the key .*{said}.*incremental: restart"):
+    with pytest.raises(JobError, match=f"the published state/ are of the key .*{said}.*incremental: restart"):
         shop.run("two", privacy=HIDE, events=slice(2000, 4000), **FOLD)
     with pytest.raises(JobError, match="this job's are of no key"):
         shop.run("two", events=slice(2000, 4000), **FOLD)
@@ -185,7 +186,7 @@ def test_another_key_or_none_does_not_stand_beside_the_first(shop, key, monkeypa
         explain(store, "u07", "i001")
     monkeypatch.setenv(NAME, OTHER)
     store = shop.run("two", privacy=HIDE, **{"profiles": {"incremental": "restart"}})
-    assert store.published().privacy["pseudonyms"]["key_fingerprint"] != said
+    assert store.published().privacy.pseudonyms.key_fingerprint != said
     assert part(store, "users")["user_id"][0].as_py() == min(hmac_sha256(OTHER, f"u{u:02d}")[:32] for u in range(60))
 
 
@@ -210,7 +211,11 @@ def test_the_forgotten_leave_a_run_as_if_they_had_never_been_there(shop, capsys)
     store = shop.run("r", privacy={"forget": path}, **settings, **{k: dict(v) for k, v in ranking.items()})
     print_summary(store, store.published(), 0)
     assert re.search(r"people forgotten +2 ", capsys.readouterr().out)
-    assert store.published().privacy == {"forget": {"files": [str(shop.root / "forget.parquet")], "removed": 2}}
+    assert store.published().privacy == PrivacyStatement(
+        forget=ForgetStatement((str(shop.root / "forget.parquet"),), removed=2)
+    )
+    written = json.loads(Path(store.run_path("r", "manifest.json")).read_text())
+    assert written["privacy"] == {"forget": {"files": [str(shop.root / "forget.parquet")], "removed": 2}}
     assert metrics(store, "r")["users.forgotten"] == 2
     measured, _ = read_events(load_job(str(shop.root / "job.yaml")))
     assert set(measured["user_id"].to_pylist()) == set(shop.log["user"].to_pylist()) - {"u03", "u11"}
@@ -222,26 +227,26 @@ def test_the_forgotten_leave_a_run_as_if_they_had_never_been_there(shop, capsys)
 
 
 def test_the_forgotten_leave_the_sums_of_earlier_nights(shop, key):
-    name, hide = hidden, HIDE  # without pseudonyms: the test before
+    name, hide = hidden, HIDE  # The test before this one has no pseudonyms.
     log = shop.log.to_pandas()
     shop.run("one", events=slice(0, 2000), privacy=hide, behaviour={"dim": 12}, **FOLD)
-    # u21 is in the state alone, u22 in both, u98 in the new log alone, u99 nowhere.
+    # u21 is only in the state, u22 is in the state and in the new log, u98 is only in the new log, u99 is in neither.
     late = log[2000:].copy()
     late = late[late.user != "u21"]
     late.iloc[0, 0] = "u98"
     shop.log = pa.Table.from_pandas(late, schema=shop.log.schema, preserve_index=False)
     gone = {"forget": forget(shop, "u21", "u22", "u98", "u99")}
     store = shop.run("two", privacy=hide | gone, behaviour={"dim": 12}, **FOLD, **rank_again())
-    assert store.published().privacy["forget"]["removed"] == 3
+    assert store.published().privacy.forget.removed == 3
     expected = sorted(name(u) for u in set(log.user) - {"u21", "u22"})
     for table in ("users", "state", "recommendations"):
         assert sorted(part(store, table)["user_id"].to_pylist()) == expected
-    # Files that a run hands on are written anew.
+    # Files that a run takes over from the published run are written again, without the forgotten people.
     gone = {"forget": forget(shop, "u21", "u22", "u23")}
     parts = {"items": False, "users": False, "recommend": True}
     store = shop.run("three", privacy=hide | gone, **FOLD, **(rank_again() | {"parts": parts}))
     expected.remove(name("u23"))
-    assert store.published().privacy["forget"]["removed"] == 2  # u22 is in the log, still
+    assert store.published().privacy.forget.removed == 2  # u22 is still in the log.
     for table in ("users", "state", "recommendations"):
         assert sorted(part(store, table)["user_id"].to_pylist()) == expected
         assert all("/three/" in f.path for f in store.published().part(table))
@@ -251,8 +256,8 @@ def test_the_forgotten_leave_the_sums_of_earlier_nights(shop, key):
     assert sorted(part(store, "state")["user_id"].to_pylist()) == expected
     shop.log = pa.Table.from_pandas(log[:50], schema=shop.log.schema, preserve_index=False)
     gone = {"forget": forget(shop)}
-    shop.run("five", privacy=hide | gone, behaviour={"dim": 12}, **FOLD)  # and the sums still add up
-    assert store.published().privacy["forget"]["removed"] == 0
+    shop.run("five", privacy=hide | gone, behaviour={"dim": 12}, **FOLD)  # Events can still be added to the sums.
+    assert store.published().privacy.forget.removed == 0
 
 
 @pytest.mark.parametrize(
@@ -265,7 +270,7 @@ def test_the_forgotten_leave_the_sums_of_earlier_nights(shop, key):
     ],
     ids=["no file", "no column", "other ids", "no ids"],
 )
-def test_a_list_that_names_nobody_is_refused(shop, table, says):
+def test_a_list_of_people_that_cannot_be_used_is_refused(shop, table, says):
     if table is not None:
         pq.write_table(table, shop.root / "forget.parquet")
     with pytest.raises(JobError, match=says) as e:
@@ -279,25 +284,26 @@ NOISE = {"noise": {"epsilon": 8.0, "delta": 1e-5, "clip": 0.5}}
 ALONE = {"profiles": {"interests": 0, "min_events": 66}, "ranking": {"k": 5, "device": "cpu", "exclude_seen": False}}
 
 
-def test_a_noised_run_shows_noised_vectors_and_nothing_made_of_the_log(shop, capsys):
+def test_a_run_with_noise_shows_noised_vectors_and_nothing_else_from_the_log(shop, capsys):
     bad = pa.table({"user": ["u03", "u99"], "item": ["i001", "i002"], "time": [None, 7]}).cast(shop.log.schema)
     shop.log = pa.concat_tables([shop.log, bad])
     parts = {"parts": {"recommend": True}}
     clean = part(shop.run("clean", profiles={"interests": 0}), "users")
     store = shop.run("one", privacy=NOISE, **ALONE, **parts)
     users, served = part(store, "users"), part(store, "recommendations")
-    assert users["user_id"].to_pylist() == clean["user_id"].to_pylist()  # the cold, too; not u99, who has no event
+    # Cold users have a row too. u99 has none, because u99 has no usable event.
+    assert users["user_id"].to_pylist() == clean["user_id"].to_pylist()
     for name in set(users.column_names) - {"user_id", "vector"}:
         assert users[name].null_count == users.num_rows
     vectors, _ = from_vector_column(users["vector"])
-    said = store.published().privacy["noise"]
-    assert said["sigma"] == pytest.approx(gaussian_sigma(8.0, 1e-5, 1.0))
-    assert (said["epsilon"], said["delta"], said["clip"], said["releases"]) == (8.0, 1e-5, 0.5, 1)
-    assert said["epsilon_of_releases"] == pytest.approx(8.0, rel=1e-6)
+    said = store.published().privacy.noise
+    assert said.sigma == pytest.approx(gaussian_sigma(8.0, 1e-5, 1.0))
+    assert (said.epsilon, said.delta, said.clip, said.releases) == (8.0, 1e-5, 0.5, 1)
+    assert said.epsilon_of_releases == pytest.approx(8.0, rel=1e-6)
     warm = clean["events"].to_numpy() >= 66
     assert 0 < warm.sum() < len(warm)
     noise = vectors - 0.5 * read_vectors(clean)[0] * warm[:, None]
-    assert noise.std() == pytest.approx(said["sigma"], rel=0.15)  # of 720 values
+    assert noise.std() == pytest.approx(said.sigma, rel=0.15)  # the standard deviation of 720 values
     items = part(store, "items")
     scores = vectors @ read_vectors(items)[0].T
     best = [[items["item_id"][int(i)].as_py() for i in row[:5]] for row in np.argsort(-scores, 1)]
@@ -312,11 +318,11 @@ def test_a_noised_run_shows_noised_vectors_and_nothing_made_of_the_log(shop, cap
     run_job(str(shop.root / "job.yaml"), "two", [], items=False, users=True)
     assert "a release is (8, 1e-05)-private; 2 so far" in capsys.readouterr().out
     again = Store(store.root)
-    said = again.published().privacy["noise"]
-    assert said["releases"] == 2
-    assert 8.0 < said["epsilon_of_releases"] < 16.0
+    said = again.published().privacy.noise
+    assert said.releases == 2
+    assert 8.0 < said.epsilon_of_releases < 16.0
     assert not np.any(read_vectors(part(again, "users"))[0] == vectors)
-    with pytest.raises(JobError, match=r"privacy.noise: this job has none, the published users/ epsilon 8, delta 1e"):
+    with pytest.raises(JobError, match=r"privacy.noise: this job has none, .* users/ have epsilon 8, delta 1e"):
         shop.run("three", **ALONE, parts={"items": False, "users": False, "recommend": True})
 
 
@@ -346,7 +352,7 @@ GOOD = {
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )
-def test_what_would_break_the_promise_is_refused_in_one_line(change, says):
+def test_settings_that_break_the_guarantee_of_noise_are_refused_in_one_line(change, says):
     parse_job(GOOD, "job.yaml")
     with pytest.raises(JobError, match=says) as e:
         parse_job(GOOD | change, "job.yaml")
@@ -354,7 +360,7 @@ def test_what_would_break_the_promise_is_refused_in_one_line(change, says):
     assert "secret" not in str(e.value)
 
 
-def test_items_made_of_behaviour_are_not_under_noise(shop):
+def test_items_with_behaviour_are_refused_beside_noise(shop):
     shop.run("one", behaviour={"dim": 12})
     with pytest.raises(JobError, match=r"privacy.noise: the published items are made of the events as they are"):
         shop.run("two", privacy=NOISE, **ALONE, parts={"items": False})

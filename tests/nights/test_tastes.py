@@ -1,4 +1,4 @@
-"""Recommendations on the demo's planted tastes, through the real graph."""
+"""Recommendations on the demo's planted tastes, with a run of the whole job."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def lists_of(path) -> dict[str, set[str]]:
 
 
 def recall(recommended: dict[str, list[str]], heldout: dict[str, set[str]], k: int) -> float:
-    """By sets, user by user."""
+    """Computes recall with sets, user by user."""
     found = [len(set(recommended[u][:k]) & later) / len(later) for u, later in heldout.items() if u in recommended]
     return float(np.mean(found))
 
 
 def test_recommend_after_the_demo_finds_later_events(run: Run, tmp_path: Path):
-    # As `unisono recommend --config job.yaml` after `unisono demo`: the job file that the demo writes, unchanged.
+    # As `unisono recommend --config job.yaml` after `unisono demo`, with the job file that the demo writes.
     body = yaml.safe_load(run.job.read_text())
     assert body["ranking"] == {"k": 50, "popularity_bonus": 0.6}
-    shutil.copytree(run.store.root, tmp_path / "store")  # the other tests go on with theirs
+    shutil.copytree(run.store.root, tmp_path / "store")  # Other tests use the original store.
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(body | {"store": str(tmp_path / "store")}))
     store = Store(str(tmp_path / "store"))
     manifest = run_job(str(tmp_path / "job.yaml"), "tastes", [], items=False, users=False, recommend=True)
@@ -53,7 +53,7 @@ def test_recommend_after_the_demo_finds_later_events(run: Run, tmp_path: Path):
     popular = {user: [i for i in order if i not in seen[user]] for user in served}
     assert recall(served, heldout, 10) > 1.3 * recall(popular, heldout, 10)
 
-    # The demo's and the benchmark's own figures are these.
+    # The demo and the benchmark compute the same figures.
     whole = pa.concat_tables(tables).combine_chunks()
     assert served_recall(whole, run.shop, 10)[1].mean() == pytest.approx(recall(served, heldout, 10))
     by_all = popular_items(whole, run.shop, 10)

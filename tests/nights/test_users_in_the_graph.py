@@ -1,4 +1,4 @@
-"""Behaviour, incremental profiles, recommendations and explanations as parts of whole runs: spaces, refits, int8."""
+"""Runs of the whole job with behaviour, incremental profiles, recommendations, explanations and small vectors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ITEMS, USERS = 150, 60
 
 
 class Shop:
-    """A catalogue of texts and a log whose users each keep to one of three crowds of items."""
+    """A catalogue of texts, in three groups of items, and a log in which each user turns to the items of one group."""
 
     def __init__(self, root: Path) -> None:
         self.root, rng = root, np.random.default_rng(4)
@@ -43,7 +43,7 @@ class Shop:
         self.catalog = pa.table({"item_id": [f"i{n:03d}" for n in range(ITEMS)], "text": words})
         n = 4000
         user = rng.integers(0, USERS, n)
-        # The last ten items are never touched.
+        # The last ten items have no events.
         item = np.minimum(rng.integers(0, ITEMS // 3, n) * 3 + user % 3, ITEMS - 1)
         item = np.where(item >= ITEMS - 10, item - 30, item)
         self.log = pa.table({
@@ -97,7 +97,7 @@ def same_crowd(table: pa.Table, column: str = "vector") -> float:
 # --- behaviour joins before the space is fitted ------------------------------------------------------------
 
 
-# Of the trained heads one: they take behaviour by the same sample.
+# One trained method stands for all: they read behaviour from the same sample.
 @pytest.mark.parametrize("method", ["whiten", "procrustes", "ridge", "cca", "gcca", "anchors", "autoencoder"])
 def test_behaviour_is_a_modality_under_every_method(shop, method):
     space = {"method": method, "dim": 8, "epochs": 5, "hub": "behaviour" if method == "ridge" else None}
@@ -111,19 +111,19 @@ def test_behaviour_is_a_modality_under_every_method(shop, method):
     assert same_crowd(known, "behaviour_vector") > 0.9
     counts = json.loads(Path(store.run_path("r", "metrics.json")).read_text())
     assert counts["embeddings.behaviour"] == touched.sum()
-    if method in ("gcca", "whiten"):  # what nobody has touched is predicted from its text
+    if method in ("gcca", "whiten"):  # For items without events, behaviour is predicted from text.
         assert items["imputed"].to_pylist() == [[] if t else ["behaviour"] for t in touched]
     assert space_of(store)["info"]["encoder_ids"]["behaviour"].startswith("behaviour-8-100-2-1-")
     users = part(store, "users")
     assert users["behaviour_affinity"].null_count == 0
-    assert search(store, text="oak drum", k=3)[0].score > 0.2  # of modalities that no encoder made, none is asked
+    assert search(store, text="oak drum", k=3)[0].score > 0.2  # A search works although behaviour has no encoder.
     if method in ("gcca", "ridge"):
         found = evaluate_space(load_job(str(shop.root / "job.yaml")), folds=2)["methods"][method]
         assert {"behaviour→text", "text→behaviour"} <= found["pairs"].keys()
         assert found["times_chance"] > 1.2
 
 
-def test_a_log_that_embeds_nothing_leaves_text_alone(shop):
+def test_without_behaviour_embeddings_text_is_the_only_modality(shop):
     store = shop.run("r", behaviour={"dim": 12, "min_users": 10_000}, parts={"recommend": True},
                      ranking={"k": 3, "fusion": "late", "device": "cpu"})  # fmt: skip
     assert list(space_of(store)["info"]["left_out"]) == ["behaviour"]
@@ -135,7 +135,7 @@ def test_a_log_that_embeds_nothing_leaves_text_alone(shop):
     assert [m for m, _ in found.modalities] == ["text"]
 
 
-def test_tomorrows_behaviour_is_turned_to_todays():
+def test_new_behaviour_embeddings_are_turned_to_the_published_ones():
     table, spec = draw(True, 3000), BehaviourSpec(dim=6)
     today = face_published(embed_pairs(count_pairs(table.slice(0, 2900), 100), spec), spec, None)
     raw = embed_pairs(count_pairs(table, 100), spec)
@@ -152,7 +152,8 @@ def test_tomorrows_behaviour_is_turned_to_todays():
     other = BehaviourSpec(dim=6, min_users=3)
     renamed = face_published(raw, other, today).schema.metadata[ENCODER_ID]
     assert renamed != today.schema.metadata[ENCODER_ID]
-    few = face_published(raw.slice(0, 5), spec, today).schema.metadata[ENCODER_ID]  # 5 items, 6 axes
+    # Five items are too few to turn six axes.
+    few = face_published(raw.slice(0, 5), spec, today).schema.metadata[ENCODER_ID]
     assert few.rpartition(b"-")[2] != today.schema.metadata[ENCODER_ID].rpartition(b"-")[2]
 
 
@@ -163,7 +164,7 @@ FOLD = {"profiles": {"incremental": True}}
 
 
 @pytest.mark.parametrize("behaviour", [None, {"dim": 12}], ids=["content", "behaviour"])
-def test_sums_fold_over_a_refit_that_faces_the_published_space(shop, behaviour):
+def test_sums_are_added_to_after_a_refit_that_is_turned_to_the_published_space(shop, behaviour):
     also = {"behaviour": behaviour} if behaviour else {}
     shop.run("one", 143, slice(0, HALF), **FOLD, **also)
     store = shop.run("two", ITEMS, slice(HALF, None), **FOLD, **also)
@@ -172,7 +173,7 @@ def test_sums_fold_over_a_refit_that_faces_the_published_space(shop, behaviour):
     assert space["space_id"] != one["space_id"]
     assert space["info"]["comparable"] == [one["space_id"]]
     folded = part(store, "users")
-    # One pass over the whole log with the items of the second night as they are.
+    # Compare with one pass over the whole log, with the items of the second run.
     again = {"profiles": {"incremental": "restart"}, "parts": {"items": False}}
     store = shop.run("whole", ITEMS, slice(0, None), **again, **also)
     whole = part(store, "users")
@@ -184,7 +185,7 @@ def test_sums_fold_over_a_refit_that_faces_the_published_space(shop, behaviour):
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)], ids=["in order", "out of order"])
-def test_nights_folded_by_the_graph_equal_one_pass(shop, order):
+def test_runs_over_parts_of_a_log_equal_one_run_over_the_whole_log(shop, order):
     shop.run("items", parts={"users": False})
     cuts, alone = (0, 1700, 2600, 4000), {"parts": {"items": False}}
     for place, night in enumerate(order):
@@ -202,7 +203,7 @@ def test_nights_folded_by_the_graph_equal_one_pass(shop, order):
     assert fields[0].field("item_id").equals(fields[1].field("item_id"))
 
 
-def test_sums_outlive_a_night_that_makes_items_alone(shop):
+def test_sums_are_kept_by_a_run_that_makes_only_items(shop):
     shop.run("one", 143, slice(0, HALF), **FOLD)
     store = shop.run("two", ITEMS, slice(0, 1), parts={"users": False}, **FOLD)
     assert not store.published().part("users")
@@ -223,7 +224,7 @@ def test_sums_outlive_a_night_that_makes_items_alone(shop):
     ],
     ids=["kept", "shorter", "not anchored", "half-life", "no sums"],
 )
-def test_sums_are_refused_where_they_mean_nothing(shop, first, second, says):
+def test_sums_are_refused_if_the_settings_or_the_space_do_not_fit(shop, first, second, says):
     shop.run("one", ITEMS, slice(0, HALF), **first)
     if second.get("catalog") == "other":
         for name, column in (("catalog", "item_id"), ("log", "item")):
@@ -238,7 +239,7 @@ def test_sums_are_refused_where_they_mean_nothing(shop, first, second, says):
         shop.run("again", ITEMS, slice(0, None), **(FOLD | second | {"profiles": {"incremental": "restart"}}))
 
 
-def test_what_was_seen_on_earlier_nights_is_not_recommended(shop):
+def test_items_seen_in_earlier_runs_are_not_recommended(shop):
     ranking = {"ranking": {"k": 20, "device": "cpu"}, "parts": {"recommend": True}}
     shop.run("one", ITEMS, slice(0, HALF), **FOLD, **ranking)
     ranking = {"ranking": {"k": 20, "device": "cpu"}, "parts": {"recommend": True}}
@@ -253,7 +254,7 @@ def test_what_was_seen_on_earlier_nights_is_not_recommended(shop):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
-def test_items_in_fewer_bytes_are_ranked_and_explained(shop, dtype):
+def test_small_item_vectors_are_ranked_and_explained(shop, dtype):
     store = shop.run("r", behaviour={"dim": 12}, output={"dtype": dtype}, fusion={"impute": True},
                      ranking={"k": 5, "device": "cpu", "interests": "profile"}, parts={"recommend": True})  # fmt: skip
     items, users, served = (part(store, p) for p in ("items", "users", "recommendations"))

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on."""
+"""The progress that a person sees during a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unisono.pipelines.progress_view import ProgressView
 from unisono.transforms.base.progress import BOARD
 
 
-def test_off_a_terminal_a_line_per_stage_that_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_off_a_terminal_there_is_a_line_for_each_stage_that_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress_view, "LOG_SECONDS", 0.1)
     out = io.StringIO()
     with ProgressView({"encode-image": 1000}, Console(file=out, force_terminal=False, width=200)):
@@ -28,11 +28,11 @@ def test_off_a_terminal_a_line_per_stage_that_moved(monkeypatch: pytest.MonkeyPa
     assert "s left" in first
     assert any("encode-image: 1,000 / 1,000 rows" in line and "done" in line for line in rest)
     assert any("write-items: 7 rows" in line for line in rest)
-    assert sum("write-items" in line for line in rest) == 1  # said once, not again while nothing moves
+    assert sum("write-items" in line for line in rest) == 1  # A stage that does not change is not printed again.
     assert "\x1b" not in out.getvalue()
 
 
-def test_on_a_terminal_a_live_table() -> None:
+def test_on_a_terminal_there_is_a_live_table() -> None:
     out = io.StringIO()
     with ProgressView({"encode-text": 10}, Console(file=out, force_terminal=True, width=120)):
         BOARD.add("encode-text", 4, 1)
@@ -52,7 +52,7 @@ def test_time_left_follows_the_rate() -> None:
         view.lines()
         time.sleep(0.3)
     BOARD.add("a", 50, 0)
-    (line,) = view.lines()  # 150 rows in 0.6 s: 150 more take 0.6 s
+    (line,) = view.lines()  # 150 rows took 0.6 s, so the other 150 rows will take 0.6 s.
     assert "150 / 300 rows" in line
     rate = float(line.split(" rows, ")[1].split(" rows/s")[0].replace(",", ""))
     assert 150 < rate < 260

@@ -1,1 +1,1 @@
-"""What every step needs: errors, files, tables, columns, threads, counters, nearest rows."""
+"""Used by all steps: errors, files, tables, columns, threads, progress, nearest rows."""

@@ -1,4 +1,4 @@
-"""The two ways a thing can be wrong: the job (stop at once) and an input (set it aside, go on)."""
+"""The two kinds of errors: a wrong job stops at once; a wrong input is set aside and the run goes on."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from enum import StrEnum
 
 
 class JobError(Exception):
-    """Says in one line why a job cannot be done as asked.
+    """A job cannot be done as asked: its settings, its files or its machine are at fault, not the code.
 
-    The line names the key or file, what it got, what is allowed, and what to do.
+    The message is one line. It names the key or file, what it got, what is allowed, and what to do.
     """
 
 
 class UsageError(JobError):
-    """The command line, rather than the job file, is wrong."""
+    """The command line is wrong, not the job file."""
 
 
 class Reason(StrEnum):
-    """Why an input could not be used: the fixed set of dead-letter codes."""
+    """Why an input could not be used: the codes that a dead letter can have."""
 
-    # stage `catalog`: the row gives no item vector
+    # Stage `catalog`: the row gets no item vector.
     NULL_ID = "null_id"
     DUPLICATE_ID = "duplicate_id"
     NO_MODALITY = "no_modality"
-    # one modality of an item is lost; the item keeps the others
+    # Stage `encode`: the item loses one modality and keeps the others.
     EMPTY_TEXT = "empty_text"
     URI_NOT_ALLOWED = "uri_not_allowed"
     NOT_FOUND = "not_found"
@@ -38,24 +38,24 @@ class Reason(StrEnum):
     TOO_LONG = "too_long"
     OUT_OF_MEMORY = "out_of_memory"
     ENCODER_FAILED = "encoder_failed"
-    # stage `interactions`: the event is skipped
+    # Stage `interactions`: the event is skipped.
     NULL_USER = "null_user"
     NULL_ITEM = "null_item"
     NULL_TIME = "null_time"
     UNKNOWN_EVENT = "unknown_event"
     TIME_OUT_OF_RANGE = "time_out_of_range"
     TIME_IN_FUTURE = "time_in_future"
-    # stage `profiles`: a user
+    # Stage `profiles`: the letter is about a user.
     TOO_MANY_EVENTS = "too_many_events"
     WEIGHTS_CANCEL = "weights_cancel"
 
 
 class InputError(Exception):
-    """A bad input: becomes one dead letter.
+    """An input cannot be used; it becomes one dead letter.
 
     Args:
-        reason: the code.
-        detail: a short free text for a person, in one line.
+        reason: the dead letter's code.
+        detail: one line for a person.
     """
 
     def __init__(self, reason: Reason, detail: str = "") -> None:

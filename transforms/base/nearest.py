@@ -1,6 +1,7 @@
-"""Metrics: how well a space pairs modalities, groups what belongs together, and ranks what users turn to.
+"""Exact nearest rows, and measures made of them: does a row find its pair, and its neighbours the same label?
 
-NumPy only. Scores are computed in float64 and compared in float32: equal vectors tie, whatever the blocking.
+NumPy only. Scores are computed in float64 and compared in float32. So equal vectors have equal scores, however the rows
+are split into blocks.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_BLOCK_VALUES = 1 << 22  # scores held at a time: 32 MiB of float64
+from unisono.transforms.base.columns import unit_rows
+
+_BLOCK_VALUES = 1 << 22  # scores that are in memory at once: 32 MiB of float64
 
 
 def _block_rows(columns: int) -> int:
@@ -24,10 +27,8 @@ def _finite(vectors: np.ndarray) -> np.ndarray:
 
 
 def _unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """Scales rows to unit L2 norm in float64; a zero row stays zero, so its cosine with anything is 0."""
-    vectors = _finite(vectors)
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+    """Scales rows to unit L2 norm in float64; a row of zeros stays, so its cosine with any row is 0."""
+    return unit_rows(_finite(vectors))
 
 
 def _check_k(k: int) -> None:
@@ -42,17 +43,18 @@ def paired_ranks(queries: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Ranks each query's own target among all targets by cosine.
 
     Args:
-        queries: float [n, dim]; row i belongs to row i of `targets`.
-        targets: float [n, dim].
+        queries: float [n, dim].
+        targets: float [n, dim]; row i is the own target of query i.
 
     Returns:
-        float64 [n], 1 is best. Ties count by mid-rank: where all n targets tie, the rank is (n + 1) / 2.
+        float64 [n]; 1 is the best rank. Targets with equal scores share the middle of their ranks: if all n scores are
+        equal, each rank is (n + 1) / 2.
 
     Raises:
         ValueError: the shapes differ, there is no row, or a value is not finite.
     """
     if queries.shape != targets.shape or queries.ndim != 2 or len(queries) == 0:
-        raise ValueError(f"queries {queries.shape}, targets {targets.shape}: two equal [n > 0, dim] needed")
+        raise ValueError(f"queries {queries.shape}, targets {targets.shape}: two equal shapes [n > 0, dim] are needed")
     queries, targets = _unit_rows(queries), _unit_rows(targets)
     ranks = np.empty(len(queries))
     step = _block_rows(len(targets))
@@ -66,10 +68,19 @@ def paired_ranks(queries: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def retrieval(queries: np.ndarray, targets: np.ndarray, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """Measures how well queries find their own targets; see `paired_ranks` for arguments, ties and errors.
+    """Measures how well queries find their own targets.
+
+    Args:
+        queries: float [n, dim].
+        targets: float [n, dim]; row i is the own target of query i.
+        ks: the lengths k at which recall is measured, each 1 or more.
 
     Returns:
-        `recall@k` per k (the fraction of ranks ≤ k), `median_rank`, `mrr` (mean of 1 / rank), `n`.
+        `recall@k` for each k (the fraction of ranks up to k), `median_rank`, `mrr` (the mean of 1 / rank), and `n`. The
+        ranks are those of `paired_ranks`.
+
+    Raises:
+        ValueError: a k is below 1, the shapes differ, there is no row, or a value is not finite.
     """
     for k in ks:
         _check_k(k)
@@ -79,13 +90,17 @@ def retrieval(queries: np.ndarray, targets: np.ndarray, ks: Sequence[int] = (1, 
 
 
 def chance_recall(n: int, k: int) -> float:
-    """Gives the recall@k that a random order of n candidates has on average."""
+    """Returns the mean recall@k of a random order of n candidates.
+
+    Raises:
+        ValueError: k is below 1.
+    """
     _check_k(k)
     return min(k, n) / n
 
 
 def chance_mrr(n: int) -> float:
-    """Gives the mean reciprocal rank that a random order of n candidates has: the n-th harmonic number over n."""
+    """Returns the mean reciprocal rank of a random order of n candidates: the n-th harmonic number divided by n."""
     return float((1 / np.arange(1, n + 1)).mean())
 
 
@@ -93,18 +108,20 @@ def chance_mrr(n: int) -> float:
 
 
 def same_label_neighbours(vectors: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Gives the mean fraction of a row's k nearest others (cosine; ties by lower row) that share its label.
+    """Measures which fraction of a row's k nearest other rows has the row's label, on average over rows.
+
+    Nearest means the highest cosine; among equal cosines, the row with the lower index comes first.
 
     Args:
         vectors: float [n, dim].
-        labels: [n], any dtype that compares.
-        k: where fewer than k others exist, all of them count.
+        labels: [n], of any dtype whose values can be compared.
+        k: the number of neighbours; if there are fewer other rows, all of them are taken.
 
     Raises:
-        ValueError: fewer than two rows, lengths that differ, or a value that is not finite.
+        ValueError: there are fewer than two rows, the lengths differ, or a value is not finite.
     """
     if len(vectors) != len(labels) or len(vectors) < 2:
-        raise ValueError(f"{len(vectors)} vectors, {len(labels)} labels: equal numbers, 2 or more, needed")
+        raise ValueError(f"{len(vectors)} vectors, {len(labels)} labels: equal numbers, 2 or more, are needed")
     unit = _unit_rows(vectors)
     rows = np.arange(len(unit))
     neighbours, _ = top_k(unit, unit, min(k, len(unit) - 1), exclude=(rows, rows))
@@ -113,7 +130,11 @@ def same_label_neighbours(vectors: np.ndarray, labels: np.ndarray, k: int) -> fl
 
 
 def chance_same_label(labels: np.ndarray) -> float:
-    """Gives what `same_label_neighbours` is on average for vectors that know nothing of the labels."""
+    """Returns the mean of `same_label_neighbours` for random vectors.
+
+    Args:
+        labels: [n], of any dtype whose values can be compared.
+    """
     _, counts = np.unique(labels, return_counts=True)
     n = int(counts.sum())
     return float((counts * (counts - 1)).sum() / (n * (n - 1)))
@@ -123,11 +144,14 @@ def chance_same_label(labels: np.ndarray) -> float:
 
 
 def _top_of_block(scores: np.ndarray, k: int) -> np.ndarray:
-    """Gives the columns of each row's k highest scores, best first, ties by lower column: int64 [n, k]."""
+    """Finds the columns of each row's k highest scores, best first: int64 [n, k].
+
+    Among equal scores, the lower column comes first.
+    """
     if k < scores.shape[1]:
         chosen = np.argpartition(-scores, k - 1, axis=1)[:, :k]
         least = np.take_along_axis(scores, chosen, 1).min(1, keepdims=True)
-        # argpartition takes any of those level with the k-th; where too many are level, the first must win.
+        # Of scores equal to the k-th highest, argpartition takes any. Where there are too many, take the first ones.
         crowded = np.flatnonzero((scores >= least).sum(1) > k)
         if len(crowded):
             part, edge = scores[crowded], least[crowded]
@@ -148,20 +172,22 @@ def top_k(
     k: int,
     exclude: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Finds each query's k items of highest inner product, exactly; ties by lower item index.
+    """Finds for each query the k items with the highest inner products, exactly.
+
+    Among equal scores, the item with the lower index comes first.
 
     Args:
         queries: float [n, dim].
         items: float [m, dim].
         k: at least 1.
-        exclude: query index and item index, integers [p] each: pairs that must not appear.
+        exclude: pairs that must not appear: query indices and item indices, integers [p] each. None means no pairs.
 
     Returns:
-        item indices int64 and scores float32, [n, min(k, m)], best first. Where exclusion leaves fewer items,
-        the rest is −1 with score −inf.
+        indices: int64 [n, min(k, m)], item indices, best first. Where `exclude` leaves fewer items, the rest is −1.
+        scores: float32 [n, min(k, m)]; −inf where the index is −1.
 
     Raises:
-        ValueError: k below 1, no item, or a value that is not finite.
+        ValueError: k is below 1, there is no item, or a value is not finite.
     """
     _check_k(k)
     if len(items) == 0:
@@ -187,81 +213,23 @@ def top_k(
 
 
 def neighbour_overlap(a: np.ndarray, b: np.ndarray, k: int = 10) -> float:
-    """Gives the mean fraction of a row's k nearest others by `a` that are also among those by `b` (cosine).
+    """Measures how well the neighbours in two spaces agree.
 
     Args:
-        a, b: float [n, dim], rows of the same items; the two dims may differ.
+        a: float [n, dim_a], the vectors of n items in one space.
+        b: float [n, dim_b], the vectors of the same items in the other space.
+        k: the number of neighbours; if there are fewer other rows, all of them are taken.
+
+    Returns:
+        The fraction of a row's k nearest other rows (by cosine) in `a` that are also among those in `b`, on average
+        over rows.
 
     Raises:
-        ValueError: lengths that differ, fewer than two rows, or a value that is not finite.
+        ValueError: the lengths differ, there are fewer than two rows, or a value is not finite.
     """
     if len(a) != len(b) or len(a) < 2:
-        raise ValueError(f"{len(a)} and {len(b)} rows: equal numbers, 2 or more, needed")
+        raise ValueError(f"{len(a)} and {len(b)} rows: equal numbers, 2 or more, are needed")
     rows = np.arange(len(a))
     k = min(k, len(a) - 1)
     first, second = (top_k(u, u, k, exclude=(rows, rows))[0] for u in (_unit_rows(a), _unit_rows(b)))
     return float((first[:, :, None] == second[:, None, :]).any(2).mean())
-
-
-# --- rankings against what users turned to -----------------------------------------------------------------
-
-
-def _hits(ranked: np.ndarray, users: np.ndarray, items: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Marks the hits of each user who has relevant items.
-
-    Returns:
-        hits: bool [u, min(k, width)]; relevant: how many distinct relevant items each of them has, int64 [u].
-
-    Raises:
-        ValueError: k below 1, lengths that differ, a user outside `ranked`, or no pair at all.
-    """
-    _check_k(k)
-    users, items = np.asarray(users, np.int64), np.asarray(items, np.int64)
-    if len(users) != len(items) or len(users) == 0:
-        raise ValueError(f"{len(users)} users, {len(items)} items: equal numbers, at least one, are needed")
-    if users.min() < 0 or users.max() >= len(ranked) or items.min() < 0:
-        raise ValueError(f"pairs must have 0 <= user < {len(ranked)} and item >= 0")
-    ranked = np.asarray(ranked, np.int64)[:, :k]
-    width = max(int(items.max()), int(ranked.max(initial=0))) + 1
-    pairs = np.unique(users * width + items)
-    owners, relevant = np.unique(pairs // width, return_counts=True)
-    shown = ranked[owners]
-    hits = np.isin(owners[:, None] * width + shown, pairs) & (shown >= 0)
-    return hits, relevant
-
-
-def recall_at_k(ranked: np.ndarray, users: np.ndarray, items: np.ndarray, k: int) -> float:
-    """Gives the fraction of a user's relevant items that are among the first k, averaged over users.
-
-    Args:
-        ranked: int [users, width], item indices without repeats, best first; −1 for none.
-        users: int [p], the row in `ranked` of each relevant pair; repeats of a pair count once.
-        items: int [p], the item index of each relevant pair.
-        k: places that count.
-
-    Users without a relevant item are left out.
-
-    Raises:
-        ValueError: k below 1, lengths that differ, a user outside `ranked`, or no pair at all.
-    """
-    hits, relevant = _hits(ranked, users, items, k)
-    return float((hits.sum(1) / relevant).mean())
-
-
-def hit_rate_at_k(ranked: np.ndarray, users: np.ndarray, items: np.ndarray, k: int) -> float:
-    """Gives the fraction of users with at least one relevant item among the first k; see `recall_at_k`."""
-    hits, _ = _hits(ranked, users, items, k)
-    return float(hits.any(1).mean())
-
-
-def ndcg_at_k(ranked: np.ndarray, users: np.ndarray, items: np.ndarray, k: int) -> float:
-    """Gives the normalised discounted cumulative gain, gain 1 for a relevant item; see `recall_at_k`.
-
-    The discount is 1 / log2(1 + place); the ideal starts with min(k, relevant) hits.
-
-    Source: Järvelin and Kekäläinen, 2002.
-    """
-    hits, relevant = _hits(ranked, users, items, k)
-    discount = 1 / np.log2(np.arange(2, k + 2))
-    ideal = discount.cumsum()[np.minimum(relevant, k) - 1]
-    return float((hits @ discount[: hits.shape[1]] / ideal).mean())

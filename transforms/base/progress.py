@@ -1,4 +1,4 @@
-"""How far each stage is: Beam counters for every runner, and a board in this process for a live view."""
+"""Progress of each stage: Beam counters for every runner, and counts in this process for the live view."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ NAMESPACE = "unisono"
 
 @dataclass
 class StageCount:
-    """What a stage has done so far, in rows and dead letters."""
+    """Progress of one stage.
+
+    Attributes:
+        done: rows done.
+        dead: dead letters.
+    """
 
     done: int = 0
     dead: int = 0
 
 
 class Board:
-    """Counts by stage, in the order in which stages first reported."""
+    """Counts by stage, in the order in which the stages first reported."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -38,7 +43,7 @@ class Board:
             return {k: StageCount(v.done, v.dead) for k, v in self._counts.items()}
 
     def clear(self) -> None:
-        """Starts again at nothing."""
+        """Removes all counts."""
         with self._lock:
             self._counts.clear()
 
@@ -47,9 +52,14 @@ BOARD = Board()
 
 
 def advance(stage: str, done: int = 0, dead: int = 0) -> None:
-    """Reports rows done and dead letters of a stage.
+    """Reports progress of a stage: adds to its Beam counters and to `BOARD`.
 
-    Call it on the bundle's own thread: Beam loses what other threads count.
+    Call it on the thread on which Beam called the DoFn: Beam loses counts from other threads.
+
+    Args:
+        stage: the name of the stage, such as `encode-image`.
+        done: further rows done.
+        dead: further dead letters.
     """
     BOARD.add(stage, done, dead)
     if done:

@@ -1,4 +1,4 @@
-"""Arrow and NumPy bridges, shard hashing, and the coder by which tables cross a shuffle."""
+"""Conversions between Arrow and NumPy, shards by hash, and the coder that sends tables through a shuffle."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-ShardTable = tuple[int, pa.Table]
+ShardTable = tuple[int, pa.Table]  # the number of a shard, and its rows
 
 
 def one_chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """Gives a column as one array; copies only where there are several chunks."""
+    """Returns a column as one array; copies it only if it has several chunks."""
     if not isinstance(column, pa.ChunkedArray):
         return column
     if column.num_chunks == 1:
@@ -22,7 +22,7 @@ def one_chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 
 _DIM = b"unisono.dim"
-# Arrow's own `to_pandas_dtype` imports pandas, which the base install has not.
+# Arrow's own `to_pandas_dtype` imports pandas, which is not in the base install.
 _NUMPY_TYPES = {pa.from_numpy_dtype(t): np.dtype(t) for t in (np.float16, np.float32, np.float64, np.int8)}
 
 
@@ -33,8 +33,8 @@ def to_vector_column(vectors: np.ndarray, present: np.ndarray | None = None) -> 
     """Wraps a matrix as a FixedSizeList column without copying its values.
 
     Args:
-        vectors: float16, float32 or int8 [n, dim]; rows that are not present may hold anything.
-        present: bool [n]; a row that is False becomes null. None: all present.
+        vectors: float16, float32, float64 or int8 [n, dim]; rows that are not present may hold anything.
+        present: bool [n]; False makes a row null. None means that all rows are present.
     """
     n, dim = vectors.shape
     flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
@@ -45,10 +45,11 @@ def to_vector_column(vectors: np.ndarray, present: np.ndarray | None = None) -> 
 
 
 def from_vector_column(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Views a FixedSizeList column as a matrix, without a copy when it is one chunk.
+    """Views a FixedSizeList column as a matrix; copies it only if it has several chunks.
 
     Returns:
-        vectors [n, dim] in the column's own dtype (rows of nulls hold undefined values), present: bool [n].
+        vectors: [n, dim] in the column's dtype; rows that are not present hold undefined values.
+        present: bool [n], False for null rows.
     """
     column = one_chunk(column)
     dim = column.type.list_size
@@ -57,7 +58,7 @@ def from_vector_column(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, 
     if n == 0:
         return np.empty((0, dim), dtype), np.empty(0, bool)
     values = column.values
-    # The buffer, not `values.to_numpy()`: Parquet marks the values under a null as null, which would copy.
+    # In a file from Parquet, the values of a null row are null too, and then `values.to_numpy()` would copy.
     start = (column.offset * dim + values.offset) * dtype.itemsize
     vectors = np.frombuffer(values.buffers()[1], dtype, count=n * dim, offset=start).reshape(n, dim)
     if column.null_count == 0:
@@ -66,10 +67,10 @@ def from_vector_column(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, 
 
 
 def pack_vectors(table: pa.Table) -> pa.Table:
-    """Turns nullable FixedSizeList columns into List columns, which is how they are stored.
+    """Turns nullable FixedSizeList columns into List columns, the form in which they are stored.
 
-    Parquet knows lists only; of a FixedSizeList with nulls, Arrow writes a file that Arrow up to 25 cannot
-    read (apache/arrow#35692). The length goes into the field's metadata.
+    Arrow up to version 25 cannot read the Parquet file that it writes for a FixedSizeList with nulls
+    (apache/arrow#35692). The length of the vectors goes into the field's metadata.
     """
     for i, field in enumerate(table.schema):
         if not (pa.types.is_fixed_size_list(field.type) and field.nullable):
@@ -85,7 +86,7 @@ def pack_vectors(table: pa.Table) -> pa.Table:
 
 
 def unpack_vectors(table: pa.Table) -> pa.Table:
-    """Undoes `pack_vectors`; copies only where there are nulls."""
+    """Turns the columns that `pack_vectors` changed back; copies only columns with nulls."""
     for i, field in enumerate(table.schema):
         dim = (field.metadata or {}).get(_DIM)
         if dim is None:
@@ -102,13 +103,13 @@ def unpack_vectors(table: pa.Table) -> pa.Table:
 
 
 def with_column(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:
-    """Sets a column, replacing one of the same name."""
+    """Returns a table with this column, in place of a column of the same name if there is one."""
     index = table.schema.get_field_index(name)
     return table.append_column(name, column) if index < 0 else table.set_column(index, name, column)
 
 
 def concat_tables(tables: Sequence[pa.Table]) -> pa.Table:
-    """Concatenates tables of one schema into one with a single chunk per column."""
+    """Concatenates tables with the same schema into one, with one chunk per column."""
     return pa.concat_tables(tables).combine_chunks() if len(tables) != 1 else tables[0].combine_chunks()
 
 
@@ -119,7 +120,10 @@ _FNV_PRIME = np.uint64(0x100000001B3)
 
 
 def _mix64(h: np.ndarray) -> np.ndarray:
-    """Finalises 64-bit hashes (MurmurHash3's fmix64), so that low bits depend on every input bit."""
+    """Mixes 64-bit hashes until each output bit depends on every input bit.
+
+    Source: fmix64 of MurmurHash3 (Appleby).
+    """
     h = h ^ (h >> np.uint64(33))
     h = h * np.uint64(0xFF51AFD7ED558CCD)
     h = h ^ (h >> np.uint64(33))
@@ -128,18 +132,21 @@ def _mix64(h: np.ndarray) -> np.ndarray:
 
 
 def _fnv1a(strings: pa.Array) -> np.ndarray:
-    """FNV-1a (Fowler, Noll, Vo) over UTF-8 bytes, all rows at once: one pass per byte position."""
+    """Hashes the UTF-8 bytes of strings to uint64 [n], all rows at once, with one pass per byte position.
+
+    Source: FNV-1a (Fowler, Noll, Vo).
+    """
     strings = strings.cast(pa.large_binary())
     offsets = np.frombuffer(strings.buffers()[1], np.int64, len(strings) + 1, strings.offset * 8)
     data = strings.buffers()[2]
     octets = np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(1, np.uint8)
     lengths = np.diff(offsets)
-    order = np.argsort(-lengths, kind="stable")  # the rows still running stay a prefix
+    order = np.argsort(-lengths, kind="stable")  # Longest first: the rows that have a byte at a position are a prefix.
     starts, lengths = offsets[:-1][order], lengths[order]
     h = np.full(len(strings), _FNV_OFFSET, np.uint64)
     active = len(h)
     for position in range(int(lengths[0]) if active else 0):
-        active = int(np.searchsorted(-lengths, -position, side="left"))  # rows with length > position
+        active = int(np.searchsorted(-lengths, -position, side="left"))  # the number of rows with length > position
         h[:active] = (h[:active] ^ octets[starts[:active] + position]) * _FNV_PRIME
     out = np.empty_like(h)
     out[order] = h
@@ -147,10 +154,10 @@ def _fnv1a(strings: pa.Array) -> np.ndarray:
 
 
 def hash_ids(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Hashes ids to uint64 [n], the same on every machine, Python and library version.
+    """Hashes ids to uint64 [n]; the hash is the same on every machine and for every Python and library version.
 
     Args:
-        ids: strings or integers without nulls. An integer hashes by its value, whatever its width.
+        ids: strings or integers without nulls, [n]. An integer's hash depends on its value, not on its width.
     """
     ids = one_chunk(ids)
     if len(ids) == 0:
@@ -162,12 +169,20 @@ def hash_ids(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
 
 
 def shard_of(ids: pa.Array | pa.ChunkedArray, shards: int) -> np.ndarray:
-    """Gives each id its shard, int64 [n] in 0 … shards − 1."""
+    """Returns the shard of each id, int64 [n] in 0 … shards − 1."""
     return (hash_ids(ids) % np.uint64(shards)).astype(np.int64)
 
 
 def split_by_shard(table: pa.Table, shard: np.ndarray) -> Iterable[ShardTable]:
-    """Splits a table by the shard of each row, in ascending shard order; rows keep their order."""
+    """Splits a table by the shard of each row; shards come in ascending order, and rows keep their order.
+
+    Args:
+        table: n rows.
+        shard: int64 [n].
+
+    Returns:
+        `(shard, table)` for each shard that has rows.
+    """
     if table.num_rows == 0:
         return
     order = np.argsort(shard, kind="stable")
@@ -180,12 +195,12 @@ def split_by_shard(table: pa.Table, shard: np.ndarray) -> Iterable[ShardTable]:
 
 
 def is_id_type(dtype: pa.DataType) -> bool:
-    """Says whether a column of this type can hold ids: strings or integers."""
+    """Returns True if a column of this type can hold ids: strings or integers."""
     return pa.types.is_string(dtype) or pa.types.is_large_string(dtype) or pa.types.is_integer(dtype)
 
 
 def same_id_kind(a: pa.DataType, b: pa.DataType) -> bool:
-    """Says whether ids of these two types can be compared: both integers or both strings."""
+    """Returns True if ids of these two types can be compared: both are integers, or both are not."""
     return pa.types.is_integer(a) == pa.types.is_integer(b)
 
 
@@ -201,17 +216,17 @@ _PLAIN, _SMALL = pa.ipc.IpcWriteOptions(), pa.ipc.IpcWriteOptions(compression="l
 
 
 def _is_dense(dtype: pa.DataType) -> bool:
-    """Says whether a column holds what does not shrink: bytes, vectors, lists of them."""
+    """Returns True if columns of this type hardly get smaller by compression: bytes, vectors, or lists of them."""
     if pa.types.is_list(dtype) or pa.types.is_large_list(dtype) or pa.types.is_fixed_size_list(dtype):
         return pa.types.is_floating(dtype.value_type) or _is_dense(dtype.value_type)
     return pa.types.is_binary(dtype) or pa.types.is_large_binary(dtype)
 
 
 def to_ipc(table: pa.Table) -> bytes:
-    """Packs a table as an Arrow IPC stream: a slice travels alone, reading copies nothing that is not compressed.
+    """Encodes a table as an Arrow IPC stream. For a slice, only the slice's own rows are encoded.
 
-    Ids, times and words are (LZ4): a runner copies what it carries several times, and of events two fifths go. Media
-    and vectors hardly shrink.
+    A table of ids, times and texts is compressed with LZ4, which saves two fifths of a table of events: a runner copies
+    tables several times. A table with media or vectors is not compressed, and decoding it copies nothing.
     """
     sink = pa.BufferOutputStream()
     options = _PLAIN if any(_is_dense(t) for t in table.schema.types) else _SMALL
@@ -221,12 +236,12 @@ def to_ipc(table: pa.Table) -> bytes:
 
 
 def from_ipc(packed: bytes) -> pa.Table:
-    """Reads what `to_ipc` packed."""
+    """Decodes a table that `to_ipc` encoded."""
     return pa.ipc.open_stream(pa.py_buffer(packed)).read_all()
 
 
 class TableCoder(beam.coders.Coder):
-    """Carries a table as an Arrow IPC stream."""
+    """Sends tables through a shuffle as Arrow IPC streams."""
 
     def encode(self, value: pa.Table) -> bytes:
         return to_ipc(value)
@@ -235,7 +250,7 @@ class TableCoder(beam.coders.Coder):
         return from_ipc(encoded)
 
     def estimate_size(self, value: pa.Table) -> int:
-        return value.nbytes  # for Beam's metrics; its own way is to encode what it samples
+        return value.nbytes  # Beam's own estimate, for its metrics, would encode the table.
 
     def is_deterministic(self) -> bool:
         return False

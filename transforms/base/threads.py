@@ -1,4 +1,4 @@
-"""Every processor for one worker: rows of a compiled loop, and elements of a bundle, that do not need each other."""
+"""Uses all processors of a worker: for rows of a compiled loop, and for the elements of a bundle."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ _MOST_THREADS = 16
 
 
 def in_threads(ends: np.ndarray, least: int, work: Callable[[int, int], None]) -> None:
-    """Runs `work(start, stop)` over ranges of rows, as many at once as there are processors.
-
-    `work` must let go of the interpreter's lock and write what belongs to its rows alone; the result of no row may
-    depend on the range it is in.
+    """Runs `work(start, stop)` on ranges of rows, on as many threads as there are processors, at most 16.
 
     Args:
-        ends: int64 [rows + 1], rising: row i costs as much as `ends[i + 1] − ends[i]` says.
-        least: the cost that is worth a thread.
+        ends: int64 [rows + 1], rising; row i costs `ends[i + 1] − ends[i]`, in any unit. Ranges get about equal costs.
+        least: the lowest cost, in the same unit, for which a thread is started.
+        work: computes rows `start` to `stop − 1`. It must release the interpreter's lock and write nothing except
+            the results of its own rows. A row's result must not depend on the range that the row is in.
+
+    Raises:
+        Exception: whatever `work` raised.
     """
     rows, cost = len(ends) - 1, int(ends[-1] - ends[0])
     threads = min(os.cpu_count() or 1, _MOST_THREADS, cost // least, rows)
@@ -40,10 +42,10 @@ def in_threads(ends: np.ndarray, least: int, work: Callable[[int, int], None]) -
 
 
 class InOrder(Generic[T]):
-    """Does a bundle's work on threads, a few elements ahead, and gives the results in the order of the elements.
+    """Works on several elements of a bundle at once, on threads, and returns the results in the elements' order.
 
-    As many elements are held as there are processors, at most `most`. What `put` raised is raised where its result
-    is due.
+    Args:
+        most: how many elements are worked on at once, if there are as many processors.
     """
 
     def __init__(self, most: int = 4) -> None:
@@ -52,20 +54,28 @@ class InOrder(Generic[T]):
         self._pending: deque[Future[T]] = deque()
 
     def put(self, work: Callable[..., T], *args: object) -> Iterator[T]:
-        """Begins `work(*args)`; gives what is due: nothing, or the result of an earlier one."""
+        """Starts `work(*args)` and yields earlier results that are ready. Nothing happens until it is iterated over.
+
+        Raises:
+            Exception: whatever an earlier `work` raised, in place of its result.
+        """
         self._pending.append(self._pool.submit(work, *args))
         while len(self._pending) > self._ahead or (self._pending and self._pending[0].done()):
             yield self._pending.popleft().result()
 
     def rest(self) -> Iterator[T]:
-        """Gives what is left, and ends the threads."""
+        """Waits for the results that are left, yields them, and ends the threads.
+
+        Raises:
+            Exception: whatever a `work` raised, in place of its result.
+        """
         while self._pending:
             yield self._pending.popleft().result()
         self._pool.shutdown()
 
 
 def at_end_of_bundle(outputs: Iterable[object]) -> Iterator[object]:
-    """Wraps what `finish_bundle` gives, tagged or not, as Beam asks: in the global window."""
+    """Puts outputs of `finish_bundle`, tagged or not, into the global window, as Beam requires."""
     for output in outputs:
         if isinstance(output, beam.pvalue.TaggedOutput):
             yield beam.pvalue.TaggedOutput(output.tag, _windowed(output.value))

@@ -1,90 +1,99 @@
-"""What a run does for the people in its log, and what its manifest says of it."""
+"""What a run does for the people in the log, and what its manifest says about it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.privacy.forget import Forget
 from unisono.transforms.privacy.noise import NoiseSpec, epsilon_of_releases
 from unisono.transforms.privacy.pseudonyms import Pseudonyms
+from unisono.transforms.store.privacy import ForgetStatement, NoiseStatement, PrivacyStatement, PseudonymsStatement
 
 _COVERS = (
-    "one release, for any two histories of one user: all that this run publishes of a user, but for the id itself and "
-    "that the log has a usable event of it; recommendations are made of the noised vector"
+    "one release, for any two histories of one user: everything that this run publishes about a user, except the user "
+    "id itself and the fact that the log has a usable event of the user; recommendations use the noised vector"
 )
-_NOT_COVERED = "the totals in metrics.json and dead_letters/; what runs without noise, other programs or the log show"
+_NOT_COVERED = (
+    "the totals in metrics.json and dead_letters/; anything shown by runs without noise, by other programs or by the "
+    "log itself"
+)
 _COMPOSITION = (
-    "every run, also one cut short whose files stay, is a release with fresh noise; k of them are Gaussian with "
-    "sqrt(k) times the sensitivity; epsilon_of_releases, at the same delta, is for those this store has published "
-    "one after another, if all had these settings"
+    "every run is a release with fresh noise, also a run that was cut short and whose files were kept; k releases are "
+    "one Gaussian mechanism with sqrt(k) times the sensitivity; epsilon_of_releases holds, at the same delta, for the "
+    "releases that this store has published one after another, if all of them had these settings"
 )
 
 
 @dataclass(frozen=True)
 class People:
-    """What is done for the people in the log; None: nothing of the kind."""
+    """What a run does for the people in the log. None means that this is not done.
+
+    Attributes:
+        pseudonyms: what replaces user ids.
+        forget: whose rows are left out.
+        noise: the noise on published user profiles.
+    """
 
     pseudonyms: Pseudonyms | None = None
     forget: Forget | None = None
     noise: NoiseSpec | None = None
 
-    def statement(self, before: Mapping[str, Any] | None, release: bool) -> dict[str, Any]:
-        """Gives what the manifest says; {} where nothing is done.
+    def statement(self, before: PrivacyStatement | None, release: bool) -> PrivacyStatement:
+        """Returns what the manifest will say, except how many people were left out: the finished run knows that.
 
         Args:
-            before: the published run's statement.
-            release: this run publishes profiles.
+            before: the published run's statement; None means that there is no published run.
+            release: True if this run publishes user profiles.
         """
-        said: dict[str, Any] = {}
-        if self.pseudonyms:
-            said["pseudonyms"] = {"hash": "HMAC-SHA256, 16 bytes, hex", "key_fingerprint": self.pseudonyms.fingerprint}
-        if self.forget:
-            said["forget"] = {"files": [f.path for f in self.forget.files]}
-        releases = ((before or {}).get("noise") or {}).get("releases", 0) + release
-        if self.noise:
-            said["noise"] = {
-                "mechanism": "Gaussian, calibrated after Balle and Wang 2018",
-                "epsilon": self.noise.epsilon,
-                "delta": self.noise.delta,
-                "clip": self.noise.clip,
-                "sensitivity": self.noise.sensitivity,
-                "sigma": self.noise.sigma,
-                "covers": _COVERS,
-                "does_not_cover": _NOT_COVERED,
-                "composition": _COMPOSITION,
-                "releases": releases,
-            }
-            if releases:
-                said["noise"]["epsilon_of_releases"] = epsilon_of_releases(self.noise, releases)
-        return said
+        pseudonyms, forget = self.pseudonyms, self.forget
+        return PrivacyStatement(
+            PseudonymsStatement("HMAC-SHA256, 16 bytes, hex", pseudonyms.fingerprint) if pseudonyms else None,
+            ForgetStatement(tuple(f.path for f in forget.files)) if forget else None,
+            _noise_statement(self.noise, before, release) if self.noise else None,
+        )
 
-    def check_same(self, before: Mapping[str, Any] | None, what: str, remedy: str) -> None:
-        """Refuses to put this run's people beside the published run's, hidden in another way.
+    def check_same(self, before: PrivacyStatement, what: str, remedy: str) -> None:
+        """Refuses a run whose people are hidden in another way than the published people it is combined with.
 
         Args:
             before: the published run's statement.
-            what: of the published run is used.
+            what: the published files that this run uses, such as `users/`.
+            remedy: what a person can do instead, for the error message.
 
         Raises:
-            JobError: other pseudonyms or another noise.
+            JobError: the pseudonyms have another key, or the noise has other settings.
         """
-        mine, theirs = self.statement(None, False), before or {}
-        keys = [(s.get("pseudonyms") or {}).get("key_fingerprint") for s in (mine, theirs)]
+        mine = self.statement(None, False)
+        keys = [s.pseudonyms.key_fingerprint if s.pseudonyms else None for s in (mine, before)]
         if keys[0] != keys[1]:
-            named = ["of the key with fingerprint " + k if k else "of no key" for k in keys]
+            named = ["of the key with fingerprint " + key if key else "of no key" for key in keys]
             raise JobError(
-                f"privacy.pseudonyms: this job's are {named[0]}, the published {what} {named[1]}; "
+                f"privacy.pseudonyms: this job's are {named[0]}, those in the published {what} are {named[1]}; "
                 f"bring the setting and the key back, or {remedy}"
             )
-        noise = [{k: (s.get("noise") or {}).get(k) for k in ("epsilon", "delta", "clip")} for s in (mine, theirs)]
+        noise = [(s.noise.epsilon, s.noise.delta, s.noise.clip) if s.noise else None for s in (mine, before)]
         if noise[0] != noise[1]:
-            named = [", ".join(f"{k} {v:g}" for k, v in n.items()) if n["epsilon"] else "none" for n in noise]
+            named = ["epsilon {:g}, delta {:g}, clip {:g}".format(*n) if n else "none" for n in noise]
             raise JobError(
-                f"privacy.noise: this job has {named[0]}, the published {what} {named[1]}; "
+                f"privacy.noise: this job has {named[0]}, the published {what} have {named[1]}; "
                 f"bring the setting back, or {remedy}"
             )
 
 
+def _noise_statement(noise: NoiseSpec, before: PrivacyStatement | None, release: bool) -> NoiseStatement:
+    earlier = before.noise.releases if before and before.noise else 0
+    releases = earlier + release
+    return NoiseStatement(
+        mechanism="Gaussian, calibrated after Balle and Wang 2018",
+        epsilon=noise.epsilon,
+        delta=noise.delta,
+        clip=noise.clip,
+        sensitivity=noise.sensitivity,
+        sigma=noise.sigma,
+        covers=_COVERS,
+        does_not_cover=_NOT_COVERED,
+        composition=_COMPOSITION,
+        releases=releases,
+        epsilon_of_releases=epsilon_of_releases(noise, releases) if releases else None,
+    )

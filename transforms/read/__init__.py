@@ -1,1 +1,1 @@
-"""Catalogues and interaction logs, read and grouped into shards."""
+"""Reads catalogues and interaction logs and groups them into shards."""

@@ -1,4 +1,4 @@
-"""Reads a catalogue and groups it into shards, one row an item."""
+"""Reads a catalogue and groups its rows into shards; each item has one row."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from unisono.transforms.base.tables import ShardTable, concat_tables, is_id_type
 from unisono.transforms.store.dead_letters import dead_letters_of_rows
 from unisono.transforms.store.parquet import ParquetFile, ReadRowGroups, list_parquet, require_column
 
-JOINER = "\n"  # between text columns: white space to every tokenizer, and no second full stop after a sentence
+# Stands between text columns. Every tokenizer treats it as white space, and it adds no second full stop to a sentence.
+JOINER = "\n"
 STAGE = "catalog"
 
 
@@ -95,7 +96,14 @@ class CatalogSpec:
 
 @dataclass(frozen=True)
 class Catalog:
-    """A catalogue that has been looked at: its files, their rows, the type of its ids."""
+    """A catalogue whose footers have been checked.
+
+    Attributes:
+        spec: where the catalogue is and what its columns hold.
+        files: the catalogue's files, sorted by path.
+        rows: the number of rows of all files.
+        id_type: the type of the item ids.
+    """
 
     spec: CatalogSpec
     files: tuple[ParquetFile, ...]
@@ -125,16 +133,16 @@ def _is_media(dtype: pa.DataType) -> bool:
 
 
 def check_catalog(spec: CatalogSpec) -> Catalog:
-    """Looks at a catalogue's footers before any work.
+    """Checks the footers of a catalogue's files before any work starts.
 
     Raises:
-        JobError: no file matches, a file is no Parquet, a column is missing or of a wrong type, or no rows.
+        JobError: no file matches, a file is not Parquet, a column is missing or has a wrong type, or there is no row.
     """
     found = list_parquet(spec.path, "catalog.path")
     rows = sum(f.num_rows for f in found)
     if rows == 0:
         raise JobError(
-            f"catalog.path: {spec.path} matches {len(found)} files without a single row; point it at the catalogue"
+            f"catalog.path: {spec.path} matches {len(found)} files without a single row; give the catalogue's files"
         )
     id_type = require_column(found, spec.id, "catalog.id", lambda t: is_id_type(_value_type(t)), "strings or integers")
     for column in spec.text_columns:
@@ -151,14 +159,14 @@ def check_catalog(spec: CatalogSpec) -> Catalog:
 
 
 def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Casts a text column to strings; a list of strings becomes one, comma-separated."""
+    """Casts a text column to strings; a list of strings becomes one string, separated by commas."""
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
         return pc.binary_join(_without_nulls(one_chunk(column.cast(pa.list_(pa.string())))), ", ")
     return column.cast(pa.string())
 
 
 def _without_nulls(lists: pa.ListArray) -> pa.ListArray:
-    """Leaves out null elements: one of them would make the whole joined list null."""
+    """Removes null elements from lists: with a null element, the joined string would be null."""
     values, rows = pc.list_flatten(lists), pc.list_parent_indices(lists).to_numpy()
     if not values.null_count:
         return lists
@@ -173,9 +181,15 @@ def _trimmed(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def compose_text(table: pa.Table, text: Sequence[str] | str) -> pa.ChunkedArray | pa.Array:
-    """Makes the text of each row: string [n].
+    """Makes the text of each row.
 
-    Null where every column is null (the modality is missing); nulls beside other text are left out.
+    Args:
+        table: with the text columns.
+        text: the names of columns to join, or a template such as `{title}. {description}`.
+
+    Returns:
+        string [n]. A text is null if all its columns are null: the item lacks the modality. Otherwise, null columns
+        are left out.
     """
     if isinstance(text, str):
         names = columns_of_text(text)
@@ -189,7 +203,7 @@ def compose_text(table: pa.Table, text: Sequence[str] | str) -> pa.ChunkedArray 
     else:
         names = tuple(text)
         joined = _trimmed(table[names[0]])
-        # Pairwise: Arrow 25's join with null_handling="skip" drops the rows in which every part is null.
+        # Two columns at a time: Arrow 25's join with null_handling="skip" drops rows in which all parts are null.
         for part in (_trimmed(table[name]) for name in names[1:]):
             both = pc.binary_join_element_wise(joined, part, JOINER)
             joined = pc.if_else(pc.equal(part, ""), joined, pc.if_else(pc.equal(joined, ""), part, both))
@@ -200,7 +214,7 @@ def compose_text(table: pa.Table, text: Sequence[str] | str) -> pa.ChunkedArray 
 
 
 def _as_media(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Narrows a media column to string, binary or a list of either."""
+    """Casts a media column to strings, bytes, or lists of one of them."""
     dtype = _value_type(column.type)
     listed = pa.types.is_list(dtype) or pa.types.is_large_list(dtype)
     item = _value_type(dtype.value_type) if listed else dtype
@@ -210,15 +224,17 @@ def _as_media(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def read_items(table: pa.Table, catalog: Catalog, first_row: int) -> tuple[pa.Table, pa.Table]:
-    """Gives a row group the columns that the pipeline knows.
+    """Turns a row group into the columns that later steps use.
 
     Args:
         table: the columns `catalog.spec.columns`.
-        catalog: from `check_catalog`.
-        first_row: the place of the first row in the whole catalogue; decides which duplicate stays.
+        catalog: a catalogue from `check_catalog`.
+        first_row: the number of the first row in the whole catalogue; among rows with equal ids, the lowest number
+            stays.
 
     Returns:
-        items: item_id, title, one raw column per modality, row int64; dead letters: rows whose id is null.
+        items: item_id, title, a raw column for each modality, and row (int64); without rows whose id is null.
+        dead letters: a letter for each row whose id is null.
     """
     spec = catalog.spec
     ids = table[spec.id].cast(catalog.id_type)
@@ -239,10 +255,11 @@ def read_items(table: pa.Table, catalog: Catalog, first_row: int) -> tuple[pa.Ta
 
 
 class ReadCatalog(beam.PTransform):
-    """Reads a catalogue, row group by row group, only the columns needed.
+    """Reads the columns of a catalogue that are needed, row group by row group.
 
     Returns:
-        A dict of PCollections: `items` (pa.Table), `dead` (pa.Table), `rows` (int, rows read).
+        A dict of PCollections: `items` (pa.Table of items), `dead` (pa.Table of dead letters), `rows` (int, the number
+        of rows read).
     """
 
     def __init__(self, catalog: Catalog) -> None:
@@ -259,7 +276,7 @@ class ReadCatalog(beam.PTransform):
         return {"items": out.items, "dead": out.dead, "rows": out.rows}
 
 
-# The types choose the coder: pickled, a slice would carry the whole table it was cut from.
+# Beam chooses the coder by these types. Without them it would pickle, and a pickled slice holds its whole table.
 @with_output_types(pa.Table, dead=pa.Table, rows=int)
 class _ReadItemsFn(beam.DoFn):
     def __init__(self, catalog: Catalog) -> None:
@@ -279,9 +296,13 @@ class _ReadItemsFn(beam.DoFn):
 
 
 def merge_shard(tables: Sequence[pa.Table]) -> tuple[pa.Table, pa.Table]:
-    """Makes one shard of its pieces: sorted by id, one row an id.
+    """Joins the pieces of a shard into one table, sorted by id, with one row for each id.
 
-    Of rows with equal ids the first in the catalogue stays; the others become dead letters.
+    Among rows with equal ids, the first row in the catalogue stays; the others become dead letters.
+
+    Returns:
+        items: item_id, title and a raw column for each modality.
+        dead letters: a letter for each row that did not stay.
     """
     table = concat_tables(tables)
     table = table.take(pc.sort_indices(table, [("item_id", "ascending"), ("row", "ascending")]))
@@ -295,10 +316,14 @@ def merge_shard(tables: Sequence[pa.Table]) -> tuple[pa.Table, pa.Table]:
 
 
 class ShardByItem(beam.PTransform):
-    """Groups items into shards by a stable hash of their id; every shard comes out, empty ones too.
+    """Groups items into shards by a stable hash of their ids.
+
+    Args:
+        shards: the number of shards.
+        catalog: the catalogue that the items come from.
 
     Returns:
-        A dict of PCollections: `shards` ((shard, pa.Table)), `dead` (pa.Table).
+        A dict of PCollections: `shards` ((shard, pa.Table), also for empty shards), `dead` (pa.Table of dead letters).
     """
 
     def __init__(self, shards: int, catalog: Catalog) -> None:

@@ -1,8 +1,8 @@
-"""Reads interaction logs and groups them by user: who did what to which item, when, and what it weighs."""
+"""Reads interaction logs: turns their rows into events. An event has a user, an item, a time and a weight."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -16,18 +16,7 @@ from pydantic import BeforeValidator
 from unisono.transforms.base.errors import JobError, Reason
 from unisono.transforms.base.progress import advance
 from unisono.transforms.base.settings import settings
-from unisono.transforms.base.tables import (
-    ShardTable,
-    concat_tables,
-    from_ipc,
-    is_id_type,
-    one_chunk,
-    shard_of,
-    split_by_shard,
-    to_ipc,
-    with_column,
-)
-from unisono.transforms.base.threads import InOrder, at_end_of_bundle
+from unisono.transforms.base.tables import is_id_type, one_chunk, with_column
 from unisono.transforms.privacy.forget import Forget, leave_out
 from unisono.transforms.privacy.pseudonyms import Pseudonyms
 from unisono.transforms.store import dead_letters
@@ -37,10 +26,11 @@ STAGE = "interactions"
 TIME_TYPE = pa.timestamp("us", tz="UTC")
 
 _UNIT_US = {"s": 1_000_000, "ms": 1_000, "us": 1}
-# Years 1971 to 9999. A time of our days read in a unit that is too large lies beyond; in one too small, in 1970: and
-# there is no log of 1970. Typed times are no exception: whoever wrote them may have mistaken the unit.
+# Allowed times: the years 1971 to 9999. If today's times are read in a wrong unit, they fall outside: after 9999 if the
+# unit is too large, and in 1970 if it is too small. Columns of timestamps are checked too: the program that wrote them
+# may have used a wrong unit.
 _FIRST_US, _LAST_US = 31_536_000_000_000, 253_402_300_799_999_999
-_MAX_DETAIL = 500
+_MAX_DETAIL = 500  # characters
 
 
 def _words(value: Any) -> Any:
@@ -88,13 +78,17 @@ class InteractionsSpec:
 
 @dataclass(frozen=True)
 class Interactions:
-    """Logs that have been looked at: their files, their rows, the types of their ids.
+    """Logs whose footers have been checked.
 
     Attributes:
-        user_type: of user ids once they are pseudonyms, if they become that.
-        pseudonyms: what replaces user ids, as they are read; None: nothing.
-        forget: whose rows are left out, as they are read; None: nobody's.
-        latest_us: events after this time, in microseconds since 1970, are dead letters. None means that none are.
+        spec: where the logs are and what their columns hold.
+        files: the logs' files, sorted by path.
+        rows: the number of rows of all files.
+        user_type: the type of the user ids after reading: string if pseudonyms replace them.
+        item_type: the type of the item ids.
+        pseudonyms: what replaces user ids while the logs are read; None means that they are kept.
+        forget: the people whose rows are left out while the logs are read; None means that all rows are kept.
+        latest_us: events after this time, in microseconds since 1970, are dead letters; None means that none are.
     """
 
     spec: InteractionsSpec
@@ -108,23 +102,23 @@ class Interactions:
 
     @property
     def schema(self) -> pa.Schema:
-        """The schema of cleaned events."""
+        """The schema of the events that `ReadInteractions` outputs."""
         return event_schema(self.user_type, self.item_type)
 
     def hiding(self, pseudonyms: Pseudonyms | None, forget: Forget | None) -> Interactions:
-        """The same logs, whose people are read as pseudonyms or not at all."""
+        """Returns the same logs, read with these pseudonyms and without these people."""
         user_type = pa.string() if pseudonyms else self.user_type
         return replace(self, user_type=user_type, pseudonyms=pseudonyms, forget=forget)
 
     def hide_users(self, table: pa.Table) -> pa.Table:
-        """Replaces the user ids of raw rows by their pseudonyms, where there are pseudonyms."""
+        """Replaces the user ids of raw rows by pseudonyms, if the logs are read with pseudonyms."""
         if self.pseudonyms is None:
             return table
         return with_column(table, self.spec.user, self.pseudonyms.of(table[self.spec.user]))
 
 
 def event_schema(user_type: pa.DataType, item_type: pa.DataType) -> pa.Schema:
-    """The schema of cleaned events: user_id, item_id, time (UTC, microseconds), weight."""
+    """Returns the schema of events: user_id, item_id, time (UTC, microseconds), weight (float64)."""
     fields = [("user_id", user_type), ("item_id", item_type), ("time", TIME_TYPE), ("weight", pa.float64())]
     return pa.schema(fields)
 
@@ -133,18 +127,21 @@ def event_schema(user_type: pa.DataType, item_type: pa.DataType) -> pa.Schema:
 
 
 def check_interactions(spec: InteractionsSpec, latest_us: int | None = None) -> Interactions:
-    """Looks at the logs' footers and at the weights before any work.
+    """Checks the footers of the logs before any work starts.
+
+    Args:
+        spec: where the logs are and what their columns hold.
+        latest_us: see `Interactions`.
 
     Raises:
-        JobError: no file matches, a file is no Parquet, a column is missing or of a wrong type, no rows, or
-            weights and event column do not go together.
+        JobError: no file matches, a file is not Parquet, a column is missing or has a wrong type, or there is no row.
     """
     files = list_parquet(spec.path, "interactions.path")
     rows = sum(f.num_rows for f in files)
     if rows == 0:
         raise JobError(
             f"interactions.path: {spec.path} matches {len(files)} files without a single row; "
-            "point it at the logs"
+            "give the logs' files"
         )
     user_type = require_column(files, spec.user, "interactions.user", is_id_type, "strings or integers")
     item_type = require_column(files, spec.item, "interactions.item", is_id_type, "strings or integers")
@@ -156,7 +153,7 @@ def check_interactions(spec: InteractionsSpec, latest_us: int | None = None) -> 
             spec.time,
             "interactions.time",
             lambda t: pa.types.is_timestamp(t) or pa.types.is_date(t),
-            "timestamps or dates, or integers since 1970 once interactions.time_unit says s, ms or us",
+            "timestamps or dates; also integers since 1970, if interactions.time_unit is s, ms or us",
         )
     else:
         require_column(
@@ -164,7 +161,7 @@ def check_interactions(spec: InteractionsSpec, latest_us: int | None = None) -> 
             spec.time,
             "interactions.time",
             pa.types.is_integer,
-            f"integers, for interactions.time_unit is {spec.time_unit}; leave it out for timestamps or dates",
+            f"integers, because interactions.time_unit is {spec.time_unit}; leave it out for timestamps or dates",
         )
     return Interactions(spec, tuple(files), rows, user_type, item_type, latest_us=latest_us)
 
@@ -175,14 +172,16 @@ def check_interactions(spec: InteractionsSpec, latest_us: int | None = None) -> 
 def clean_interactions(
     table: pa.Table, spec: InteractionsSpec, latest_us: int | None = None
 ) -> tuple[pa.Table, pa.Table]:
-    """Gives raw events the columns that profiles are made of, and sets aside those that cannot be used.
+    """Turns raw rows of a log into events, and rows that cannot be used into dead letters.
 
     Args:
         table: the columns `spec.columns`, as in the logs.
+        spec: what the columns hold.
 
     Returns:
-        events: user_id, item_id, time timestamp[us, UTC], weight float64, in the order of the log;
-        dead letters: one for each event left out (its first fault in the order user, item, time, event).
+        events: user_id, item_id, time timestamp[us, UTC], weight float64, in the order of the log.
+        dead letters: a letter for each row that cannot be used, with its first fault in the order user, item, time,
+            event.
     """
     users, items = _plain(table[spec.user]), _plain(table[spec.item])
     time_us, in_range = _time_us(_plain(table[spec.time]), spec.time_unit)
@@ -211,28 +210,36 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _time_us(column: pa.ChunkedArray, unit: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Gives times as int64 microseconds since 1970, and bool: null or in range (where not, the time is 0)."""
+    """Converts times to microseconds since 1970.
+
+    Args:
+        column: timestamps, dates or integers, [n].
+        unit: the unit of integers.
+
+    Returns:
+        int64 [n], 0 where the time is null or out of range; bool [n], False where the time is out of range.
+    """
     if pa.types.is_date32(column.type):
         column, factor = column.cast(pa.int32()), 86_400_000_000
     elif pa.types.is_date64(column.type):
         column, factor = column.cast(pa.int64()), 1_000
     elif pa.types.is_timestamp(column.type):
         factor = {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": 0}[column.type.unit]
-        column = column.cast(pa.int64())  # of a time with a zone: the instant, in UTC
+        column = column.cast(pa.int64())  # For a time with a zone, this is the same instant in UTC.
     else:
         factor = _UNIT_US[unit or "us"]
-        if column.type == pa.uint64():  # what int64 cannot hold is out of range in any unit
+        if column.type == pa.uint64():  # A number that int64 cannot hold is out of range in every unit.
             column = pc.min_element_wise(column, pa.scalar(2**63 - 1, pa.uint64()), skip_nulls=False)
     raw = column.cast(pa.int64()).fill_null(0).to_numpy()
     present = column.is_valid().to_numpy()
     if factor == 0:
-        raw, factor = raw // 1_000, 1  # nanoseconds in int64 end in 2262
+        raw, factor = raw // 1_000, 1  # In nanoseconds, int64 ends in 2262; the upper limit does not fit.
     in_range = (raw >= -(-_FIRST_US // factor)) & (raw <= _LAST_US // factor)
     return np.where(in_range, raw, 0) * factor, in_range | ~present
 
 
 def _weigh(table: pa.Table, spec: InteractionsSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Gives each event its weight, float64 [n], and says whether its type has one, bool [n]."""
+    """Returns the weight of each event, float64 [n], and whether the event's type has a weight, bool [n]."""
     if spec.event is None:
         return np.ones(table.num_rows), np.ones(table.num_rows, bool)
     weights = spec.weights or {}
@@ -244,7 +251,14 @@ def _weigh(table: pa.Table, spec: InteractionsSpec) -> tuple[np.ndarray, np.ndar
 
 
 def _letters(table: pa.Table, spec: InteractionsSpec, fault: np.ndarray, reasons: list[Reason]) -> pa.Table:
-    """Lays out a dead letter for each row whose `fault` is the index of a reason, not −1."""
+    """Makes dead letters of rows.
+
+    Args:
+        table: raw rows, [n].
+        spec: what the columns hold.
+        fault: int64 [n], the index of the row's reason; −1 means that the row has no fault.
+        reasons: the reasons.
+    """
     bad = table.select(spec.columns).filter(pa.array(fault >= 0))
 
     def text(column: str | None) -> pa.ChunkedArray:
@@ -253,7 +267,7 @@ def _letters(table: pa.Table, spec: InteractionsSpec, fault: np.ndarray, reasons
         values = _plain(bad[column])
         try:
             return values.cast(pa.string()).fill_null("null")
-        except pa.ArrowInvalid:  # a timestamp that no calendar shows
+        except pa.ArrowInvalid:  # a timestamp that is in no calendar
             return values.cast(pa.int64()).cast(pa.string()).fill_null("null")
 
     fields = [("user=", spec.user), (" time=", spec.time), (" event=", spec.event)]
@@ -270,16 +284,19 @@ def _letters(table: pa.Table, spec: InteractionsSpec, fault: np.ndarray, reasons
     return pa.table(columns, schema=dead_letters.SCHEMA)
 
 
-# --- transforms --------------------------------------------------------------------------------------------
+# --- Beam --------------------------------------------------------------------------------------------------
 
 
 class ReadInteractions(beam.PTransform):
-    """Reads logs, row group by row group, only the columns needed.
+    """Reads the columns of logs that are needed, row group by row group.
 
     Returns:
-        A dict of PCollections: `events` (pa.Table, as `clean_interactions` gives), `dead` (pa.Table),
-        `rows` (int, rows read), `users_of_dead` (pa.Table of user_id: whose events became dead letters), `found`
-        (pa.Table: whose rows were left out, as `unisono.transforms.privacy.forget` gives).
+        A dict of PCollections:
+            `events`: pa.Table of events, see `clean_interactions`.
+            `dead`: pa.Table of dead letters.
+            `rows`: int, the number of rows read.
+            `users_of_dead`: pa.Table of user_id, the users who have dead letters and no event in the same row group.
+            `found`: pa.Table of user_id, the people whose rows were left out, see `unisono.transforms.privacy.forget`.
     """
 
     def __init__(self, interactions: Interactions) -> None:
@@ -297,7 +314,7 @@ class ReadInteractions(beam.PTransform):
         return {"events": out.events} | {name: out[name] for name in others}
 
 
-# The types of the outputs choose their coder: pickled, a slice would carry the whole table it was cut from.
+# Beam chooses the coder by these types. Without them it would pickle, and a pickled slice holds its whole table.
 @with_output_types(pa.Table, dead=pa.Table, rows=int, users_of_dead=pa.Table, found=pa.Table)
 class _CleanFn(beam.DoFn):
     def __init__(self, interactions: Interactions) -> None:
@@ -310,7 +327,7 @@ class _CleanFn(beam.DoFn):
     def process(self, element: tuple[int, int, pa.Table]) -> Iterable[object]:
         _, _, raw = element
         at = self._interactions
-        table = at.hide_users(raw)  # before all else: a dead letter names its user
+        table = at.hide_users(raw)  # This comes first, because dead letters contain the user id.
         if self._gone is not None:
             table, found = leave_out(table, at.spec.user, self._gone)
             if found.num_rows:
@@ -321,106 +338,11 @@ class _CleanFn(beam.DoFn):
             yield beam.pvalue.TaggedOutput("dead", dead)
             yield beam.pvalue.TaggedOutput("users_of_dead", _users_without(table, events, at))
         advance("interactions", done=raw.num_rows, dead=dead.num_rows)
-        yield events.cast(at.schema)  # files may differ in the width of their ids
+        yield events.cast(at.schema)  # The ids of two files may differ in width.
 
 
 def _users_without(table: pa.Table, events: pa.Table, at: Interactions) -> pa.Table:
-    """The users of raw rows who have none among the events: user_id, each once."""
+    """Returns the users of raw rows who have no event among `events`: user_id, each user once."""
     everybody = pc.unique(one_chunk(_plain(table[at.spec.user])).drop_null().cast(at.user_type))
     known = pc.unique(one_chunk(events["user_id"]).cast(at.user_type))
     return pa.table({"user_id": everybody.filter(pc.invert(pc.is_in(everybody, value_set=known)))})
-
-
-class ShardByUser(beam.PTransform):
-    """Groups events into shards by a stable hash of their user; every shard comes out, empty ones too.
-
-    Takes the `events` of `ReadInteractions` (a table at least), gives `(shard, pa.Table)`. Rows of a shard lie as
-    they arrived, which differs from run to run: what follows must not depend on it.
-    """
-
-    def __init__(self, shards: int, interactions: Interactions) -> None:
-        super().__init__()
-        self._shards = shards
-        self._empty = interactions.schema.empty_table()
-
-    def expand(self, events: beam.PCollection) -> beam.PCollection:
-        return (
-            events
-            | "Split" >> beam.ParDo(_SplitFn(self._shards, self._empty))
-            | "Group" >> beam.GroupByKey()
-            | "Merge" >> beam.ParDo(_MergeFn())
-        )
-
-
-class GroupUsersOfDead(beam.PTransform):
-    """Gathers `users_of_dead` of `ReadInteractions` into one element `(shard, pa.Table)` a shard, each user once."""
-
-    def __init__(self, shards: int) -> None:
-        super().__init__()
-        self._shards = shards
-
-    def expand(self, users: beam.PCollection) -> beam.PCollection:
-        shards = self._shards
-        return (
-            users
-            | "Split" >> beam.FlatMap(
-                lambda t: split_by_shard(t, shard_of(t["user_id"], shards))
-            ).with_output_types(ShardTable)
-            | "Group" >> beam.GroupByKey()
-            | "Distinct" >> beam.MapTuple(_distinct_users).with_output_types(ShardTable)
-        )
-
-
-def _distinct_users(shard: int, tables: Iterable[pa.Table]) -> ShardTable:
-    return shard, concat_tables(list(tables)).group_by("user_id").aggregate([])
-
-
-@with_output_types(tuple[int, bytes])
-class _SplitFn(beam.DoFn):
-    """Splits tables by shard; of the first of a bundle also the shards that none of its rows is in.
-
-    The pieces are packed here, and unpacked in `_MergeFn`, on threads: a coder would do it on the worker's one.
-
-    So every shard comes out, for there is a table at least, and a bundle that fails is done again whole. Flattening
-    events with a list of shards would do the same, and send every event through one more stage.
-    """
-
-    def __init__(self, shards: int, empty: pa.Table) -> None:
-        self._shards, self._empty = shards, empty
-
-    def start_bundle(self) -> None:
-        self._first = True
-        self._ahead: InOrder[list[tuple[int, bytes]]] = InOrder()
-
-    def process(self, table: pa.Table) -> Iterable[tuple[int, bytes]]:
-        for pieces in self._ahead.put(self._split, table, self._first):
-            yield from pieces
-        self._first = False
-
-    def finish_bundle(self) -> Iterable[object]:
-        yield from at_end_of_bundle(piece for pieces in self._ahead.rest() for piece in pieces)
-
-    def _split(self, table: pa.Table, every: bool) -> list[tuple[int, bytes]]:
-        pieces = split_by_shard(table, shard_of(table["user_id"], self._shards))
-        packed = [(shard, to_ipc(piece)) for shard, piece in pieces]
-        missing = set(range(self._shards)) - {shard for shard, _ in packed} if every else set()
-        return [*packed, *((shard, to_ipc(self._empty)) for shard in sorted(missing))]
-
-
-@with_output_types(ShardTable)
-class _MergeFn(beam.DoFn):
-    """Unpacks and joins the pieces of a shard."""
-
-    def start_bundle(self) -> None:
-        self._ahead: InOrder[ShardTable] = InOrder()
-
-    def process(self, element: tuple[int, Iterable[bytes]]) -> Iterable[ShardTable]:
-        shard, pieces = element
-        yield from self._ahead.put(_merge_shard, shard, list(pieces))
-
-    def finish_bundle(self) -> Iterable[object]:
-        yield from at_end_of_bundle(self._ahead.rest())
-
-
-def _merge_shard(shard: int, pieces: Sequence[bytes]) -> ShardTable:
-    return shard, concat_tables([from_ipc(piece) for piece in pieces])

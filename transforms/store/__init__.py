@@ -1,1 +1,1 @@
-"""What a run writes and reads back: shards, manifests, dead letters, small vectors, the publish."""
+"""Writes and reads the files of runs: shards, manifests, dead letters, small vectors; and publishes runs."""

@@ -1,4 +1,4 @@
-"""Inputs that could not be used, as tables: kept, counted, and never a reason to stop."""
+"""Dead letters as tables: inputs that could not be used. They are kept and counted, and the run goes on."""
 
 from __future__ import annotations
 
@@ -22,11 +22,20 @@ SCHEMA = pa.schema(
     ]
 )
 
-_MAX_DETAIL = 500  # a decoder's message can hold a whole file
+_MAX_DETAIL = 500  # characters; a decoder's message can contain a whole file
 
 
 class DeadLetter(NamedTuple):
-    """One input set aside. `item_id` is its text form whatever the catalogue's id type."""
+    """One input that could not be used.
+
+    Attributes:
+        item_id: the item's id as text, also if the catalogue's ids are integers; None if there is no item or no id.
+        modality: the modality that the item loses; None if the letter is not about a modality.
+        stage: the stage that could not use the input.
+        reason: why the input could not be used.
+        detail: more about the reason, for a person.
+        uri: where the input was fetched from; None if it was not fetched.
+    """
 
     item_id: str | None
     modality: str | None
@@ -37,7 +46,8 @@ class DeadLetter(NamedTuple):
 
 
 def dead_letter_table(letters: Iterable[DeadLetter]) -> pa.Table:
-    """Lays dead letters out as a table of `SCHEMA`. Rows are looped over: letters are few."""
+    """Makes a table of `SCHEMA`: details become one line and are cut to 500 characters."""
+    # A loop over rows is fast enough, because a run has few dead letters.
     rows = ((*lt[:4], lt.detail[:_MAX_DETAIL].replace("\n", " "), lt.uri) for lt in letters)
     columns = list(zip(*rows, strict=True))
     if not columns:
@@ -53,7 +63,19 @@ def dead_letters_of_rows(
     detail: str = "",
     modality: str | None = None,
 ) -> pa.Table:
-    """Gives a dead letter to every row of `item_ids` where `mask` (bool [n]) holds, without a loop."""
+    """Makes dead letters for many rows at once.
+
+    Args:
+        item_ids: strings or integers, [n].
+        mask: bool [n], True for the rows that get a dead letter.
+        stage: the stage that could not use the rows.
+        reason: why the rows could not be used.
+        detail: more about the reason, the same for all rows.
+        modality: the modality that the items lose, the same for all rows; None if the letters are not about a modality.
+
+    Returns:
+        A table of `SCHEMA`, in the order of the rows.
+    """
     ids = item_ids.filter(pa.array(mask)).cast(pa.string())
     n = len(ids)
     same = {"modality": modality, "stage": stage, "reason": str(reason), "detail": detail, "uri": None}
@@ -62,7 +84,7 @@ def dead_letters_of_rows(
 
 
 def count_by(table: pa.Table) -> dict[tuple[str, str, str], int]:
-    """Counts letters by (stage, modality or "", reason)."""
+    """Counts dead letters by (stage, modality, reason); no modality is an empty string."""
     grouped = table.group_by(["stage", "modality", "reason"]).aggregate([([], "count_all")])
     return {
         (r["stage"], r["modality"] or "", r["reason"]): r["count_all"] for r in grouped.to_pylist()
@@ -70,5 +92,5 @@ def count_by(table: pa.Table) -> dict[tuple[str, str, str], int]:
 
 
 def sort_letters(table: pa.Table) -> pa.Table:
-    """Sorts letters by every column, so that equal inputs give equal files."""
+    """Sorts dead letters by all columns, because equal inputs must give equal files."""
     return table.take(pc.sort_indices(table, [(name, "ascending") for name in SCHEMA.names]))

@@ -1,4 +1,4 @@
-"""Item vectors as one memory-mapped matrix a machine, with an exact index from ids to its rows."""
+"""All item vectors as one memory-mapped matrix on each machine, with an exact index from ids to rows."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from unisono.transforms.store.parquet import (
 )
 from unisono.transforms.store.small_vectors import read_vectors
 
-_FORMAT = 2  # of what lies in the cache; part of its key
-_KEPT_ON_DISK = 8  # matrices left in the cache, the newest used: of a run, its vectors and each modality's
+_FORMAT = 2  # version of the format of the files in the cache
+_KEPT_ON_DISK = 8  # The most recently used matrices stay in the cache. A run has one, and one for each modality.
 _KEPT_IN_PROCESS = 8
 _VECTOR_TYPES = (pa.float32(), pa.float16(), pa.int8())
-_KEY = "items"  # what messages call the files
-_MODALITY_VECTOR = "_vector"  # ends the name of a column that may hold nulls
+_KEY = "items"  # the name of the files in error messages
+_MODALITY_VECTOR = "_vector"  # suffix of a column of vectors that may hold nulls, after the modality
 _DISK_ERRORS = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 )
 
 
 class HasPath(Protocol):
-    """A file of a run, such as `store.FileRecord`."""
+    """A file of a run, such as `FileRecord`."""
 
     @property
     def path(self) -> str: ...
@@ -53,21 +53,21 @@ class HasPath(Protocol):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ItemMatrix:
-    """Vectors of all items, shared by the processes of a machine through the page cache.
+    """The vectors of all items. The processes of a machine share them through the operating system's page cache.
 
-    Rows lie in the order of the files, sorted by path.
+    The rows are in the order of the files, which are sorted by path.
 
     Attributes:
         vectors: float32 [n, dim], memory-mapped, read-only.
-        ranks: int64 [n]: place of each row in an order of the items that depends on their ids alone.
-        id_type: type of the items' ids.
+        ranks: int64 [n], the position of each row in an order of the items that depends only on their ids.
+        id_type: the type of the items' ids.
     """
 
     vectors: np.memmap
     ranks: np.ndarray
     id_type: pa.DataType
-    _ids: pa.Array  # by row, over memory-mapped buffers
-    _hashes: np.ndarray  # uint64 [n], ascending
+    _ids: pa.Array  # [n], the id of each row, memory-mapped
+    _hashes: np.ndarray  # uint64 [n], the hashes of the ids, ascending
     _rows: np.ndarray  # int64 [n], the row of each hash
 
     def __len__(self) -> int:
@@ -75,7 +75,7 @@ class ItemMatrix:
 
     @property
     def dim(self) -> int:
-        """Length of an item vector."""
+        """The number of axes of a vector."""
         return int(self.vectors.shape[1])
 
     @classmethod
@@ -87,28 +87,30 @@ class ItemMatrix:
         id_column: str = "item_id",
         vector_column: str = "vector",
     ) -> ItemMatrix:
-        """Opens the matrix of a list of Parquet files, and builds it first if no process of this machine has.
+        """Opens the matrix of a list of Parquet files. The first process on a machine that asks for it builds it.
 
-        Files are read a row group at a time; what grows with the catalogue in memory is the sort of the ids'
-        hashes (24 bytes an item), during the build.
-
-        A null in a modality's column (`<m>_vector`) is a row of zeros, which no unit vector is.
+        Building reads one row group at a time. Only the sort of the ids' hashes needs memory for all items, 24 bytes
+        for each. A null vector in a modality's column (`<m>_vector`) becomes a row of zeros.
 
         Args:
-            files: paths, or records with a `path` (and a `sha256`, which spares a look at the file).
-            root: what relative paths are joined to.
-            cache_dir: where matrices lie, 4 · n · dim bytes each; None: under the temporary directory.
+            files: paths, or records with a `path`. If a record has a `sha256`, the file's size and time are not read.
+            root: the directory or gs:// prefix that relative paths start from.
+            cache_dir: the directory of the matrices, 4 · n · dim bytes each; None means a directory under the
+                temporary directory.
+            id_column: the column of ids, strings or integers.
+            vector_column: the column of vectors.
 
         Raises:
-            JobError: a file is missing or unreadable, a column is missing or of another type, a vector or id
-                is null, dimensions differ, or the cache cannot be written.
+            JobError: there is no file, a file is missing or unreadable, a column is missing or has a wrong type, an id
+                is null, a vector in another column than `<m>_vector` is null, the vectors have different lengths, or
+                the cache cannot be written.
         """
         sources = _Sources.of(files, root, id_column, vector_column)
         cache = Path(cache_dir) if cache_dir else _default_cache_dir()
         place = cache / sources.key()
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            # One lock for the directory, held to build, to open and to prune: none can cross another.
+            # One lock for the directory: no process may build or prune while another one builds, opens or prunes.
             with FileLock(cache / ".lock"):
                 if not (place / "meta.json").exists():
                     _build(sources, cache, place)
@@ -124,21 +126,27 @@ class ItemMatrix:
         return matrix
 
     def ids(self, rows: np.ndarray) -> pa.Array:
-        """Gives the ids of rows, in the items' own type."""
+        """Returns the ids of rows, int64 [m], in the type of the items' ids."""
         return self._ids.take(pa.array(rows, pa.int64())).cast(self.id_type)
 
     def lookup(self, ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
-        """Finds the row of each id: int64 [len(ids)], −1 where the item is unknown or the id null.
+        """Finds the row of each id.
+
+        Args:
+            ids: strings or integers, [m], with nulls or without.
+
+        Returns:
+            int64 [m]; −1 where the item is unknown or the id is null.
 
         Raises:
-            JobError: `ids` are strings and the items' are integers, or the other way round.
+            JobError: `ids` are strings and the items' ids are integers, or the other way round.
         """
         if not same_id_kind(plain_type(ids.type), self.id_type):
             raise JobError(
-                f"interactions.item: ids are {plain_type(ids.type)}, those of the items {self.id_type}; "
+                f"interactions.item: ids are {plain_type(ids.type)}, but the items' ids are {self.id_type}; "
                 "write both columns as strings or both as integers"
             )
-        # Events name few items many times: only distinct ids are hashed and compared.
+        # A log names each item in many events, so only distinct ids are hashed and compared.
         if pa.types.is_dictionary(ids.type):
             encoded = one_chunk(ids.unify_dictionaries() if isinstance(ids, pa.ChunkedArray) else ids)
         else:
@@ -148,16 +156,16 @@ class ItemMatrix:
         return np.append(rows, -1)[codes]
 
     def _lookup_distinct(self, ids: pa.Array) -> np.ndarray:
-        """Searches by hash, then compares the ids themselves, so that a collision misleads nobody."""
+        """Finds rows by hash, and then compares the ids, because two ids can have the same hash."""
         found = np.full(len(ids), -1, np.int64)
         if len(self) == 0 or len(ids) == 0:
             return found
         wanted = hash_ids(ids)
-        ascending = np.argsort(wanted)  # in order, the search finds what it needs in cache: six times as fast
+        ascending = np.argsort(wanted)  # A search for ascending hashes uses the processor's cache: six times as fast.
         place = np.empty(len(ids), np.int64)
         place[ascending] = np.searchsorted(self._hashes, wanted[ascending])
         open_ = np.arange(len(ids))
-        while len(open_):  # one pass, and one more for as long as hashes collide
+        while len(open_):  # Ids with equal hashes lie side by side: compare the first ones, then the next ones.
             inside = place[open_] < len(self)
             open_ = open_[inside]
             open_ = open_[self._hashes[place[open_]] == wanted[open_]]
@@ -170,12 +178,12 @@ class ItemMatrix:
 
 
 def _equal(a: pa.Array, b: pa.Array) -> np.ndarray:
-    if pa.types.is_integer(a.type):  # Arrow compares mixed signs by value only within int64
+    if pa.types.is_integer(a.type):  # Arrow compares signed and unsigned integers by value only within int64.
         return (a.to_numpy() == b.to_numpy()) & ((a.to_numpy() < 0) == (b.to_numpy() < 0))
     return pc.equal(a, b.cast(a.type)).to_numpy(zero_copy_only=False)
 
 
-# --- one for each process ----------------------------------------------------------------------------------
+# --- one matrix in each process ----------------------------------------------------------------------------
 
 _opened: dict[tuple[str, str], ItemMatrix] = {}
 _lock = threading.Lock()
@@ -184,9 +192,18 @@ _lock = threading.Lock()
 def per_process(
     files: Sequence[str | HasPath], root: str = "", cache_dir: str | None = None, vector_column: str = "vector"
 ) -> ItemMatrix:
-    """Gives the process its one `ItemMatrix` of these files and column, opened at the first call.
+    """Returns this process's `ItemMatrix` of these files and this column, and opens it at the first call.
 
-    Not by `beam.utils.shared.Shared`, of which every fused stage would evict the other's.
+    `beam.utils.shared.Shared` does not fit: it keeps one object, and the stages of a process would evict each other's.
+
+    Args:
+        files: see `ItemMatrix.open`.
+        root: see `ItemMatrix.open`.
+        cache_dir: see `ItemMatrix.open`.
+        vector_column: see `ItemMatrix.open`.
+
+    Raises:
+        JobError: see `ItemMatrix.open`.
     """
     key = (_Sources.of(files, root, "item_id", vector_column).key(), cache_dir or "")
     with _lock:
@@ -200,9 +217,20 @@ def per_process(
 def modality_vectors(
     files: Sequence[str | HasPath], modality: str, root: str = "", cache_dir: str | None = None
 ) -> np.ndarray:
-    """Gives the process the items' vectors of one modality: float32 [n, dim], zero rows where missing.
+    """Returns the items' vectors of one modality.
 
-    All rows are zero, and take no room, where the items have no column of it: a modality that could not be fitted.
+    Args:
+        files: see `ItemMatrix.open`.
+        modality: such as `image`.
+        root: see `ItemMatrix.open`.
+        cache_dir: see `ItemMatrix.open`.
+
+    Returns:
+        float32 [n, dim]; a row is zero where the item lacks the modality. If the items have no column of the modality,
+        because it could not be fitted, all rows are zero and take no memory.
+
+    Raises:
+        JobError: see `ItemMatrix.open`.
     """
     column = modality + _MODALITY_VECTOR
     if column in first_schema(files, root).names:
@@ -211,18 +239,30 @@ def modality_vectors(
 
 
 def first_schema(files: Sequence[str | HasPath], root: str = "") -> pa.Schema:
-    """Reads the schema, metadata too, in the footer of the first file of a list."""
+    """Reads the schema, with its metadata, from the footer of the file whose path comes first.
+
+    Args:
+        files: paths, or records with a `path`.
+        root: the directory or gs:// prefix that relative paths start from.
+    """
     path = min(f if isinstance(f, str) else f.path for f in files)
     with open_parquet(path if not root or "://" in path or path.startswith("/") else join(root, path)) as f:
         return f.schema_arrow
 
 
-# --- what it is made of ------------------------------------------------------------------------------------
+# --- building and opening ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Sources:
-    """The files of a matrix, sorted by path, each with what tells its content from another's."""
+    """The input of a matrix.
+
+    Attributes:
+        files: path and mark of each file, sorted by path. The mark changes when the file's content changes: it is the
+            hash of the content, or else the size and time of the file.
+        id_column: the column of ids.
+        vector_column: the column of vectors.
+    """
 
     files: tuple[tuple[str, str], ...]
     id_column: str
@@ -232,22 +272,22 @@ class _Sources:
     def of(cls, files: Sequence[str | HasPath], root: str, id_column: str, vector_column: str) -> _Sources:
         if not files:
             raise JobError(f"{_KEY}: no files to read item vectors from; run `unisono embed` first")
-        pairs: list[tuple[str, str]] = []
+        marked: list[tuple[str, str]] = []
         unmarked: list[str] = []
         for f in files:
             path = f if isinstance(f, str) else f.path
             path = path if not root or "://" in path or path.startswith("/") else join(root, path)
             sha256 = "" if isinstance(f, str) else getattr(f, "sha256", "")
             if sha256:
-                pairs.append((path, sha256))
+                marked.append((path, sha256))
             else:
                 unmarked.append(path)
         for path, match in zip(unmarked, FileSystems.match(unmarked) if unmarked else [], strict=True):
             if not match.metadata_list:
-                raise JobError(f"{_KEY}: {path} is not there; run `unisono embed` again")
+                raise JobError(f"{_KEY}: {path} does not exist; run `unisono embed` again")
             m = match.metadata_list[0]
-            pairs.append((path, f"{m.size_in_bytes} {m.last_updated_in_seconds}"))
-        return cls(tuple(sorted(pairs)), id_column, vector_column)
+            marked.append((path, f"{m.size_in_bytes} {m.last_updated_in_seconds}"))
+        return cls(tuple(sorted(marked)), id_column, vector_column)
 
     def key(self) -> str:
         body = json.dumps([_FORMAT, self.files, self.id_column, self.vector_column])
@@ -259,24 +299,24 @@ def _default_cache_dir() -> Path:
 
 
 def _prune(cache: Path, keep: Path) -> None:
-    """Removes all but the newest matrices. Who has one open keeps it: its pages live on without a name."""
+    """Removes all matrices except the most recently used. A process that has one open can go on using it."""
     found = sorted((p for p in cache.iterdir() if p.is_dir() and p != keep), key=lambda p: -p.stat().st_mtime)
     for old in found[_KEPT_ON_DISK - 1 :]:
         shutil.rmtree(old, ignore_errors=True)
 
 
 def _build(sources: _Sources, cache: Path, place: Path) -> None:
-    """Writes vectors, ids and index beside their place, then renames the directory."""
+    """Writes vectors, ids and index to a temporary directory, and then renames it."""
     found = list_parquet([path for path, _ in sources.files], _KEY)
     id_key = f"{_KEY}.{sources.id_column}"
     id_type = require_column(found, sources.id_column, id_key, is_id_type, "strings or integers")
     dim = _dimension(found, sources.vector_column)
-    for stale in cache.glob("*.tmp"):  # whoever left it is gone, or this process would not hold the lock
+    for stale in cache.glob("*.tmp"):  # Its process has ended, because this process holds the lock.
         shutil.rmtree(stale, ignore_errors=True)
     beside = place.with_suffix(".tmp")
     beside.mkdir()
     hashes = _write_columns(found, sources, id_type, dim, beside)
-    rows = np.argsort(hashes, kind="stable")  # int64; stable: of equal hashes the first row comes first
+    rows = np.argsort(hashes, kind="stable")  # int64; among equal hashes the first row comes first
     np.save(beside / "hashes.npy", hashes[rows])
     np.save(beside / "rows.npy", rows)
     ranks = np.empty_like(rows)
@@ -289,7 +329,7 @@ def _build(sources: _Sources, cache: Path, place: Path) -> None:
 
 def _dimension(files: Sequence[ParquetFile], column: str) -> int:
     key = f"{_KEY}.{column}"
-    # The store keeps some vectors as lists whose length the field's metadata tells: see them as they are read.
+    # Some files hold vectors as lists, with the length in the field's metadata. Check the types after unpacking.
     seen = [replace(f, schema=unpack_vectors(f.schema.empty_table()).schema) for f in files]
     require_column(
         seen,
@@ -300,7 +340,7 @@ def _dimension(files: Sequence[ParquetFile], column: str) -> int:
     )
     dims = {f.schema.field(column).type.list_size: f.path for f in seen}
     if len(dims) > 1:
-        raise JobError(f"{key}: vectors of different lengths, {dims}; read the items of one run")
+        raise JobError(f"{key}: vectors of different lengths in two files, {dims}; read the items of one run")
     return int(next(iter(dims)))
 
 
@@ -314,7 +354,7 @@ def _row_tables(files: Sequence[ParquetFile], columns: Sequence[str]) -> Iterato
 def _write_columns(
     files: Sequence[ParquetFile], sources: _Sources, id_type: pa.DataType, dim: int, to: Path
 ) -> np.ndarray:
-    """Streams vectors and ids to plain files; returns the hashes of the ids, uint64 [n]."""
+    """Writes vectors and ids to plain files, row group by row group; returns the hashes of the ids, uint64 [n]."""
     n = sum(f.num_rows for f in files)
     integer = pa.types.is_integer(id_type)
     hashes = np.empty(n, np.uint64)
@@ -357,7 +397,7 @@ def _open(cls: type[ItemMatrix], place: Path) -> ItemMatrix:
     n = meta["rows"]
 
     def buffer(name: str) -> pa.Buffer:
-        if (place / name).stat().st_size == 0:  # which cannot be mapped
+        if (place / name).stat().st_size == 0:  # An empty file cannot be mapped.
             return pa.py_buffer(b"")
         with pa.memory_map(str(place / name)) as f:
             return f.read_buffer()

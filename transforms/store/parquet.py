@@ -1,4 +1,4 @@
-"""Parquet files as they lie: footers before any work, then row groups, spread over the workers."""
+"""Reads Parquet files: all footers before any work starts, and then row groups, spread over the workers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from unisono.transforms.base.files import is_remote
 RowGroupTable = tuple[int, int, pa.Table]
 
 _FOOTER_THREADS = 16
-_MAX_TABLE_BYTES = 256 * 2**20  # uncompressed; a larger row group comes out in several tables
+_MAX_TABLE_BYTES = 256 * 2**20  # uncompressed; a larger row group is read as several tables
 _MAX_TABLE_ROWS = 2**20
 
 
@@ -28,10 +28,11 @@ class ParquetFile:
     """One input file, as its footer describes it.
 
     Attributes:
-        ordinal: its place among the files of the job, sorted by path.
+        ordinal: the file's number among the job's files, which are sorted by path.
         path: absolute or gs://.
-        size: bytes as stored.
-        row_groups: rows of each row group.
+        size: bytes of the file.
+        row_groups: the number of rows of each row group.
+        schema: the file's Arrow schema.
     """
 
     ordinal: int
@@ -42,20 +43,21 @@ class ParquetFile:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the file."""
+        """The number of rows of the file."""
         return sum(self.row_groups)
 
 
 @contextmanager
 def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
-    """Opens a Parquet file by Beam's file systems.
+    """Opens a Parquet file through Beam's file systems.
 
     Raises:
-        OSError, pa.ArrowException: it cannot be opened, or its footer is not Parquet.
+        OSError: the file cannot be opened or read.
+        pa.ArrowException: the file's footer is not Parquet.
     """
-    # Uncompressed: the default would unpack a file by the look of its name.
+    # By default, Beam decompresses a file whose name looks compressed.
     with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as f:
-        # Pre-buffering merges the small reads of neighbouring columns, each a request on object storage.
+        # Pre-buffering merges the small reads of neighbouring columns: in an object store, each read is a request.
         yield pq.ParquetFile(pa.PythonFile(f, mode="r"), pre_buffer=is_remote(path))
 
 
@@ -67,14 +69,14 @@ def _one_line(error: BaseException) -> str:
 
 
 def list_parquet(pattern: str | Sequence[str], key: str) -> list[ParquetFile]:
-    """Finds the files of a glob and reads every footer.
+    """Finds the files that match globs, and reads all their footers.
 
     Args:
         pattern: one or several globs or paths, absolute or gs://.
-        key: the job-file key that messages name.
+        key: the job-file key for error messages.
 
     Returns:
-        Files sorted by path, each once; they may hold no rows.
+        The files, sorted by path, each once; files without rows are among them.
 
     Raises:
         JobError: a pattern cannot be listed or matches nothing, or a file is not readable Parquet.
@@ -103,7 +105,7 @@ def _read_footer(ordinal: int, path: str, size: int, key: str) -> ParquetFile:
         raise JobError(f"{key}: {path} is a directory; name its files: {path.rstrip('/')}/*.parquet") from e
     except (pa.ArrowException, OSError) as e:
         raise JobError(
-            f"{key}: {path} is no readable Parquet file ({_one_line(e)}); "
+            f"{key}: {path} is not a readable Parquet file ({_one_line(e)}); "
             "write it again or narrow the pattern"
         ) from e
 
@@ -112,7 +114,7 @@ def _read_footer(ordinal: int, path: str, size: int, key: str) -> ParquetFile:
 
 
 def plain_type(dtype: pa.DataType) -> pa.DataType:
-    """Gives the type of a column's values: what a dictionary encodes, the plain twin of a view."""
+    """Returns the type of a column's values: for a dictionary, the type of its entries; for a view, the plain type."""
     if pa.types.is_dictionary(dtype):
         return plain_type(dtype.value_type)
     if pa.types.is_string_view(dtype):
@@ -121,10 +123,10 @@ def plain_type(dtype: pa.DataType) -> pa.DataType:
 
 
 def _kind(dtype: pa.DataType) -> str:
-    """Names what values of a type have in common: two files may differ in width, not in kind."""
+    """Names the kind of a type's values. Two files may differ in the width of their values, but not in the kind."""
     t, dtype = pa.types, plain_type(dtype)
     tests: dict[str, Callable[[pa.DataType], bool]] = {
-        "unsigned 64-bit integers": t.is_uint64,  # no type holds these and negative ones
+        "unsigned 64-bit integers": t.is_uint64,  # No integer type holds all of these and negative numbers.
         "integers": t.is_integer,
         "floats": t.is_floating,
         "strings": lambda d: t.is_string(d) or t.is_large_string(d),
@@ -137,7 +139,7 @@ def _kind(dtype: pa.DataType) -> str:
 
 
 def _common_type(types: Sequence[pa.DataType]) -> pa.DataType:
-    """The type that holds values of all `types`, which are of one kind."""
+    """Returns a type that holds the values of all `types`, which must be of one kind."""
     distinct = list(dict.fromkeys(types))
     if len(distinct) == 1:
         return distinct[0]
@@ -154,21 +156,23 @@ def require_column(
     allowed: Callable[[pa.DataType], bool],
     allowed_text: str,
 ) -> pa.DataType:
-    """Checks that every file has a column, of an allowed type and of one kind.
+    """Checks that all files have a column, with an allowed type and with values of one kind.
 
-    A file in which the column's type is `null` (every value is missing) agrees with any other.
+    A file in which the column has the type `null`, because all values are missing, fits to any other file.
 
     Args:
-        files: at least one.
-        key: the job-file key that names the column.
-        allowed: says whether a type will do; dictionaries are shown as what they encode.
-        allowed_text: what is allowed, for a person.
+        files: at least one file.
+        column: the name of the column.
+        key: the job-file key that names the column, for error messages.
+        allowed: returns True for an allowed type; it is called with the type of a dictionary's entries.
+        allowed_text: the allowed types, for error messages.
 
     Returns:
-        The type that holds the values of all files, without dictionaries.
+        A type that holds the values of all files; never a dictionary.
 
     Raises:
-        JobError: the column is missing or there twice, of a type not allowed, or of two kinds in two files.
+        JobError: a file has no such column or two of them, the type is not allowed, or two files have values of
+            different kinds.
     """
     typed: list[tuple[ParquetFile, pa.DataType]] = []
     for f in files:
@@ -197,16 +201,16 @@ def require_column(
 
 
 class ReadRowGroups(beam.PTransform):
-    """Reads files row group by row group, only some columns; row groups are spread over the workers.
+    """Reads some columns of files, row group by row group; row groups are spread over the workers.
 
-    Takes a PCollection of `ParquetFile`, or of `(file ordinal, path)` for files that no footer was read of.
+    Takes a PCollection of `ParquetFile`, or of `(file ordinal, path)` for files whose footers have not been read.
 
     Args:
-        columns: names; a mapping also gives the type that each is cast to.
+        columns: the names of the columns; in a mapping, each name has the type to cast the column to.
 
     Returns:
-        A PCollection of `(file ordinal, first row, pa.Table)`, one element a row group, or several where it
-        is over 256 MiB or 2^20 rows. The first row is counted from the start of the file.
+        A PCollection of `(file ordinal, first row, pa.Table)`: one element for each row group, or several if it has
+        more than 256 MiB or 2^20 rows. The first row's number counts from the start of the file.
     """
 
     def __init__(self, columns: Sequence[str] | Mapping[str, pa.DataType]) -> None:
@@ -250,15 +254,21 @@ class _ReadRowGroupFn(beam.DoFn):
 
 
 def read_row_group(path: str, group: int, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Reads columns of one row group, in tables of a bounded size.
+    """Reads columns of one row group, as tables of at most 256 MiB (uncompressed) and 2^20 rows.
+
+    Args:
+        path: the file, absolute or gs://.
+        group: the number of the row group in the file.
+        columns: the names of the columns.
 
     Raises:
-        JobError: the file or one of its pages is damaged.
+        JobError: the file or one of its pages is damaged, or the file is missing.
+        OSError: the file could not be reached; Beam tries again.
     """
     try:
         yield from _row_group_tables(path, group, list(columns))
     except (pa.ArrowException, OSError) as e:
-        # Of a bad page Arrow says plain OSError; its subclasses are faults of the way: Beam tries again.
+        # For a damaged page, Arrow raises OSError itself. Its subclasses mean that the file could not be reached.
         if isinstance(e, OSError) and type(e) not in (OSError, FileNotFoundError):
             raise
         raise JobError(

@@ -1,4 +1,4 @@
-"""The last step of a run: check its books, write the manifest, and only then point LATEST at it."""
+"""The last step of a run: check its counts, write the manifest, and then name the run in LATEST."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import datetime
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
@@ -17,69 +16,54 @@ from unisono.transforms.base.columns import COUNT
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import ShardTable, concat_tables
 from unisono.transforms.store.dead_letters import SCHEMA, count_by, sort_letters
+from unisono.transforms.store.privacy import PrivacyStatement
 from unisono.transforms.store.runs import FileRecord, Manifest, Store, WriteShards, write_file
 
 Counts = Mapping[str, int]
-_SHARDS_A_FILE = 16  # dead letters are few: one file for so many shards
+_SHARDS_A_FILE = 16  # A run has few dead letters, so the letters of this many shards share one file.
 
 
 @dataclass(frozen=True)
 class PublishSpec:
-    """What a run must fulfil to be published.
+    """The conditions for publishing a run, and what its manifest lists besides the run's own files.
 
     Attributes:
-        makes_items: the run makes item vectors: rows in = item vectors + dead letters of stage `catalog`.
-        max_dead_letter_fraction: dead letters over catalogue rows, and over events, above which it is refused.
-        inherited: files of an earlier run that this one stands on.
-        privacy: what the manifest says was done for the people in the log, but for what is counted.
+        makes_items: True if the run makes item vectors. Then catalogue rows must equal item vectors plus dead letters
+            of stage `catalog`.
+        max_dead_letter_fraction: the run is refused if its dead letters are more than this fraction of the catalogue
+            rows, or more than this fraction of the events.
+        inherited: files of an earlier run that this run uses.
+        privacy: what was done for the people in the log, without the number of people who were left out.
     """
 
     makes_items: bool
     max_dead_letter_fraction: float
     inherited: tuple[FileRecord, ...] = ()
-    privacy: Mapping[str, Any] = field(default_factory=dict)
+    privacy: PrivacyStatement = field(default_factory=PrivacyStatement)
 
 
 def _dead(counts: Counts, *stages: str) -> dict[str, int]:
+    """Returns the counts of dead letters of some stages, by `<stage>.<modality>.<reason>`."""
     return {k.removeprefix("dead."): n for k, n in counts.items() if k.startswith(tuple(f"dead.{s}." for s in stages))}
 
 
 def check_books(counts: Counts, spec: PublishSpec) -> None:
-    """Refuses a run whose rows do not add up, or in which too much failed.
+    """Refuses to publish a run whose counts do not add up, or in which too much failed.
 
     Args:
-        counts: `catalog.rows`, `items.rows`, `interactions.rows`, `dead.<stage>.<modality>.<reason>` …
-        spec: what must hold.
+        counts: the run's counters: `catalog.rows`, `items.rows`, `interactions.rows`, `users.rows`,
+            `events.unknown_item` and `dead.<stage>.<modality>.<reason>`. A missing counter means 0, but without
+            `users.rows` the run makes no user profiles.
+        spec: the conditions.
 
     Raises:
-        JobError: in one line, with the numbers.
+        JobError: catalogue rows are lost or counted twice, there is no item vector, there are too many dead letters, or
+            no event gave a user profile.
     """
     if spec.makes_items:
-        rows, items = counts.get("catalog.rows", 0), counts.get("items.rows", 0)
-        lost = sum(_dead(counts, "catalog").values())
-        if rows != items + lost:
-            raise JobError(
-                f"publish refused: {rows} catalogue rows, but {items} item vectors + {lost} dead letters of stage "
-                "catalog; this is a fault of the pipeline, please report it"
-            )
-        if items == 0:
-            raise JobError(f"publish refused: none of {rows} catalogue rows gave an item vector; see dead_letters/")
+        _check_items(counts)
+    _check_dead_letters(counts, spec.max_dead_letter_fraction)
     events = counts.get("interactions.rows", 0)
-    lost_inputs, lost_events = _dead(counts, "catalog", "encode"), _dead(counts, "interactions")
-    # What is wrong with such a row is counted already, by modality.
-    lost_inputs.pop("catalog.-.no_modality", None)
-    for dead, total, what in (
-        (lost_inputs, counts.get("catalog.rows", 0), "catalogue rows"),
-        (lost_events, events, "events"),
-    ):
-        n = sum(dead.values())
-        if n > spec.max_dead_letter_fraction * total:
-            worst = max(dead, key=lambda k: dead[k])
-            raise JobError(
-                f"publish refused: {n} dead letters for {total} {what} ({n / total:.1%}), over "
-                f"limits.max_dead_letter_fraction {spec.max_dead_letter_fraction:.1%}; most are {worst} "
-                f"({dead[worst]}); see dead_letters/, mend the inputs or raise the limit"
-            )
     if events and "users.rows" in counts and not counts["users.rows"]:
         raise JobError(
             f"publish refused: none of {events} events gave a user profile ({counts.get('events.unknown_item', 0)} are "
@@ -87,8 +71,43 @@ def check_books(counts: Counts, spec: PublishSpec) -> None:
         )
 
 
+def _check_items(counts: Counts) -> None:
+    rows, items = counts.get("catalog.rows", 0), counts.get("items.rows", 0)
+    lost = sum(_dead(counts, "catalog").values())
+    if rows != items + lost:
+        raise JobError(
+            f"publish refused: {rows} catalogue rows, but {items} item vectors + {lost} dead letters of stage "
+            "catalog; this is an error in the pipeline, please report it"
+        )
+    if items == 0:
+        raise JobError(f"publish refused: none of {rows} catalogue rows gave an item vector; see dead_letters/")
+
+
+def _check_dead_letters(counts: Counts, most: float) -> None:
+    inputs, events = _dead(counts, "catalog", "encode"), _dead(counts, "interactions")
+    # Such a row is not counted again: each of its modalities that failed has a dead letter of its own.
+    inputs.pop("catalog.-.no_modality", None)
+    for dead, total, what in (
+        (inputs, counts.get("catalog.rows", 0), "catalogue rows"),
+        (events, counts.get("interactions.rows", 0), "events"),
+    ):
+        n = sum(dead.values())
+        if n > most * total:
+            worst = max(dead, key=lambda k: dead[k])
+            raise JobError(
+                f"publish refused: {n} dead letters for {total} {what} ({n / max(total, 1):.1%}), over "
+                f"limits.max_dead_letter_fraction {most:.1%}; most are {worst} "
+                f"({dead[worst]}); see dead_letters/, repair the inputs or raise the limit"
+            )
+
+
 class WriteDeadLetters(beam.PTransform):
     """Writes tables of dead letters, sorted, and counts them.
+
+    Args:
+        store: the store to write to.
+        run_id: the run that the letters belong to.
+        shards: the number of the run's item shards; it decides the number of files.
 
     Returns:
         A dict of PCollections: `files` (FileRecord), `counts` ((`dead.<stage>.<modality>.<reason>`, int)).
@@ -121,21 +140,23 @@ def _merge(number: int, tables: Iterable[pa.Table]) -> ShardTable:
 
 
 def _file_of(letters: pa.Table, number: int) -> int:
-    """Spreads tables over files by their first id, so that equal runs give equal files."""
+    """Chooses a table's file by its first id, because equal runs must write equal files."""
     first = (letters["item_id"][0].as_py() if letters.num_rows else None) or ""
     return sum(first.encode()) % number
 
 
 class PublishRun(beam.PTransform):
-    """Checks the run, writes metrics.json and manifest.json, then LATEST. Waits for everything it is given.
+    """Checks the run's counts, writes metrics.json and manifest.json, and then LATEST.
+
+    Takes a PCollection of all `FileRecord`s of the run, waits for all of them and for all counts, and outputs the one
+    `Manifest`.
 
     Args:
-        store, run_id: of this run.
-        spec: what must hold.
+        store: the store that the run is in.
+        run_id: the run to publish.
+        spec: the conditions for publishing.
         created: UTC time of launch, ISO 8601.
-        counts: PCollection of (name, int).
-
-    Takes a PCollection of every `FileRecord` of the run; gives its one `Manifest`.
+        counts: PCollection of (name, int); the numbers of equal names are added.
     """
 
     def __init__(
@@ -162,17 +183,17 @@ def _publish(
     _remove_leftovers(store, run_id, records)
     metrics = json.dumps(dict(sorted(counts.items())), indent=1).encode() + b"\n"
     extra = write_file(store, "metrics", f"runs/{run_id}/metrics.json", metrics)
-    listed, privacy = (*spec.inherited, *records, extra), with_counts(spec.privacy, counts)
-    manifest = Manifest(run_id, created, listed, privacy=privacy or None)
+    privacy = spec.privacy.with_removed(counts.get(COUNT, 0))
+    manifest = Manifest(run_id, created, (*spec.inherited, *records, extra), privacy=privacy)
     files.write_bytes(store.run_path(run_id, "manifest.json"), manifest.to_json().encode())
     files.write_bytes(store.path("LATEST"), f"{run_id}\n".encode())
     return manifest
 
 
 def _remove_leftovers(store: Store, run_id: str, records: Iterable[FileRecord]) -> None:
-    """Deletes shard files that an earlier try at this run left under another number of shards.
+    """Deletes shard files that an earlier attempt at this run wrote with another number of shards.
 
-    Readers that take `items/*.parquet` whole would see those rows twice.
+    Anybody who reads all of `items/*.parquet` would see their rows twice.
     """
     listed = {store.path(r.path) for r in records}
     (found,) = FileSystems.match([store.run_path(run_id, "*", "part-*.parquet")])
@@ -182,13 +203,5 @@ def _remove_leftovers(store: Store, run_id: str, records: Iterable[FileRecord]) 
 
 
 def now_utc() -> str:
-    """The time of launch, to the second."""
+    """Returns the current UTC time to the second, ISO 8601."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def with_counts(statement: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, Any]:
-    """Adds what only the finished run knows: how many people were forgotten."""
-    said = dict(statement)
-    if "forget" in said:
-        said["forget"] = said["forget"] | {"removed": counts.get(COUNT, 0)}
-    return said

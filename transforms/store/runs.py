@@ -1,4 +1,4 @@
-"""Runs on disk or in a bucket: shard files, manifests, and the pointer to the published run."""
+"""Runs in a directory or a bucket: shard files, manifests, and LATEST, which names the published run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import apache_beam as beam
@@ -18,9 +18,10 @@ from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.progress import advance
 from unisono.transforms.base.tables import ShardTable, pack_vectors, unpack_vectors
 from unisono.transforms.base.threads import InOrder, at_end_of_bundle
+from unisono.transforms.store.privacy import PrivacyStatement
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_FORMAT = 1  # of the manifest
+_FORMAT = 1  # version of the manifest's format
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,12 @@ class FileRecord:
     """One written file, as the manifest lists it.
 
     Attributes:
-        part: the directory of the run it belongs to, such as `items`.
-        path: relative to the store, so that a run may name files of an earlier one.
-        shard: which shard, or -1 for a file that is not a shard.
+        part: the directory in the run that the file belongs to, such as `items`.
+        path: relative to the store, because a manifest can also list files of an earlier run.
+        shard: the number of the shard; -1 means that the file is not a shard.
+        rows: rows in a shard file; 0 for other files.
+        bytes: the size of the file.
+        sha256: the hash of the file's content, hexadecimal.
     """
 
     part: str
@@ -43,34 +47,46 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a finished run consists of. Readers trust it and nothing else.
+    """The list of all files of a finished run. Readers use the files that it lists and no others.
 
     Attributes:
-        privacy: what was done for the people in the log (`unisono.transforms.privacy.statement`); None: nothing.
+        run_id: the run's id.
+        created: UTC time of launch, ISO 8601.
+        files: every file of the run, and the files of earlier runs that it uses.
+        format: version of the manifest's format.
+        privacy: what was done for the people in the log.
     """
 
     run_id: str
     created: str
     files: tuple[FileRecord, ...]
     format: int = _FORMAT
-    privacy: Mapping[str, Any] | None = None
+    privacy: PrivacyStatement = field(default_factory=PrivacyStatement)
 
     def part(self, name: str) -> list[FileRecord]:
-        """The files of one part, by shard."""
+        """Returns the files of one part, sorted by shard."""
         return sorted((f for f in self.files if f.part == name), key=lambda f: (f.shard, f.path))
 
     def to_json(self) -> str:
-        """Writes the manifest, files in a fixed order."""
-        body = asdict(self) | {"files": [asdict(f) for f in sorted(self.files, key=lambda f: f.path)]}
-        if not self.privacy:
+        """Returns the manifest as JSON: files sorted by path, and `privacy` only if something was done."""
+        body: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        body["files"] = [asdict(f) for f in sorted(self.files, key=lambda f: f.path)]
+        body["privacy"] = self.privacy.to_json()
+        if not body["privacy"]:
             del body["privacy"]
         return json.dumps(body, indent=1, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Manifest:
-        """Reads what `to_json` wrote."""
+        """Reads what `to_json` returned.
+
+        Raises:
+            ValueError: the text is not JSON.
+            KeyError, TypeError: the JSON is not a manifest.
+        """
         body = json.loads(text)
         body["files"] = tuple(FileRecord(**f) for f in body["files"])
+        body["privacy"] = PrivacyStatement.from_json(body.get("privacy") or {})
         return cls(**body)
 
 
@@ -85,22 +101,26 @@ class Store:
     root: str
 
     def path(self, relative: str) -> str:
-        """Makes a manifest path absolute."""
+        """Returns the absolute path of a file that a manifest lists."""
         return files.join(self.root, relative)
 
     def run_path(self, run_id: str, *parts: str) -> str:
-        """The absolute path of something in a run."""
+        """Returns the absolute path of a file or directory in a run."""
         return files.join(self.root, "runs", run_id, *parts)
 
     def latest(self) -> str | None:
-        """The published run's id, or None in a new store."""
+        """Returns the published run's id; None means that no run is published."""
         try:
             return files.read_bytes(self.path("LATEST")).decode().strip()
         except FileNotFoundError:
             return None
 
     def manifest(self, run_id: str) -> Manifest | None:
-        """A run's manifest, or None while the run is not finished."""
+        """Returns a run's manifest; None means that the run is not finished.
+
+        Raises:
+            JobError: the manifest is damaged.
+        """
         try:
             text = files.read_bytes(self.run_path(run_id, "manifest.json"))
         except FileNotFoundError:
@@ -109,10 +129,10 @@ class Store:
             return Manifest.from_json(text)
         except (ValueError, KeyError, TypeError) as e:
             path = self.run_path(run_id, "manifest.json")
-            raise JobError(f"{path}: not a manifest; take the run away, or name another in {self.root}/LATEST") from e
+            raise JobError(f"{path}: not a manifest; delete the run, or name another one in {self.root}/LATEST") from e
 
     def published(self) -> Manifest:
-        """The published run's manifest.
+        """Returns the published run's manifest.
 
         Raises:
             JobError: the store has no published run.
@@ -124,37 +144,45 @@ class Store:
         return manifest
 
     def check_new_run(self, run_id: str) -> None:
-        """Refuses a run id that is malformed or finished, and a store that cannot be written.
+        """Checks that a run can be made under this id, and creates its directory.
 
         Raises:
-            JobError: any of these.
+            JobError: the id is malformed, a run with this id is finished, or the store cannot be written.
         """
         if not _RUN_ID.fullmatch(run_id):
             raise JobError(
-                f"--run-id: {run_id!r} is no run id; use letters, digits, '.', '_' and '-', as in 2026-11-22"
+                f"--run-id: {run_id!r} is not a run id; use letters, digits, '.', '_' and '-', as in 2026-11-22"
             )
         if self.manifest(run_id) is not None:
-            if self.latest() is None:  # killed between the manifest and LATEST: all that is missing is the name
+            if self.latest() is None:  # The run was killed after it wrote the manifest and before it wrote LATEST.
                 files.write_bytes(self.path("LATEST"), f"{run_id}\n".encode())
-                raise JobError(f"--run-id: run {run_id!r} was finished but not published; it is now, choose another id")
+                raise JobError(
+                    f"--run-id: run {run_id!r} was finished but not published; it is published now, choose another id"
+                )
             raise JobError(f"--run-id: run {run_id!r} is already finished in {self.root}; choose another id")
         try:
             files.write_bytes(self.run_path(run_id, "STARTED"), b"")
-        except Exception as e:  # whatever the file system raises, the remedy is the same
+        except Exception as e:  # Each file system raises its own errors, and the remedy is the same for all.
             reason = str(e).splitlines()[0]
-            raise JobError(f"store: cannot write to {self.root} ({reason}); name a place this user may write") from e
+            raise JobError(
+                f"store: cannot write to {self.root} ({reason}); name a place that this user can write to"
+            ) from e
 
 
 def shard_path(run_id: str, part: str, shard: int, shards: int) -> str:
-    """Where a shard's file lies, relative to the store."""
+    """Returns the path of a shard's file, relative to the store."""
     return f"runs/{run_id}/{part}/part-{shard:05d}-of-{shards:05d}.parquet"
 
 
 def table_bytes(table: pa.Table, metadata: Mapping[str, str] | None = None) -> memoryview:
-    """Lays a table out as one Parquet file in one row group.
+    """Encodes a table as a Parquet file with one row group.
 
-    Vectors are left uncompressed (they do not compress), without dictionaries and without statistics; the rest is
-    zstd.
+    Vectors do not get smaller by compression: they are stored without compression, dictionary and statistics. All other
+    columns are compressed with zstd.
+
+    Args:
+        table: any table; nullable vectors are packed.
+        metadata: key-value pairs for the Parquet footer; each key gets the prefix `unisono.`.
     """
     table = pack_vectors(table)
     own = {f"unisono.{k}": v for k, v in (metadata or {}).items()}
@@ -180,7 +208,7 @@ class _Leaf:
 
 
 def _leaves(schema: pa.Schema) -> Iterator[_Leaf]:
-    """Walks the leaf columns by the dotted paths under which Parquet knows them."""
+    """Lists the leaf columns of a schema, with the dotted paths that Parquet gives them."""
 
     def walk(path: str, dtype: pa.DataType) -> Iterator[_Leaf]:
         if pa.types.is_struct(dtype):
@@ -198,22 +226,27 @@ def _leaves(schema: pa.Schema) -> Iterator[_Leaf]:
 def write_file(
     store: Store, part: str, path: str, data: bytes | memoryview, shard: int = -1, rows: int = 0
 ) -> FileRecord:
-    """Writes one file of a run and tells what the manifest will say of it. A retry rewrites the same file."""
+    """Writes one file of a run and returns its record for the manifest. A retry writes the same file again."""
     files.write_bytes(store.path(path), data)
     return FileRecord(part, path, shard, rows, len(data), hashlib.sha256(data).hexdigest())
 
 
 def read_table(store: Store, record: FileRecord, columns: list[str] | None = None) -> pa.Table:
-    """Reads a shard file, one chunk per column.
+    """Reads a shard file, with one chunk per column.
+
+    Args:
+        store: the store that the file is in.
+        record: the file, as the manifest lists it.
+        columns: the columns to read; None means all.
 
     Raises:
-        JobError: the file is not the size the manifest says.
+        JobError: the file is missing, or its size is not the size in the manifest.
     """
     try:
         data = files.read_bytes(store.path(record.path))
     except FileNotFoundError as e:
         raise JobError(
-            f"{store.path(record.path)}: missing, and the manifest names it; bring it back or make a new run"
+            f"{store.path(record.path)}: missing, but the manifest lists it; bring it back or make a new run"
         ) from e
     if len(data) != record.bytes:
         raise JobError(
@@ -224,19 +257,19 @@ def read_table(store: Store, record: FileRecord, columns: list[str] | None = Non
 
 
 def read_shard(data: bytes, columns: list[str] | None = None) -> pa.Table:
-    """Reads what `table_bytes` laid out, one chunk per column."""
+    """Decodes a file that `table_bytes` encoded, with one chunk per column."""
     return unpack_vectors(pq.read_table(pa.BufferReader(data), columns=columns).combine_chunks())
 
 
 class WriteShards(beam.PTransform):
-    """Writes each `(shard, table)` as the one file of its shard; gives a `FileRecord` each.
+    """Writes each `(shard, table)` as one file and outputs its `FileRecord`.
 
     Args:
-        store: where.
-        run_id: of which run.
-        part: its directory, such as `items`.
-        shards: how many there are in all.
-        metadata: key-value pairs for the Parquet footer, kept under `unisono.`.
+        store: the store to write to.
+        run_id: the run that the files belong to.
+        part: the directory in the run, such as `items`.
+        shards: the number of all shards.
+        metadata: key-value pairs for the Parquet footer; each key gets the prefix `unisono.`.
     """
 
     def __init__(self, store: Store, run_id: str, part: str, shards: int, metadata: Mapping[str, str]) -> None:
@@ -272,12 +305,17 @@ class _WriteShardFn(beam.DoFn):
 
 
 def read_json(store: Store, path: str) -> Any:
-    """Reads a JSON file of a run."""
+    """Reads a JSON file of a run.
+
+    Args:
+        store: the store that the file is in.
+        path: relative to the store.
+    """
     return json.loads(files.read_bytes(store.path(path)))
 
 
 class ReadShards(beam.PTransform):
-    """Reads shard files back from the store, spread anew over the workers."""
+    """Reads shard files from the store: takes `FileRecord`s, outputs `(shard, table)`, spread over the workers."""
 
     def __init__(self, store: Store) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Item vectors in fewer bytes: float16, int8 with a scale for each axis, or fewer axes; and back again."""
+"""Stores item vectors in fewer bytes, as float16 or as int8 with a scale for each axis, and reads them back."""
 
 from __future__ import annotations
 
@@ -11,25 +11,39 @@ from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import from_vector_column
 
 DTYPES = ("float32", "float16", "int8")
-_SCALE = b"unisono.scale"  # in a file's schema metadata: JSON, a float for each axis
-_STEPS = 127
+_SCALE = b"unisono.scale"  # schema metadata of a file of int8 vectors: JSON list of a float for each axis
+_STEPS = 127  # int8 values are −127 … 127
 
 
 def axis_scale(vectors: np.ndarray) -> np.ndarray:
-    """Gives the size of an int8 step on each axis, float64 [dim]: the largest value seen is 127 steps.
+    """Chooses the size of an int8 step on each axis: the largest absolute value on the axis becomes 127 steps.
+
+    Args:
+        vectors: float [n, dim].
+
+    Returns:
+        float64 [dim], above 0.
 
     Source: Jacob et al., "Quantization and training of neural networks for efficient integer-arithmetic-only
-    inference", CVPR 2018, eq. 1 with zero point 0, an axis each.
+    inference", CVPR 2018, eq. 1 with zero point 0, for each axis.
     """
     largest = np.abs(vectors).max(0, initial=0.0).astype(np.float64)
     return np.where(largest > 0, largest, 1.0) / _STEPS
 
 
 def encode_vectors(vectors: np.ndarray, dtype: str, scale: np.ndarray | None) -> np.ndarray:
-    """Casts float32 [n, dim] to what is stored; with `int8`, values beyond ±127 steps are cut off.
+    """Converts vectors to the dtype in which they are stored.
+
+    Args:
+        vectors: float32 [n, dim].
+        dtype: one of `DTYPES`.
+        scale: float64 [dim], the size of an int8 step on each axis; None is allowed for other dtypes only.
+
+    Returns:
+        [n, dim] in that dtype; int8 values beyond ±127 steps become ±127.
 
     Raises:
-        JobError: `int8` without a scale.
+        JobError: the dtype is `int8` and there is no scale.
     """
     if dtype != "int8":
         return vectors.astype(dtype, copy=False)
@@ -39,7 +53,12 @@ def encode_vectors(vectors: np.ndarray, dtype: str, scale: np.ndarray | None) ->
 
 
 def scale_metadata(dtype: str, scale: np.ndarray | None) -> dict[str, str]:
-    """Gives what the schema's metadata must hold for `read_vectors` to undo `encode_vectors`."""
+    """Returns the schema metadata that `read_vectors` needs to read what `encode_vectors` made.
+
+    Args:
+        dtype: one of `DTYPES`.
+        scale: float64 [dim], the size of an int8 step on each axis; None means no scale.
+    """
     return {_SCALE.decode(): json.dumps(scale.tolist())} if dtype == "int8" and scale is not None else {}
 
 
@@ -47,14 +66,16 @@ def read_vectors(table: pa.Table, column: str = "vector") -> tuple[np.ndarray, n
     """Reads a column of unit vectors, in whichever dtype it is stored.
 
     Args:
-        table: with its file's schema metadata.
+        table: with the schema metadata of its file.
+        column: a column of fixed-size lists.
 
     Returns:
-        float32 [n, dim], present bool [n]. float32 is not copied, float16 is widened; rows of int8, whose
-        rounding is coarse, are scaled to unit length again.
+        vectors: float32 [n, dim]. A column of float32 is not copied. Vectors of int8 are scaled to unit length again,
+            because int8 rounds coarsely.
+        present: bool [n], False for null rows.
 
     Raises:
-        JobError: the column is int8 and the metadata give no scale of as many axes.
+        JobError: the column is int8, and the metadata have no scale with a value for each axis.
     """
     stored, present = from_vector_column(table[column])
     if stored.dtype != np.int8:
@@ -63,8 +84,8 @@ def read_vectors(table: pa.Table, column: str = "vector") -> tuple[np.ndarray, n
     scale = np.array(json.loads((table.schema.metadata or {}).get(_SCALE, b"[]")), np.float32)
     if len(scale) != vectors.shape[1]:
         raise JobError(
-            f"items.{column}: int8 of {vectors.shape[1]} axes, and the file's metadata unisono.scale has "
-            f"{len(scale)}; read files that Unisono wrote, with their metadata"
+            f"items.{column}: int8 vectors of {vectors.shape[1]} axes, but the file's metadata unisono.scale has "
+            f"{len(scale)} values; read files that Unisono wrote, with their metadata"
         )
     vectors *= scale
     norm = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))

@@ -1,4 +1,4 @@
-"""The synthetic shop: what it promises about itself, checked with Pillow, soundfile and pandas."""
+"""The synthetic shop keeps its promises: checked with Pillow, soundfile and pandas."""
 
 import hashlib
 import io
@@ -16,9 +16,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from unisono.pipelines.demo import media as demo_media
-from unisono.pipelines.demo import shop as demo_data
+from unisono.pipelines.demo.items import CATEGORIES, Latent, plant
+from unisono.pipelines.demo.pictures import draw_picture
 from unisono.pipelines.demo.shop import generate_shop
+from unisono.pipelines.demo.sounds import encode_sound, play_sound
 from unisono.transforms.base.errors import InputError, JobError, Reason
 from unisono.transforms.media.audio import decode_audio
 from unisono.transforms.media.images import decode_image
@@ -62,16 +63,16 @@ def test_ids_are_unique_and_counts_agree(shop, tables):
 
 
 def test_modalities_are_missing_at_the_stated_rate_and_never_all():
-    items = [demo_data._plant(11, index) for index in range(3000)]
+    items = [plant(11, index) for index in range(3000)]
     has = np.array([item.has for item in items])
-    # Three standard errors of a rate of 0.1 over 3,000 items are 0.016.
+    # For a rate of 0.1 over 3,000 items, three standard errors are 0.016.
     np.testing.assert_allclose(1 - has.mean(0), 0.1, atol=0.017)
     assert has.any(1).all()
     grades = np.array([item.latent.grades for item in items])
     assert abs(np.corrcoef(grades.T) - np.eye(4)).max() < 0.08
 
 
-def test_faults_are_truly_faulty_and_the_decoders_name_them_as_planned(shop, tables):
+def test_faults_cannot_be_decoded_and_the_decoders_give_the_planned_reason(shop, tables):
     catalog = tables["catalog"].set_index("item_id")
     faults = tables["truth_faults"]
     assert faults.item_id.is_unique
@@ -96,7 +97,7 @@ def test_faults_are_truly_faulty_and_the_decoders_name_them_as_planned(shop, tab
         if fault.modality == "image":
             with pytest.raises((UnidentifiedImageError, OSError)):
                 Image.open(io.BytesIO(data)).load()
-        elif fault.reason == Reason.TRUNCATED:  # libsndfile forgives it; the RIFF header tells
+        elif fault.reason == Reason.TRUNCATED:  # libsndfile reads a truncated file; only the RIFF header shows it.
             assert int.from_bytes(data[4:8], "little") + 8 > len(data)
         else:
             with pytest.raises(soundfile.LibsndfileError):
@@ -117,7 +118,7 @@ def test_all_other_media_decode(shop, tables):
         picture.load()
         assert picture.mode == "RGB"
         assert 96 <= picture.width == picture.height <= 128
-        assert np.asarray(picture).std() > 5  # it shows something
+        assert np.asarray(picture).std() > 5  # The picture is not of one colour.
     for uri in sounds:
         wave, rate = soundfile.read(shop.directory / uri)
         assert rate == 16_000
@@ -150,7 +151,7 @@ def test_interactions_follow_the_tastes(shop, tables):
         joined = table.merge(users, on="user_id").merge(items, on="item_id")
         return np.mean([c in tastes for c, tastes in zip(joined.category, joined.tastes, strict=True)])
 
-    chance = users.tastes.map(len).mean() / len(demo_media.CATEGORIES)
+    chance = users.tastes.map(len).mean() / len(CATEGORIES)
     assert on_taste(heldout) > 3 * chance
     assert on_taste(log[log.event == "purchase"]) > 3 * chance
     assert on_taste(log[log.event == "dislike"]) < on_taste(log)
@@ -166,7 +167,7 @@ def test_equal_arguments_give_equal_bytes_and_a_second_call_writes_nothing(shop,
     assert time.perf_counter() - start < 0.5
     assert {p: p.stat().st_mtime_ns for p in again.directory.rglob("*")} == stamps
 
-    # Another number of items leaves each item as it is, and nothing of the larger shop stays behind.
+    # A smaller shop has the same items, and no file of the larger shop is left.
     smaller = generate_shop(again.directory, items=60, users=30, seed=3)
     whole = _digests(shop.directory)
     media = {name: digest for name, digest in _digests(smaller.directory).items() if "/" in name}
@@ -179,13 +180,13 @@ def test_another_seed_gives_another_shop(shop, tmp_path):
     other = generate_shop(tmp_path, items=60, users=5, seed=4)
     for folder in ("images/*", "audio/*"):
         ours, theirs = (set(_digests(d, folder).values()) for d in (shop.directory, other.directory))
-        # The planted faults are all that may be equal: no bytes, a fixed text, a fixed drawing.
+        # Only planted faults may be equal: an empty file, a fixed text and a fixed drawing.
         assert len(ours & theirs) <= 3
     ours, theirs = (pd.read_parquet(s.catalog).title.head(60).dropna() for s in (shop, other))
     assert len(set(ours) & set(theirs)) < 5
 
 
-def test_refuses_a_folder_of_someone_else(tmp_path):
+def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "mine.png").write_bytes(b"precious")
     (tmp_path / "shop.json").write_text('{"name": "mine"}')
@@ -194,20 +195,20 @@ def test_refuses_a_folder_of_someone_else(tmp_path):
     assert (tmp_path / "images" / "mine.png").read_bytes() == b"precious"
 
 
-def test_refuses_too_few_items(tmp_path):
+def test_too_few_items_are_refused(tmp_path):
     with pytest.raises(JobError, match="at least 60"):
         generate_shop(tmp_path / "x", items=10)
 
 
 def _picture_features(latent, rng):
-    picture = demo_media.draw_picture(latent, rng)
+    picture = draw_picture(latent, rng)
     grey = np.asarray(picture.convert("L").resize((96, 96)), float)
     texture = np.log1p(np.abs(np.fft.rfft2(grey)))[:48].reshape(24, 2, -1).mean(1)[:, :48]
     return np.concatenate([np.asarray(picture.resize((12, 12)), float).ravel() / 64, texture.ravel()])
 
 
 def _sound_features(latent, rng):
-    wave = demo_media.play_sound(latent, rng)
+    wave = play_sound(latent, rng)
     beats = np.log(np.abs(np.fft.rfft(np.abs(wave), 32_000))[2:34] + 1e-3)
     bands = np.abs(np.fft.rfft(wave, 32_000))[:16_000].reshape(-1, 25).mean(1)
     return np.concatenate([np.log(bands + 1e-3), beats])
@@ -216,11 +217,11 @@ def _sound_features(latent, rng):
 @pytest.mark.parametrize("features", [_picture_features, _sound_features], ids=["picture", "sound"])
 @pytest.mark.parametrize("field", ["category", "colour", "style", "mood"])
 def test_a_linear_classifier_tells_two_values_of_a_class_apart(field, features):
-    """The grades and all that carries no meaning differ from draw to draw; the other classes are the same."""
+    """The grades and the random noise differ between the items; the other classes are the same."""
     rng = np.random.default_rng(5)
     values = np.tile([1, 4], 60)
     latents = [
-        replace(demo_media.Latent(1, 1, 1, 1, tuple(grades)), **{field: value})
+        replace(Latent(1, 1, 1, 1, tuple(grades)), **{field: value})
         for value, grades in zip(values.tolist(), rng.random((120, 4)).tolist(), strict=True)
     ]
     seen = np.stack([features(latent, rng) for latent in latents])
@@ -229,13 +230,13 @@ def test_a_linear_classifier_tells_two_values_of_a_class_apart(field, features):
 
 
 def test_ogg_pages_carry_a_valid_checksum():
-    wave = demo_media.play_sound(demo_media.Latent(0, 0, 0, 0, (0.5,) * 4), np.random.default_rng(0))
-    ogg = demo_media.encode_sound(wave, "ogg", serial=77)
+    wave = play_sound(Latent(0, 0, 0, 0, (0.5,) * 4), np.random.default_rng(0))
+    ogg = encode_sound(wave, "ogg", serial=77)
     assert ogg[14:18] == (77).to_bytes(4, "little")
     page = bytearray(ogg[: 27 + ogg[26] + sum(ogg[27 : 27 + ogg[26]])])
     stated, page[22:26] = int.from_bytes(page[22:26], "little"), bytes(4)
     remainder = 0
-    for octet in page:  # RFC 3533, bit by bit
+    for octet in page:  # the CRC of RFC 3533, bit by bit
         remainder ^= octet << 24
         for _ in range(8):
             remainder = (remainder << 1) ^ (0x04C11DB7 if remainder & 0x80000000 else 0)

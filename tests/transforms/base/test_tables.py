@@ -1,4 +1,4 @@
-"""Arrow bridges and shard hashing."""
+"""Conversions between Arrow and NumPy, and shards by hash."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_hash_is_the_same_in_another_python() -> None:
         "import pyarrow as pa; from unisono.transforms.base.tables import hash_ids;"
         "print(hash_ids(pa.array(['a', 'b', 'item-1'])).tolist())"
     )
-    # PYTHONHASHSEED changes what hash() gives; shards must not move with it.
+    # PYTHONHASHSEED changes Python's own hashes. Shards must not depend on it.
     printed = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "12345"}
     ).stdout
@@ -67,7 +67,7 @@ def test_hash_is_the_same_in_another_python() -> None:
 @pytest.mark.parametrize("make", [lambda i: f"item-{i:06d}", lambda i: i], ids=["string", "integer"])
 def test_shards_are_balanced(make) -> None:
     counts = np.bincount(shard_of(pa.array([make(i) for i in range(64_000)]), 64), minlength=64)
-    # Multinomial: standard deviation √(n p (1 − p)) ≈ 31.4 around 1,000; six of them.
+    # A shard's count is binomial with mean 1,000 and standard deviation √(n p (1 − p)) ≈ 31.4; allow six of them.
     assert np.abs(counts - 1000).max() < 190
 
 

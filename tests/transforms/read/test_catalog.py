@@ -1,4 +1,4 @@
-"""Reading a catalogue and grouping it into shards."""
+"""Catalogues are read and grouped into shards."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_null_ids_become_dead_letters(tmp_path: Path) -> None:
     ]
 
 
-def test_of_duplicate_ids_the_first_in_the_catalogue_stays() -> None:
+def test_the_first_row_of_an_id_stays() -> None:
     late = pa.table({"item_id": ["b", "a"], "title": ["late b", "a"], "row": [7, 8]})
     early = pa.table({"item_id": ["b", "b"], "title": ["early b", "second b"], "row": [1, 2]})
     table, dead = merge_shard([late, early])
@@ -113,7 +113,7 @@ def test_every_row_reaches_one_shard(tmp_path: Path, kind: str) -> None:
         sharded = read["items"] | ShardByItem(shards, catalog)
         _ = sharded["shards"] | beam.MapTuple(lambda s, t: pq.write_table(t, out / f"{s}.parquet"))
     tables = {int(f.stem): pq.read_table(f) for f in out.glob("*.parquet")}
-    assert set(tables) == set(range(shards))  # empty shards come out too
+    assert set(tables) == set(range(shards))  # including the empty shards
     assert {str(t.schema.field("item_id").type) for t in tables.values()} == {str(dtype)}
     assert sorted(i for t in tables.values() for i in t["item_id"].to_pylist()) == sorted(ids)
     for t in tables.values():

@@ -1,32 +1,23 @@
-"""Logs to clean events in shards: compared with plain Python over the rows."""
+"""Logs become events: compared with a loop over the rows in plain Python."""
 
 from __future__ import annotations
 
 import datetime as dt
-import struct
 
-import apache_beam as beam
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from apache_beam.testing.util import assert_that
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unisono.transforms.base.errors import JobError, Reason
-from unisono.transforms.base.tables import shard_of
 from unisono.transforms.read.interactions import (
     TIME_TYPE,
     InteractionsSpec,
-    ReadInteractions,
-    ShardByUser,
     check_interactions,
     clean_interactions,
 )
 from unisono.transforms.store import dead_letters
-from unisono.transforms.store.parquet import ReadRowGroups, list_parquet, read_row_group
 
 UTC = dt.UTC
 NOON = dt.datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -94,7 +85,7 @@ def test_no_rows_bad_files_and_disagreeing_files_are_refused(tmp_path):
     with pytest.raises(JobError, match=r"string in .*log-0.*int64 in .*log-1"):
         check_interactions(spec)
     (tmp_path / "log-1.parquet").write_bytes(b"PAR1 but not really")
-    with pytest.raises(JobError, match=r"log-1\.parquet is no readable Parquet"):
+    with pytest.raises(JobError, match=r"log-1\.parquet is not a readable Parquet"):
         check_interactions(spec)
 
 
@@ -106,48 +97,6 @@ def test_files_may_differ_in_width_encoding_and_missing_values(tmp_path):
     )
     looked = check_interactions(spec)
     assert (looked.rows, looked.user_type, looked.item_type) == (6, pa.int64(), pa.string())
-
-
-def test_a_damaged_page_names_the_file(tmp_path):
-    path = tmp_path / "log.parquet"
-    pq.write_table(pa.table({"user": [f"user number {i}" for i in range(5000)]}), path, use_dictionary=False)
-    data = bytearray(path.read_bytes())
-    footer = struct.unpack("<I", data[-8:-4])[0]
-    data[100 : len(data) - footer - 100] = bytes(len(data) - footer - 200)
-    path.write_bytes(data)
-    assert list_parquet(str(path), "interactions.path")[0].num_rows == 5000  # the footer is whole
-    with pytest.raises(JobError, match=r"log\.parquet: row group 0 cannot be read .* write the file again"):
-        list(read_row_group(str(path), 0, ["user"]))
-
-
-def test_a_row_group_over_the_byte_limit_comes_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr("unisono.transforms.store.parquet._MAX_TABLE_BYTES", 10_000)
-    table = pa.table({"user": [f"user number {i}" for i in range(5000)], "wide": ["x" * 50] * 5000})
-    pq.write_table(table, tmp_path / "log.parquet", use_dictionary=False)
-    pieces = list(read_row_group(str(tmp_path / "log.parquet"), 0, ["user"]))
-    assert len(pieces) > 5
-    assert pa.concat_tables(pieces).equals(table.select(["user"]))
-
-
-@pytest.mark.parametrize("by_footer", [True, False], ids=["files", "ordinals and paths"])
-def test_row_groups_come_with_their_place(tmp_path, by_footer):
-    table = pa.table({"user": pa.array(range(100), pa.int32()), "unused": ["x"] * 100})
-    for i, part in enumerate((table.slice(0, 70), table.slice(0, 0), table.slice(70))):
-        pq.write_table(part, tmp_path / f"log-{i}.parquet", row_group_size=30)
-    files = list_parquet([str(tmp_path / "*.parquet"), str(tmp_path / "log-0.parquet")], "interactions.path")
-    assert [(f.ordinal, f.num_rows) for f in files] == [(0, 70), (1, 0), (2, 30)]
-    elements = files if by_footer else [(f.ordinal, f.path) for f in files]
-
-    def check(got: list) -> None:
-        assert [(o, first, t.num_rows) for o, first, t in sorted(got, key=lambda e: e[:2])] == [
-            (0, 0, 30), (0, 30, 30), (0, 60, 10), (2, 0, 30),
-        ]
-        for ordinal, first, t in got:
-            start = first + (70 if ordinal else 0)
-            assert t.equals(pa.table({"user": pa.array(range(start, start + len(t)), pa.int64())}))
-
-    with beam.Pipeline(runner=FnApiRunner()) as p:
-        assert_that(p | beam.Create(elements) | ReadRowGroups({"user": pa.int64()}), check)
 
 
 # --- one table -------------------------------------------------------------------------------------------
@@ -262,44 +211,3 @@ def test_event_types_may_be_integers():
     events, dead = clean_interactions(log(event=[2, 7, 1]), spec)
     assert events["weight"].to_pylist() == [-2.5, 1.0]
     assert dead["detail"].to_pylist()[0].endswith("event=7")
-
-
-# --- the pipeline ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shards", [1, 7, 64])
-def test_every_event_reaches_the_shard_of_its_user(tmp_path, shards):
-    rng = np.random.default_rng(shards)
-    n = 400
-    table = pa.table({
-        "user": [None if u == 0 else f"u{u}" for u in rng.integers(0, 20, n)],
-        "item": [f"i{i}" for i in rng.integers(0, 50, n)],
-        "ts": pa.array(rng.integers(0, 10**15, n), pa.timestamp("us")),
-        "event": rng.choice(["view", "buy", "share"], n),
-        "unused": ["x" * 100] * n,
-    })
-    looked = check_interactions(write(tmp_path, table.slice(0, 250), table.slice(250), row_group_size=60))
-    expected, dead = clean_interactions(table, looked.spec)
-    assert 0 < dead.num_rows < n
-
-    def check_shards(elements: list) -> None:
-        assert sorted(s for s, _ in elements) == list(range(shards))
-        for shard, events in elements:
-            assert events.schema == looked.schema
-            assert (shard_of(events["user_id"], shards) == shard).all()
-        got = pa.concat_tables([t for _, t in elements])
-        key = [(name, "ascending") for name in got.schema.names]
-        assert got.sort_by(key).equals(expected.sort_by(key))
-
-    def check_dead(elements: list) -> None:
-        got = pa.concat_tables(elements)
-        assert dead_letters.sort_letters(got).equals(dead_letters.sort_letters(dead))
-
-    def check_rows(elements: list) -> None:
-        assert sum(elements) == n
-
-    with beam.Pipeline(runner=FnApiRunner()) as p:
-        read = p | ReadInteractions(looked)
-        assert_that(read["events"] | ShardByUser(shards, looked), check_shards, "Shards")
-        assert_that(read["dead"], check_dead, "Dead")
-        assert_that(read["rows"], check_rows, "Rows")

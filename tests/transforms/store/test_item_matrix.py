@@ -1,4 +1,4 @@
-"""The memory-mapped item matrix: compared with a Python dict of the same items."""
+"""The memory-mapped item matrix, compared with a Python dict of the same items."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ IDS = {
 def items(request, tmp_path) -> tuple[list[str], pa.Array, np.ndarray]:
     ids = IDS[request.param]
     vectors = np.random.default_rng(0).standard_normal((len(ids), 5), dtype=np.float32)
-    # Three files, several row groups, one file empty; opened in another order than they are written.
+    # Three files of several row groups, one of them empty. They are opened in another order than written.
     cuts = [(0, 15), (15, 15), (15, len(ids))]
     files = [
         write_items(tmp_path / f"part-{i}.parquet", ids[a:b], vectors[a:b], packed=i < 2)
@@ -98,7 +98,7 @@ def test_lookup_agrees_with_a_dict(tmp_path_factory, known, asked):
 def test_ids_of_another_kind_are_refused(tmp_path):
     file = write_items(tmp_path / "a.parquet", pa.array(["1", "2"]), np.eye(2, dtype=np.float32))
     matrix = ItemMatrix.open([file], cache_dir=str(tmp_path / "cache"))
-    with pytest.raises(JobError, match=r"interactions\.item: ids are int64, those of the items string"):
+    with pytest.raises(JobError, match=r"interactions\.item: ids are int64, but the items' ids are string"):
         matrix.lookup(pa.array([1, 2]))
 
 
@@ -111,13 +111,13 @@ def test_float16_vectors_are_widened(tmp_path):
 @pytest.mark.parametrize(
     "fault", ["no files", "missing file", "lengths differ", "null id", "no vector column", "cache"]
 )
-def test_what_cannot_be_a_matrix_is_refused(tmp_path, fault):
+def test_files_that_cannot_be_a_matrix_are_refused(tmp_path, fault):
     good = write_items(tmp_path / "a.parquet", pa.array(["a"]), np.ones((1, 3), np.float32))
     files, cache, says = [good], tmp_path / "cache", ""
     if fault == "no files":
         files, says = [], "no files to read item vectors from"
     elif fault == "missing file":
-        files, says = [good, str(tmp_path / "b.parquet")], r"b\.parquet is not there"
+        files, says = [good, str(tmp_path / "b.parquet")], r"b\.parquet does not exist"
     elif fault == "lengths differ":
         files.append(write_items(tmp_path / "b.parquet", pa.array(["b"]), np.ones((1, 4), np.float32)))
         says = "vectors of different lengths"
@@ -153,7 +153,7 @@ def test_records_resolve_against_the_root_and_new_content_gets_a_new_matrix(tmp_
     assert first.vectors.tolist() == [[1, 1]]
 
 
-def test_old_matrices_leave_the_disk_and_live_on_where_open(tmp_path):
+def test_old_matrices_are_deleted_but_still_work_where_they_are_open(tmp_path):
     cache = tmp_path / "cache"
     opened = []
     for i in range(10):
@@ -164,7 +164,7 @@ def test_old_matrices_leave_the_disk_and_live_on_where_open(tmp_path):
     assert [m.lookup(pa.array([i]))[0] for i, m in enumerate(opened)] == [0] * 10
 
 
-def test_processes_that_start_together_build_once_and_a_killed_build_is_swept(tmp_path):
+def test_processes_that_start_together_build_once_and_a_killed_build_is_removed(tmp_path):
     cache = tmp_path / "cache"
     file = write_items(tmp_path / "a.parquet", pa.array(["a", "b"]), np.eye(2, dtype=np.float32))
     (cache / "left-behind.tmp").mkdir(parents=True)

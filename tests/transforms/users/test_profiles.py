@@ -22,10 +22,10 @@ from unisono.transforms.read.interactions import (
     TIME_TYPE,
     InteractionsSpec,
     ReadInteractions,
-    ShardByUser,
     check_interactions,
     event_schema,
 )
+from unisono.transforms.read.user_shards import ShardByUser
 from unisono.transforms.store.item_matrix import ItemMatrix
 from unisono.transforms.users.profiles import BuildProfiles, ProfileSpec, Surroundings, profile_schema
 from unisono.transforms.users.profiles import build_profiles as build
