@@ -97,9 +97,15 @@ def build(root: beam.Pipeline, plan: Plan, log: Log, after: beam.PCollection | N
     noise, keep = plan.people.noise, bool(plan.job.profiles.incremental)
     popularity = None if noise else log.counted | "EventsPerItem" >> CountItems()
     built = log.events | "BuildProfiles" >> BuildProfiles(
-        beam.pvalue.AsList(items), plan.job.profile_spec, plan.store.root, None, popularity, log.state, keep,
-        log.users_of_dead, noise,
-    )  # fmt: skip
+        beam.pvalue.AsList(items),
+        plan.job.profile_spec,
+        plan.store.root,
+        popularity=popularity,
+        state=log.state,
+        keep_state=keep,
+        users_of_dead=log.users_of_dead,
+        noise=noise,
+    )
     out.counts.append(built["counts"])
     out.dead.append(built["dead"])
     if keep:

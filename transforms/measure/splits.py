@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import hash_ids, one_chunk
-from unisono.transforms.users.history import rank_users
+from unisono.transforms.users.history import rank_ids
 
 SPLITS = ("global-time", "leave-last-out", "random", "new-items")
 _WHERE = 1 << 20  # parts that a hash is cut into
@@ -108,8 +108,8 @@ def _by_time(events: pa.Table, spec: SplitSpec) -> Sides:
 
 
 def _last_of_each(events: pa.Table, spec: SplitSpec) -> Sides:
-    _, user = rank_users(events["user_id"])
-    _, item = rank_users(events["item_id"])
+    _, user = rank_ids(events["user_id"])
+    _, item = rank_ids(events["item_id"])
     time, weight = events["time"].cast(pa.int64()).to_numpy(), events["weight"].to_numpy()
     order = np.lexsort((weight, item, time, user))
     liked = order[weight[order] > spec.relevant]
