@@ -52,10 +52,10 @@ def build(
         | "Recommend" >> RecommendItems(
             beam.pvalue.AsList(items),
             spec,
-            plan.late_modalities,
-            _hidden(root, plan) if at.filter else None,
-            popularity,
-            plan.store.root,
+            modalities=plan.late_modalities,
+            hidden=_hidden(root, plan) if at.filter else None,
+            popularity=popularity,
+            root=plan.store.root,
         )
     )
     out.files["recommendations"] = ranked | "WriteRecommendations" >> WriteShards(

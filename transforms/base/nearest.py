@@ -1,6 +1,7 @@
-"""Metrics: how well a space pairs modalities, groups what belongs together, and ranks what users turn to.
+"""Nearest rows of a matrix, and measures of a space that are made of them.
 
-NumPy only. Scores are computed in float64 and compared in float32: equal vectors tie, whatever the blocking.
+Scores are computed in float64 and compared in float32, so that equal vectors have equal scores however the rows are
+split into blocks. `rank.topk` searches large catalogues faster; it needs numba.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_BLOCK_VALUES = 1 << 22  # scores held at a time: 32 MiB of float64
+from unisono.transforms.base.columns import unit_rows
+
+_BLOCK_VALUES = 1 << 22  # scores that are held at once: 32 MiB of float64
 
 
 def _block_rows(columns: int) -> int:
@@ -21,13 +24,6 @@ def _finite(vectors: np.ndarray) -> np.ndarray:
     if not np.isfinite(vectors).all():
         raise ValueError("vectors hold NaN or infinity; finite values are needed")
     return vectors
-
-
-def _unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """Scales rows to unit L2 norm in float64; a zero row stays zero, so its cosine with anything is 0."""
-    vectors = _finite(vectors)
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
 
 
 def _check_k(k: int) -> None:
@@ -46,14 +42,15 @@ def paired_ranks(queries: np.ndarray, targets: np.ndarray) -> np.ndarray:
         targets: float [n, dim].
 
     Returns:
-        float64 [n], 1 is best. Ties count by mid-rank: where all n targets tie, the rank is (n + 1) / 2.
+        float64 [n], 1 is best. Equal scores share the middle of their ranks: if all n targets have equal scores, the
+        rank is (n + 1) / 2. A row of zeros has a cosine of 0 with every row.
 
     Raises:
         ValueError: the shapes differ, there is no row, or a value is not finite.
     """
     if queries.shape != targets.shape or queries.ndim != 2 or len(queries) == 0:
         raise ValueError(f"queries {queries.shape}, targets {targets.shape}: two equal [n > 0, dim] needed")
-    queries, targets = _unit_rows(queries), _unit_rows(targets)
+    queries, targets = unit_rows(_finite(queries)), unit_rows(_finite(targets))
     ranks = np.empty(len(queries))
     step = _block_rows(len(targets))
     for start in range(0, len(queries), step):
@@ -66,10 +63,19 @@ def paired_ranks(queries: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def retrieval(queries: np.ndarray, targets: np.ndarray, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """Measures how well queries find their own targets; see `paired_ranks` for arguments, ties and errors.
+    """Measures how well queries find their own targets.
+
+    Args:
+        queries: see `paired_ranks`.
+        targets: see `paired_ranks`.
+        ks: each at least 1.
 
     Returns:
-        `recall@k` per k (the fraction of ranks ≤ k), `median_rank`, `mrr` (mean of 1 / rank), `n`.
+        `recall@k` for each k, the fraction of ranks ≤ k; `median_rank`; `mrr`, the mean of 1 / rank; `n`, the number of
+        queries.
+
+    Raises:
+        ValueError: a k is below 1, or `paired_ranks` raises it.
     """
     for k in ks:
         _check_k(k)
@@ -79,13 +85,13 @@ def retrieval(queries: np.ndarray, targets: np.ndarray, ks: Sequence[int] = (1, 
 
 
 def chance_recall(n: int, k: int) -> float:
-    """Gives the recall@k that a random order of n candidates has on average."""
+    """Returns the mean recall@k of a random order of n candidates."""
     _check_k(k)
     return min(k, n) / n
 
 
 def chance_mrr(n: int) -> float:
-    """Gives the mean reciprocal rank that a random order of n candidates has: the n-th harmonic number over n."""
+    """Returns the mean reciprocal rank of a random order of n candidates: the n-th harmonic number, divided by n."""
     return float((1 / np.arange(1, n + 1)).mean())
 
 
@@ -93,19 +99,19 @@ def chance_mrr(n: int) -> float:
 
 
 def same_label_neighbours(vectors: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Gives the mean fraction of a row's k nearest others (cosine; ties by lower row) that share its label.
+    """Returns the mean fraction of a row's k nearest other rows that have the same label.
 
     Args:
-        vectors: float [n, dim].
-        labels: [n], any dtype that compares.
-        k: where fewer than k others exist, all of them count.
+        vectors: float [n, dim]; rows are compared by cosine, and of equal cosines the lower row comes first.
+        labels: [n], any dtype that can be compared.
+        k: at least 1. If there are fewer than k other rows, all of them count.
 
     Raises:
-        ValueError: fewer than two rows, lengths that differ, or a value that is not finite.
+        ValueError: there are fewer than two rows, the lengths differ, or a value is not finite.
     """
     if len(vectors) != len(labels) or len(vectors) < 2:
         raise ValueError(f"{len(vectors)} vectors, {len(labels)} labels: equal numbers, 2 or more, needed")
-    unit = _unit_rows(vectors)
+    unit = unit_rows(_finite(vectors))
     rows = np.arange(len(unit))
     neighbours, _ = top_k(unit, unit, min(k, len(unit) - 1), exclude=(rows, rows))
     _, codes = np.unique(labels, return_inverse=True)
@@ -113,7 +119,7 @@ def same_label_neighbours(vectors: np.ndarray, labels: np.ndarray, k: int) -> fl
 
 
 def chance_same_label(labels: np.ndarray) -> float:
-    """Gives what `same_label_neighbours` is on average for vectors that know nothing of the labels."""
+    """Returns the mean of `same_label_neighbours` for vectors that do not depend on the labels."""
     _, counts = np.unique(labels, return_counts=True)
     n = int(counts.sum())
     return float((counts * (counts - 1)).sum() / (n * (n - 1)))
@@ -122,12 +128,24 @@ def chance_same_label(labels: np.ndarray) -> float:
 # --- exact top k -------------------------------------------------------------------------------------------
 
 
-def _top_of_block(scores: np.ndarray, k: int) -> np.ndarray:
-    """Gives the columns of each row's k highest scores, best first, ties by lower column: int64 [n, k]."""
+def best_columns(scores: np.ndarray, k: int, ties: np.ndarray | None = None) -> np.ndarray:
+    """Finds the k highest scores of each row.
+
+    Args:
+        scores: float [n, m].
+        k: at least 1.
+        ties: [n, m]: of equal scores, the lower value comes first. None means the lower column.
+
+    Returns:
+        Column indices, int64 [n, min(k, m)], best first.
+    """
+    k = min(k, scores.shape[1])
+    if ties is not None:
+        return np.lexsort((ties, -scores))[:, :k]
     if k < scores.shape[1]:
         chosen = np.argpartition(-scores, k - 1, axis=1)[:, :k]
         least = np.take_along_axis(scores, chosen, 1).min(1, keepdims=True)
-        # argpartition takes any of those level with the k-th; where too many are level, the first must win.
+        # Of the scores equal to the k-th, argpartition takes any. Where not all of them fit, the first must win.
         crowded = np.flatnonzero((scores >= least).sum(1) > k)
         if len(crowded):
             part, edge = scores[crowded], least[crowded]
@@ -148,20 +166,20 @@ def top_k(
     k: int,
     exclude: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Finds each query's k items of highest inner product, exactly; ties by lower item index.
+    """Finds each query's k items with the highest inner product, exactly.
 
     Args:
         queries: float [n, dim].
         items: float [m, dim].
         k: at least 1.
-        exclude: query index and item index, integers [p] each: pairs that must not appear.
+        exclude: query indices and item indices, integers [p] each: pairs that must not appear.
 
     Returns:
-        item indices int64 and scores float32, [n, min(k, m)], best first. Where exclusion leaves fewer items,
-        the rest is −1 with score −inf.
+        Item indices int64 and scores float32, [n, min(k, m)] each, best first; of equal scores, the lower index comes
+        first. If `exclude` leaves a query fewer items, the remaining places hold −1 and −inf.
 
     Raises:
-        ValueError: k below 1, no item, or a value that is not finite.
+        ValueError: k is below 1, there is no item, or a value is not finite.
     """
     _check_k(k)
     if len(items) == 0:
@@ -179,7 +197,7 @@ def top_k(
         if exclude is not None:
             low, high = np.searchsorted(out_row, (start, start + len(scores)))
             scores[out_row[low:high] - start, out_item[low:high]] = -np.inf
-        chosen = _top_of_block(scores, k)
+        chosen = best_columns(scores, k)
         indices[start : start + step] = chosen
         best[start : start + step] = np.take_along_axis(scores, chosen, 1)
     indices[np.isneginf(best)] = -1
@@ -187,81 +205,19 @@ def top_k(
 
 
 def neighbour_overlap(a: np.ndarray, b: np.ndarray, k: int = 10) -> float:
-    """Gives the mean fraction of a row's k nearest others by `a` that are also among those by `b` (cosine).
+    """Returns the mean fraction of a row's k nearest other rows in `a` that are also among the k nearest in `b`.
 
     Args:
-        a, b: float [n, dim], rows of the same items; the two dims may differ.
+        a: float [n, dim], compared by cosine.
+        b: float [n, other dim], rows of the same items.
+        k: at least 1. If there are fewer than k other rows, all of them count.
 
     Raises:
-        ValueError: lengths that differ, fewer than two rows, or a value that is not finite.
+        ValueError: the lengths differ, there are fewer than two rows, or a value is not finite.
     """
     if len(a) != len(b) or len(a) < 2:
         raise ValueError(f"{len(a)} and {len(b)} rows: equal numbers, 2 or more, needed")
     rows = np.arange(len(a))
     k = min(k, len(a) - 1)
-    first, second = (top_k(u, u, k, exclude=(rows, rows))[0] for u in (_unit_rows(a), _unit_rows(b)))
+    first, second = (top_k(u, u, k, exclude=(rows, rows))[0] for u in (unit_rows(_finite(x)) for x in (a, b)))
     return float((first[:, :, None] == second[:, None, :]).any(2).mean())
-
-
-# --- rankings against what users turned to -----------------------------------------------------------------
-
-
-def _hits(ranked: np.ndarray, users: np.ndarray, items: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Marks the hits of each user who has relevant items.
-
-    Returns:
-        hits: bool [u, min(k, width)]; relevant: how many distinct relevant items each of them has, int64 [u].
-
-    Raises:
-        ValueError: k below 1, lengths that differ, a user outside `ranked`, or no pair at all.
-    """
-    _check_k(k)
-    users, items = np.asarray(users, np.int64), np.asarray(items, np.int64)
-    if len(users) != len(items) or len(users) == 0:
-        raise ValueError(f"{len(users)} users, {len(items)} items: equal numbers, at least one, are needed")
-    if users.min() < 0 or users.max() >= len(ranked) or items.min() < 0:
-        raise ValueError(f"pairs must have 0 <= user < {len(ranked)} and item >= 0")
-    ranked = np.asarray(ranked, np.int64)[:, :k]
-    width = max(int(items.max()), int(ranked.max(initial=0))) + 1
-    pairs = np.unique(users * width + items)
-    owners, relevant = np.unique(pairs // width, return_counts=True)
-    shown = ranked[owners]
-    hits = np.isin(owners[:, None] * width + shown, pairs) & (shown >= 0)
-    return hits, relevant
-
-
-def recall_at_k(ranked: np.ndarray, users: np.ndarray, items: np.ndarray, k: int) -> float:
-    """Gives the fraction of a user's relevant items that are among the first k, averaged over users.
-
-    Args:
-        ranked: int [users, width], item indices without repeats, best first; −1 for none.
-        users: int [p], the row in `ranked` of each relevant pair; repeats of a pair count once.
-        items: int [p], the item index of each relevant pair.
-        k: places that count.
-
-    Users without a relevant item are left out.
-
-    Raises:
-        ValueError: k below 1, lengths that differ, a user outside `ranked`, or no pair at all.
-    """
-    hits, relevant = _hits(ranked, users, items, k)
-    return float((hits.sum(1) / relevant).mean())
-
-
-def hit_rate_at_k(ranked: np.ndarray, users: np.ndarray, items: np.ndarray, k: int) -> float:
-    """Gives the fraction of users with at least one relevant item among the first k; see `recall_at_k`."""
-    hits, _ = _hits(ranked, users, items, k)
-    return float(hits.any(1).mean())
-
-
-def ndcg_at_k(ranked: np.ndarray, users: np.ndarray, items: np.ndarray, k: int) -> float:
-    """Gives the normalised discounted cumulative gain, gain 1 for a relevant item; see `recall_at_k`.
-
-    The discount is 1 / log2(1 + place); the ideal starts with min(k, relevant) hits.
-
-    Source: Järvelin and Kekäläinen, 2002.
-    """
-    hits, relevant = _hits(ranked, users, items, k)
-    discount = 1 / np.log2(np.arange(2, k + 2))
-    ideal = discount.cumsum()[np.minimum(relevant, k) - 1]
-    return float((hits @ discount[: hits.shape[1]] / ideal).mean())
