@@ -59,7 +59,7 @@ def check_forget(path: str, user_type: pa.DataType | None, whose: str, pseudonym
     """
     files = tuple(list_parquet(path, KEY))
     found = require_column(files, COLUMN, KEY, is_id_type, "strings or integers")
-    if user_type is not None and not pa.types.is_null(found) and not same_id_kind(found, user_type):
+    if user_type is not None and not same_id_kind(found, user_type):
         raise JobError(
             f"{KEY}: column {COLUMN!r} of {files[0].path} holds {found}, {whose} {user_type}; "
             "write both as strings or both as integers"

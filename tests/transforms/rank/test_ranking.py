@@ -1,4 +1,4 @@
-"""Recommendations: compared with loops over users and items in float64."""
+"""Recommendations, compared with loops over users and items in float64."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from apache_beam.testing.util import assert_that
 
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import pack_vectors, to_vector_column
+from unisono.transforms.rank.lists import diversify
 from unisono.transforms.rank.ranking import (
     RankingSpec,
     RecommendItems,
     distinct_pairs,
-    diversify,
     item_bias,
     late_matrix,
     queries_of,
@@ -35,7 +35,7 @@ def unit(rng: np.random.Generator, n: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
-    """Items in four files, with a text vector that a fifth of them lacks; users; what they have seen."""
+    """Items in four files, of which a fifth lack a text vector; users; and the pairs that users have seen."""
     folder, rng = tmp_path_factory.mktemp("shop"), np.random.default_rng(1)
     vectors, text, image = (unit(rng, ITEMS) for _ in range(3))
     has_text, ids, files = rng.random(ITEMS) < 0.8, [f"item-{i}" for i in range(ITEMS)], []
@@ -131,7 +131,7 @@ def test_several_interests(shop, how):
     found = rank_items(users, None, shelf(shop), RankingSpec(k=7, interests=how, device="cpu"))
     own = np.stack(users["vector"].to_pylist())
     for u in range(USERS):
-        if how == "profile" or not len(vectors[u]):
+        if how == "profile" or not len(vectors[u]):  # without interests, the profile is the query
             scores = shop["vectors"] @ own[u]
         elif how == "maximum":
             half_way = vectors[u] + own[u]

@@ -1,4 +1,4 @@
-"""Exact top k: compared with a sort of float64 scores."""
+"""Exact top k, compared with a sort of float64 scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from unisono.transforms.rank.topk import top_items
 
 
 def reference(queries, items, k, first=None, exclude=None, ranks=None, bias=None):
-    """Scores everything in float64, rounds to float32, sorts by score and rank."""
+    """Scores every item in float64, rounds to float32, and sorts by score and rank."""
     first = np.arange(len(queries) + 1) if first is None else first
     ranks = np.arange(len(items)) if ranks is None else ranks
     scores = queries.astype(np.float64) @ items.T.astype(np.float64)
@@ -27,7 +27,7 @@ def reference(queries, items, k, first=None, exclude=None, ranks=None, bias=None
 
 
 def draw(seed, users=70, items=9000, dim=24):
-    """Small integers in float32: scores are exact, and many tie."""
+    """Draws small integers in float32, so that scores are exact and many are equal."""
     rng = np.random.default_rng(seed)
     return (rng.integers(-4, 5, (n, dim)).astype(np.float32) / 8 for n in (users, items))
 
@@ -69,7 +69,7 @@ def test_real_numbers_agree_with_float64(device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_more_equal_items_than_there_is_room_for(device):
+def test_more_equal_items_than_candidates_have_room(device):
     rng = np.random.default_rng(4)
     items = np.repeat(rng.standard_normal((3, 8)).astype(np.float32), 4000, axis=0)
     queries = rng.standard_normal((5, 8)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""User profiles: compared with loops over the events, in float64."""
+"""User profiles, compared with loops over the events in float64."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ from apache_beam.testing.util import assert_that
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.transforms.users.samples import draw_events as draw_events_of_users
+from tests.transforms.users.samples import draw_modalities
+from tests.transforms.users.samples import events_of as events_of_users
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import from_vector_column, shard_of, split_by_shard, to_vector_column
+from unisono.transforms.privacy.noise import NoiseSpec
 from unisono.transforms.read.interactions import (
     TIME_TYPE,
     InteractionsSpec,
@@ -27,7 +31,13 @@ from unisono.transforms.read.interactions import (
     event_schema,
 )
 from unisono.transforms.store.item_matrix import ItemMatrix
-from unisono.transforms.users.profiles import BuildProfiles, ProfileSpec, Surroundings, profile_schema
+from unisono.transforms.users.profiles import (
+    BuildProfiles,
+    ProfileSpec,
+    Surroundings,
+    profile_schema,
+    publish_noised,
+)
 from unisono.transforms.users.profiles import build_profiles as build
 
 DIM = 6
@@ -38,7 +48,7 @@ START_US = 1_770_000_000_000_000
 
 @pytest.fixture(scope="module", params=["strings", "integers"])
 def world(request, tmp_path_factory) -> tuple[ItemMatrix, dict, list[str]]:
-    """Items in two files of several row groups, and the same vectors as a dict."""
+    """An item matrix from two files of several row groups, the same vectors as a dict, and the files."""
     folder = tmp_path_factory.mktemp("items")
     rng = np.random.default_rng(3)
     vectors = rng.standard_normal((ITEMS, DIM)).astype(np.float32)
@@ -70,14 +80,14 @@ def draw_events(world, n: int, users: int, seed: int = 0, unknown: float = 0.1) 
     return pa.table([
         pa.array([f"user {u}" for u in people]) if strings else pa.array(people),
         items,
-        # Whole hours: many events of one user fall on the same moment.
+        # Whole hours, so that many events of one user have the same time.
         pa.array(START_US + rng.integers(0, 24 * 90, n) * 3_600_000_000, TIME_TYPE),
         pa.array(rng.choice([1.0, 3.0, 5.0, -3.0], n)),
     ], names=["user_id", "item_id", "time", "weight"])
 
 
 def reference(table: pa.Table, vectors: dict, half_life_days: float | None) -> dict:
-    """Profiles by loops: user → (unit vector, events, newest), for users with a usable event."""
+    """Profiles by loops: (unit vector, number of events, newest time) of each user whose events do not cancel."""
     by_user = defaultdict(list)
     for e in table.to_pylist():
         if e["item_id"] in vectors:
@@ -154,7 +164,7 @@ def test_profiles_agree_with_loops_on_any_events(world, events, half_life):
 
 
 def events_of(world, *rows: tuple[int, float, float]) -> pa.Table:
-    """Events of one user: (item's place, day, weight)."""
+    """Makes events of one user from (index of the item, day, weight)."""
     ids = list(world[1])
     return pa.table({
         "user_id": ["ann"] * len(rows),
@@ -195,7 +205,7 @@ def test_events_a_thousand_half_lives_old_do_not_break_the_sum(world):
     [
         pytest.param([(0, 0, 2.0), (1, 0, 2.0)], id="opposite items"),
         pytest.param([(4, 0, 3.0), (4, 0, -3.0)], id="weights cancel"),
-        pytest.param([(4, 0, 0.1), (4, 0, 0.1), (4, 0, 0.1), (4, 0, -0.3)], id="cancel but for rounding"),
+        pytest.param([(4, 0, 0.1), (4, 0, 0.1), (4, 0, 0.1), (4, 0, -0.3)], id="weights cancel up to rounding"),
         pytest.param([(4, 0, 0.0)], id="weight zero"),
     ],
 )
@@ -248,15 +258,15 @@ def test_profiles_do_not_depend_on_shards_or_on_the_order_of_rows(world, shards)
     assert {k: sum(s[k] for _, s in built) for k in whole_stats} == whole_stats
 
 
-def test_times_too_far_apart_to_pack_are_ordered_all_the_same(world):
+def test_times_too_far_apart_to_be_packed_into_one_integer_are_ordered_too(world):
     matrix, vectors, _ = world
     table = draw_events(world, 2000, 60, seed=2)
     time = table["time"].cast(pa.int64()).to_numpy().copy()
-    time[::50] -= 2 * 10**17  # some six thousand years
+    time[::50] -= 2 * 10**17  # about six thousand years
     table = table.set_column(2, "time", pa.array(time, pa.timestamp("us")).cast(TIME_TYPE))
     users, _ = build_profiles(table, matrix, ProfileSpec(10**6))
     vectors_of = from_vector_column(users["vector"])[0]
-    # No Python dates reach that far back: the reference is by masks.
+    # Python's dates do not reach so far back, so the expected profiles are computed from integers.
     for row, user in enumerate(users["user_id"].to_pylist()):
         mine = np.array([u == user and i in vectors for u, i in zip(
             table["user_id"].to_pylist(), table["item_id"].to_pylist(), strict=True)])
@@ -266,7 +276,7 @@ def test_times_too_far_apart_to_pack_are_ordered_all_the_same(world):
 
 
 @pytest.mark.parametrize("bad", [{"half_life_days": 0}, {"half_life_days": -1}, {"min_events": 0}], ids=str)
-def test_a_spec_that_means_nothing_is_refused(bad):
+def test_impossible_settings_are_refused(bad):
     with pytest.raises(JobError, match=f"profiles.{next(iter(bad))}"):
         ProfileSpec(**bad)
 
@@ -318,3 +328,47 @@ def test_logs_to_profiles_through_beam(world, tmp_path: Path, shards):
     result.wait_until_finish()
     counters = {c.key.metric.name: c.committed for c in result.metrics().query()["counters"]}
     assert {name: counters.get(name, 0) for name in counts} == counts
+
+
+def test_neither_the_order_of_rows_nor_the_shards_change_a_whole_profile(items):
+    table = draw_events_of_users(2000, 50, 8)
+    around = Surroundings(items, draw_modalities(1), np.asarray(items.vectors[0]))
+    spec = ProfileSpec(15, min_events=2, interests=3, recent_events=20, delta=0.7, modalities=("image", "text"))
+    whole = build(table, around, spec).users
+    shuffled = table.take(pa.array(np.random.default_rng(1).permutation(len(table))))
+    even = pa.array([int(u[1:]) % 2 == 0 for u in shuffled["user_id"].to_pylist()])
+    parts = [build(shuffled.filter(m), around, spec).users for m in (even, pa.compute.invert(even))]
+    assert pa.concat_tables(parts).sort_by("user_id").combine_chunks().equals(whole.combine_chunks())  # bit for bit
+
+
+def test_users_are_counted_by_what_became_of_them(items):
+    table = events_of_users([("a", 5, 0, 1), ("b", -1, 0, 1), ("c", 5, 0, 1), ("c", 5, 0, -1), ("d", 5, 0, 1)])
+    robot = events_of_users([("e", i, 0.01 * i, 1) for i in range(9)])
+    lost = pa.table({"user_id": ["a", "x", "y"]})
+    spec = ProfileSpec(None, interests=0, max_events_per_day=5, robots="drop")
+    found = build(pa.concat_tables([table, robot]), Surroundings(items), spec, users_of_dead=lost).counts
+    assert found == {
+        "events.rows": 14,
+        "events.unknown_item": 1,
+        "events.set_aside": 9,
+        "users.without_usable_event": 2,  # x and y
+        "users.seen": 7,
+        "users.rows": 2,  # a and d
+        "users.cold": 0,
+        "users.without_profile": 5,
+    }
+
+
+def test_noise_leaves_one_noised_vector_of_each_user(items):
+    table = events_of_users([("a", 5, 0, 1), ("b", -1, 0, 1), ("c", 5, 0, 1), ("c", 5, 0, -1)])
+    built = build(table, Surroundings(items), ProfileSpec(None, interests=0))
+    noise = NoiseSpec(400.0, 0.5)
+    hidden = publish_noised(built, noise)
+    assert hidden.users["user_id"].to_pylist() == ["a", "b", "c"]
+    vectors, _ = from_vector_column(hidden.users["vector"])
+    expected = np.stack([items.vectors[5], np.zeros(items.dim), np.zeros(items.dim)])
+    np.testing.assert_allclose(vectors, expected, atol=10 * noise.sigma)
+    assert (vectors[1:] != 0).all()
+    assert hidden.users["events"].null_count == 3
+    assert hidden.dead["detail"].null_count == hidden.dead.num_rows == 1
+    assert (hidden.counts["users.rows"], hidden.counts["users.without_profile"]) == (3, 0)
