@@ -36,7 +36,7 @@ def compiled(loop: Loop) -> Loop:
         import numba
     except ModuleNotFoundError as error:
         return _refusal(error)
-    dispatcher = numba.njit(nogil=True)(loop)
+    dispatcher: Any = numba.njit(nogil=True)(loop)
     try:
         # Numba has no public way to choose the cache. `njit(cache=True)` sets this attribute too.
         dispatcher._cache = _cache_class()(loop)

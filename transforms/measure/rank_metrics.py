@@ -105,7 +105,7 @@ def measure_users(
     deepest = max(ks)
     hits = np.zeros((users, deepest))
     hits[:, : min(width, deepest)] = find_hits(ranked, relevant, items)[:, :deepest]
-    out = {}
+    out: dict[str, np.ndarray] = {}
     for k in ks:
         values = _measure_at(hits[:, :k], wanted)
         out |= {f"{name}@{k}": np.where(wanted > 0, v, np.nan) for name, v in values.items()}

@@ -38,8 +38,7 @@ def top_items(
     A user's score of an item is the highest inner product of the item with any of the user's queries, plus the item's
     bias. The products are float32, and their last digits depend on how the rows are split into blocks. So every item
     within twice the largest rounding error of the k-th score is a candidate. The candidates are scored again in
-    float64, rounded to float32 and ranked by these scores. The error of an inner product is below
-    dim · 2^-24 · ‖q‖ · ‖v‖ for any order of summation.
+    float64, rounded to float32 and ranked by these scores.
 
     Args:
         queries: float32 [r, dim], finite.
@@ -61,8 +60,6 @@ def top_items(
 
     Guarantees:
         The result for a user depends on that user's queries and on the set of items only.
-
-    Source: Higham, "Accuracy and stability of numerical algorithms", 2002, chapter 3 (the bound on the error).
     """
     if k < 1:
         raise ValueError(f"k is {k}; at least 1 is needed")
@@ -136,7 +133,12 @@ def _by_user(exclude: tuple[np.ndarray, np.ndarray] | None, users: int) -> tuple
 
 
 def _rounding(queries: np.ndarray, first: np.ndarray, items: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """Bounds the error of a float32 score for each user, float64 [users]; see `top_items`."""
+    """Bounds the rounding error of a float32 score for each user, float64 [users].
+
+    The error of an inner product is below dim · 2^-24 · ‖q‖ · ‖v‖ for any order of summation.
+
+    Source: Higham, "Accuracy and stability of numerical algorithms", 2002, chapter 3.
+    """
     longest = 0.0
     for at in range(0, len(items), _CUDA_ITEM_ROWS):  # in parts, because the items may be larger than memory
         part = np.asarray(items[at : at + _CUDA_ITEM_ROWS])
