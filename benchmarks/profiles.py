@@ -172,7 +172,7 @@ def run_script(root: Path, interests: int) -> None:
     from scipy.sparse import csr_matrix
 
     items = pl.read_parquet(root / "store/runs/items/items/*.parquet", columns=["item_id", "vector", "text_vector"])
-    vectors, text = (np.stack(items[c].to_numpy()) for c in ("vector", "text_vector"))
+    vectors, text = (np.stack(list(items[c].to_numpy())) for c in ("vector", "text_vector"))
     log = _read_script_log(root, items["item_id"])
     first, weight, counts = log.first, log.weight, np.diff(log.first)
     recent = np.repeat(first[1:], counts) - np.arange(len(log.row)) <= RECENT
@@ -352,7 +352,7 @@ def peak_bytes(process: subprocess.Popen) -> int:
     stop.set()
     thread.join()
     if code:
-        raise SystemExit(f"{process.args} ended with exit code {code}")
+        raise SystemExit(f"{process.args!r} ended with exit code {code}")
     return peak[0]
 
 

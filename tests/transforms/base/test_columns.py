@@ -11,7 +11,7 @@ from unisono.transforms.base.columns import row_lengths, unit_rows
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("given", [False, True], ids=["own lengths", "given lengths"])
 def test_rows_are_scaled_to_unit_length_and_zeros_stay(dtype: type, given: bool) -> None:
-    vectors = np.random.default_rng(0).standard_normal((20, 7)).astype(dtype)
+    vectors: np.ndarray = np.random.default_rng(0).standard_normal((20, 7)).astype(dtype)
     vectors[[3, 8]] = 0
     lengths = row_lengths(vectors)
     assert lengths.dtype == dtype

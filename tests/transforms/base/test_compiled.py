@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,5 +156,6 @@ def test_without_numba_modules_load_and_calls_name_the_extra() -> None:
 def test_a_compiled_loop_computes_what_the_python_function_does() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((2, 37)).astype(np.float32)
-    assert topk_kernels._dot(a, b) == topk_kernels._dot.py_func(a, b)
-    assert topk_kernels._dot(a, b) == pytest.approx(a.astype(float) @ b.astype(float), rel=1e-12)
+    loop: Any = topk_kernels._dot
+    assert loop(a, b) == loop.py_func(a, b)
+    assert loop(a, b) == pytest.approx(a.astype(float) @ b.astype(float), rel=1e-12)

@@ -1,5 +1,9 @@
 """Nearest rows and the measures made of them, compared with scikit-learn and with plain code."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
@@ -8,18 +12,18 @@ from unisono.transforms.base import nearest
 
 
 @pytest.fixture(params=[None, 700], ids=["one-block", "many-blocks"], autouse=True)
-def _blocks(request, monkeypatch):
+def _blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param:
         monkeypatch.setattr(nearest, "_BLOCK_VALUES", request.param)
 
 
-def _pairs(n, dim, noise, seed=0):
+def _pairs(n: int, dim: int, noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     targets = rng.standard_normal((n, dim)).astype(np.float32)
     return (targets + noise * rng.standard_normal((n, dim))).astype(np.float32) * 3, targets
 
 
-def test_retrieval_agrees_with_nearest_neighbours():
+def test_retrieval_agrees_with_nearest_neighbours() -> None:
     queries, targets = _pairs(150, 12, 1.5)
     order = NearestNeighbors(n_neighbors=150, metric="cosine", algorithm="brute").fit(targets)
     _, found = order.kneighbors(queries)
@@ -43,11 +47,11 @@ def test_retrieval_agrees_with_nearest_neighbours():
     ],
     ids=["all equal", "all zero", "two equal"],
 )
-def test_equal_scores_share_the_middle_of_their_ranks(targets, expected):
+def test_equal_scores_share_the_middle_of_their_ranks(targets: np.ndarray, expected: list[float]) -> None:
     assert nearest.paired_ranks(targets, targets).tolist() == expected
 
 
-def test_random_vectors_reach_the_chance_level():
+def test_random_vectors_reach_the_chance_level() -> None:
     queries, _ = _pairs(600, 8, 0, seed=1)
     targets, _ = _pairs(600, 8, 0, seed=2)
     labels = np.random.default_rng(3).choice(["a", "b", "c"], 600, p=[0.6, 0.3, 0.1])
@@ -60,7 +64,7 @@ def test_random_vectors_reach_the_chance_level():
     assert nearest.chance_recall(5, 10) == 1
 
 
-def test_same_label_neighbours_agrees_with_scikit_learn():
+def test_same_label_neighbours_agrees_with_scikit_learn() -> None:
     rng = np.random.default_rng(4)
     labels = rng.integers(0, 6, 200)
     vectors = np.eye(6)[labels] + 0.6 * rng.standard_normal((200, 6))
@@ -71,12 +75,12 @@ def test_same_label_neighbours_agrees_with_scikit_learn():
     assert 0.3 < expected < 0.95
 
 
-def _plain_top_k(scores, k):
+def _plain_top_k(scores: np.ndarray, k: int) -> np.ndarray:
     return np.array([sorted(range(len(row)), key=lambda i: (-row[i], i))[:k] for row in scores])
 
 
 @pytest.mark.parametrize("k", [1, 4, 29, 30, 50])
-def test_top_k_prefers_the_lower_index_among_equal_scores(k):
+def test_top_k_prefers_the_lower_index_among_equal_scores(k: int) -> None:
     rng = np.random.default_rng(k)
     queries = rng.integers(-1, 2, (40, 3)).astype(np.float32)  # small integers, so many scores are equal
     items = rng.integers(-1, 2, (30, 3)).astype(np.float32)
@@ -87,7 +91,7 @@ def test_top_k_prefers_the_lower_index_among_equal_scores(k):
     assert (indices.dtype, scores.dtype) == (np.int64, np.float32)
 
 
-def test_top_k_excludes_pairs():
+def test_top_k_excludes_pairs() -> None:
     rng = np.random.default_rng(5)
     queries, items = rng.standard_normal((50, 6)), rng.standard_normal((25, 6))
     banned = rng.random((50, 25)) < 0.5
@@ -106,7 +110,7 @@ def test_top_k_excludes_pairs():
 
 
 @pytest.mark.parametrize("k", [1, 3, 12, 20])
-def test_best_columns_agree_with_a_sort(k):
+def test_best_columns_agree_with_a_sort(k: int) -> None:
     rng = np.random.default_rng(k)
     scores = rng.integers(-2, 3, (30, 12)).astype(float)  # many equal scores
     scores[rng.random(scores.shape) < 0.2] = -np.inf
@@ -128,6 +132,6 @@ def test_best_columns_agree_with_a_sort(k):
     ],
     ids=["shapes", "empty", "no-items", "k-0", "nan", "one-row"],
 )
-def test_impossible_arguments_are_refused(call):
+def test_impossible_arguments_are_refused(call: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match=r"need|no items"):
         call()

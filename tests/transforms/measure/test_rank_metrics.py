@@ -20,6 +20,12 @@ from unisono.transforms.measure.rank_metrics import (
 KS = (1, 5, 10, 40)
 
 
+def pairs_of(relevant: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The held-out pairs of a mask [u, n]: user indices and item indices."""
+    user, item = np.nonzero(relevant)
+    return user, item
+
+
 def example(seed: int, levels: int | None, users: int = 60, items: int = 30) -> tuple[np.ndarray, np.ndarray, Ranked]:
     """Draws scores [u, n] and held-out items [u, n], and ranks the items.
 
@@ -48,7 +54,7 @@ def example(seed: int, levels: int | None, users: int = 60, items: int = 30) -> 
 @pytest.mark.parametrize("levels", [None, 4], ids=["distinct", "ties"])
 def test_measures_equal_set_code(levels: int | None) -> None:
     _, relevant, ranked = example(1, levels)
-    found = measure_users(ranked, np.nonzero(relevant), relevant.shape[1], KS)
+    found = measure_users(ranked, pairs_of(relevant), relevant.shape[1], KS)
     for u in range(len(relevant)):
         wanted = set(np.flatnonzero(relevant[u]).tolist())
         row = [i for i in ranked.items[u].tolist() if i >= 0]
@@ -67,7 +73,7 @@ def test_measures_equal_set_code(levels: int | None) -> None:
 
 def test_ndcg_equals_sklearn() -> None:
     scores, relevant, ranked = example(2, None)
-    found = measure_users(ranked, np.nonzero(relevant), relevant.shape[1], KS)
+    found = measure_users(ranked, pairs_of(relevant), relevant.shape[1], KS)
     real = np.where(np.isfinite(scores), scores, -1.0)  # scikit-learn ranks the seen items last
     for k in KS:
         for u in range(1, len(relevant)):
@@ -77,7 +83,7 @@ def test_ndcg_equals_sklearn() -> None:
 @pytest.mark.parametrize("levels", [None, 3], ids=["distinct", "ties"])
 def test_auc_equals_sklearn(levels: int | None) -> None:
     scores, relevant, ranked = example(3, levels)
-    found = area_under_curve(ranked, np.nonzero(relevant), relevant.shape[1])
+    found = area_under_curve(ranked, pairs_of(relevant), relevant.shape[1])
     for u in range(len(relevant)):
         candidates = np.isfinite(scores[u])
         truth = relevant[u, candidates]
@@ -165,4 +171,4 @@ def test_lists_of_some_users() -> None:
 def test_impossible_lengths_are_refused() -> None:
     _, relevant, ranked = example(6, None)
     with pytest.raises(JobError, match="--k"):
-        measure_users(ranked, np.nonzero(relevant), relevant.shape[1], [0])
+        measure_users(ranked, pairs_of(relevant), relevant.shape[1], [0])

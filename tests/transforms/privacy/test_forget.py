@@ -61,7 +61,9 @@ def test_pseudonymous_data_is_compared_with_pseudonyms(tmp_path: Path, monkeypat
     ],
     ids=["strings", "integers", "nobody", "everybody"],
 )
-def test_rows_of_the_forgotten_are_left_out_and_the_others_keep_their_order(ids, gone, kept, found) -> None:
+def test_rows_of_the_forgotten_are_left_out_and_the_others_keep_their_order(
+    ids: list[object], gone: list[str], kept: list[object], found: list[str]
+) -> None:
     table = pa.table({"n": range(len(ids)), "who": ids})
     left, removed = leave_out(table, "who", pa.array(gone))
     assert left["who"].to_pylist() == kept
@@ -79,7 +81,9 @@ def test_rows_of_the_forgotten_are_left_out_and_the_others_keep_their_order(ids,
     ],
     ids=["no column", "floats", "strings for integers", "integers for strings"],
 )
-def test_a_list_that_cannot_be_compared_is_refused(tmp_path: Path, column, name, user_type, says) -> None:
+def test_a_list_that_cannot_be_compared_is_refused(
+    tmp_path: Path, column: pa.Array, name: str, user_type: pa.DataType | None, says: str
+) -> None:
     with pytest.raises(JobError, match=says):
         checked(write(tmp_path, column, name=name), user_type)
 

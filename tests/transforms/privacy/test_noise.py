@@ -42,7 +42,7 @@ def hockey_stick(sigma: float, epsilon: float, sensitivity: float) -> float:
 @pytest.mark.parametrize("sensitivity", [0.2, 2.0])
 @pytest.mark.parametrize("delta", [1e-12, 1e-6, 0.1])
 @pytest.mark.parametrize("epsilon", [0.01, 0.5, 1.0, 8.0, 60.0])
-def test_sigma_is_the_least_that_is_private(epsilon, delta, sensitivity):
+def test_sigma_is_the_least_that_is_private(epsilon: float, delta: float, sensitivity: float) -> None:
     sigma = gaussian_sigma(epsilon, delta, sensitivity)
     assert hockey_stick(sigma, epsilon, sensitivity) == pytest.approx(delta, rel=1e-6)
     assert gaussian_delta(sigma, epsilon, sensitivity) <= delta
@@ -52,7 +52,7 @@ def test_sigma_is_the_least_that_is_private(epsilon, delta, sensitivity):
 
 
 @pytest.mark.parametrize("releases", [1, 2, 30])
-def test_several_releases_have_the_sum_of_their_privacy_losses(releases):
+def test_several_releases_have_the_sum_of_their_privacy_losses(releases: int) -> None:
     spec = NoiseSpec(0.7, 1e-6, 0.5)
     epsilon = epsilon_of_releases(spec, releases)
     # The privacy loss of a Gaussian release is N(η, 2η) with η = Δ²/2σ². The losses of independent releases add up.
@@ -67,7 +67,7 @@ def test_several_releases_have_the_sum_of_their_privacy_losses(releases):
     assert epsilon <= spec.epsilon * releases * (1 + 1e-6)
 
 
-def test_the_default_noise_is_normal_and_never_the_same():
+def test_the_default_noise_is_normal_and_never_the_same() -> None:
     a, b = secure_normal((1001, 101)), secure_normal((1001, 101))
     assert not np.any(a == b)
     for noise in (a, b):
@@ -78,7 +78,7 @@ def test_the_default_noise_is_normal_and_never_the_same():
 
 
 @pytest.mark.parametrize("clip", [0.25, 1.0])
-def test_vectors_are_clipped_and_noised(clip):
+def test_vectors_are_clipped_and_noised(clip: float) -> None:
     rng, spec = np.random.default_rng(1), NoiseSpec(3.0, 1e-5, clip)
     vectors = rng.standard_normal((20_000, 6)).astype(np.float32) * rng.uniform(0, 0.5, (20_000, 1))
     vectors[7] = 0
@@ -93,22 +93,22 @@ def test_vectors_are_clipped_and_noised(clip):
     np.testing.assert_array_equal(np.round(found / grid) * grid, found)
 
 
-def test_two_histories_cannot_be_told_apart_better_than_promised():
+def test_two_histories_cannot_be_told_apart_better_than_promised() -> None:
     spec, n = NoiseSpec(1.0, 0.05, 1.0), 400_000
-    one = add_noise(np.tile(np.float32([1, 0]), (n, 1)), spec)[:, 0]
-    other = add_noise(np.tile(np.float32([-1, 0]), (n, 1)), spec)[:, 0]
+    one = add_noise(np.tile(np.array([1, 0], np.float32), (n, 1)), spec)[:, 0]
+    other = add_noise(np.tile(np.array([-1, 0], np.float32), (n, 1)), spec)[:, 0]
     # The best test at ε decides by the point where p crosses e^ε q; the two means lie Δ = 2 apart.
     threshold = spec.epsilon * spec.sigma**2 / 2
     told = np.mean(one > threshold) - np.exp(spec.epsilon) * np.mean(other > threshold)
     assert told == pytest.approx(spec.delta, abs=6 * np.exp(spec.epsilon) / np.sqrt(n))
 
 
-def test_a_profile_shows_its_noised_vector_and_nothing_else():
+def test_a_profile_shows_its_noised_vector_and_nothing_else() -> None:
     schema = profile_schema(pa.string(), 3, pa.string(), ("text",))
     users = pa.table(
         [
             ["b", "d"],
-            to_vector_column(np.float32([[1, 0, 0], [0, 1, 0]])),
+            to_vector_column(np.array([[1, 0, 0], [0, 1, 0]], np.float32)),
             [[{"vector": [1, 0, 0], "weight": 1.0, "item_id": "secret"}], []],
             pa.array([0.5, 0.6], pa.float32()),
             [3, 4],
@@ -132,12 +132,12 @@ def test_a_profile_shows_its_noised_vector_and_nothing_else():
     ("settings", "says"),
     [((0, 1e-6, 1), "epsilon: 0"), ((1, 1, 1), "delta: 1"), ((1, 1e-6, 2), "clip: 2"), ((float("nan"), 0.1, 1), "eps")],
 )
-def test_settings_that_promise_nothing_are_refused(settings, says):
+def test_settings_that_promise_nothing_are_refused(settings: tuple[float, float, float], says: str) -> None:
     with pytest.raises(JobError, match=says):
         NoiseSpec(*settings)
 
 
-def test_withheld_dead_letters_show_stage_and_reason_only():
+def test_withheld_dead_letters_show_stage_and_reason_only() -> None:
     letter = DeadLetter("item-1", "text", "interactions", Reason.NULL_TIME, "user=ann", "file:///x")
     found = withhold(dead_letter_table([letter]))
     assert found.schema == SCHEMA

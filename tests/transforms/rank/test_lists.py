@@ -72,14 +72,15 @@ def test_diversify_agrees_with_a_greedy_loop(items: ItemMatrix, diversity: float
     rng = np.random.default_rng(3)
     lists = []
     for _ in range(users):
-        chosen = rng.choice(ITEMS, rng.integers(0, 12), replace=False)
-        lists.append([(IDS[i], float(s)) for i, s in zip(chosen, -np.sort(-rng.random(len(chosen))), strict=True)])
+        some = rng.choice(ITEMS, rng.integers(0, 12), replace=False)
+        lists.append([(IDS[i], float(s)) for i, s in zip(some, -np.sort(-rng.random(len(some))), strict=True)])
     pool = lists_of([f"u{n}" for n in range(users)], lists)
     found = diversify(pool, items, 5, diversity)
     vectors = {i: v.astype(float) for i, v in zip(items.ids(np.arange(ITEMS)).to_pylist(), items.vectors, strict=True)}
     for row in range(users):
         left = dict(zip(pool["item_ids"][row].as_py(), pool["scores"][row].as_py(), strict=True))
-        scores, chosen = dict(left), []
+        scores = dict(left)
+        chosen: list[str] = []
         while left and len(chosen) < 5:
             value = {
                 i: (1 - diversity) * s - diversity * max((vectors[i] @ vectors[c] for c in chosen), default=0.0)

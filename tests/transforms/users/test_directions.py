@@ -18,7 +18,9 @@ def test_the_prior_weighs_items_by_their_interactions(items: ItemMatrix) -> None
     n = np.random.default_rng(0).integers(1, 50, ITEMS)
     counts = pa.table({"item_id": [*IDS, "gone"], "n": [*n.tolist(), 9]})
     mean = n @ np.asarray(items.vectors, np.float64)
-    np.testing.assert_allclose(popular_direction(counts, items), mean / np.linalg.norm(mean), atol=1e-6)
+    found = popular_direction(counts, items)
+    assert found is not None
+    np.testing.assert_allclose(found, mean / np.linalg.norm(mean), atol=1e-6)
 
 
 def test_there_is_no_prior_without_interactions_with_known_items(items: ItemMatrix) -> None:

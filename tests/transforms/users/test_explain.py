@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from tests.transforms.users.samples import DAY_US, IDS, draw_events, draw_modalities, events_of
 from unisono.transforms.store.item_matrix import ItemMatrix
 from unisono.transforms.users.explain import interest_parts, modality_parts, profile_parts
-from unisono.transforms.users.history import order_history
+from unisono.transforms.users.history import History, order_history
 from unisono.transforms.users.profiles import ProfileSpec, Surroundings, build_profiles
 
 
-def one_user(items: ItemMatrix, seed: int = 1):
+def one_user(items: ItemMatrix, seed: int = 1) -> tuple[pa.Table, History]:
+    """The events of one user, as a table and as a history."""
     table = draw_events(120, 1, seed)
     return table, order_history(table, items)[0]
 

@@ -36,7 +36,7 @@ def test_interests_are_wards_clusters_and_their_medoids(items: ItemMatrix, most:
     history, _ = order_history(draw_events(3000, 60, 1), items)
     found = find_interests(history, history.weight, items, most=most, split=split).to_pylist()
     vectors = np.asarray(items.vectors, np.float64)
-    sizes = set()
+    sizes: set[int] = set()
     for u, interests in enumerate(found):
         liked, total, label = wards_clusters(history, u, vectors, most, split)
         if len(liked) < 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -86,9 +87,9 @@ def test_merged_states_equal_the_state_of_all_events(items: ItemMatrix, older_fi
     table = draw_events(1200, 40, 3)
     late = pa.compute.greater(table["time"], pa.scalar(START_US + 40 * DAY_US, table["time"].type))
     both = [table.filter(pa.compute.invert(late)), table.filter(late)]
-    states = [sum_history(order_history(t, items)[0], items, 11.0, 6) for t in both]
-    states = states if older_first else states[::-1]
-    merged = merge_states(*states, items, half_life_days=11.0, recent=6)
+    older, newer = (sum_history(order_history(t, items)[0], items, 11.0, 6) for t in both)
+    one, other = (older, newer) if older_first else (newer, older)
+    merged = merge_states(one, other, items, half_life_days=11.0, recent=6)
     assert_close(merged, sum_history(order_history(table, items)[0], items, 11.0, 6))
 
 
@@ -141,7 +142,7 @@ def test_a_state_survives_its_table(items: ItemMatrix) -> None:
     assert kept["weight"].to_pylist() == recent.weight.tolist()
 
 
-def test_recent_events_of_items_that_are_gone_are_left_out(items: ItemMatrix, tmp_path) -> None:
+def test_recent_events_of_items_that_are_gone_are_left_out(items: ItemMatrix, tmp_path: Path) -> None:
     state = sum_history(order_history(events_of([("a", 1, 0, 1), ("a", 2, 1, 1)]), items)[0], items, None, 5)
     table = state_table(state, items)
     left = pa.table({"item_id": IDS[2:], "vector": to_vector_column(np.asarray(items.vectors[2:]))})
@@ -173,7 +174,9 @@ TURNED = {b"unisono.space_id": b"now", b"unisono.comparable": b'["mid", "old"]'}
     ],
     ids=["same space", "comparable", "not comparable", "nothing said", "length", "half-life"],
 )
-def test_a_state_that_does_not_fit_is_refused(items: ItemMatrix, have, said, dim: int, says: str) -> None:
+def test_a_state_that_does_not_fit_is_refused(
+    items: ItemMatrix, have: dict[bytes, bytes], said: dict[bytes, bytes], dim: int, says: str
+) -> None:
     sums = build_profiles(draw_events(30, 3, 0), Surroundings(items), FULL_PLAIN).sums
     state = state_table(sums, items).replace_schema_metadata(have)
     with pytest.raises(JobError, match=says) if says else contextlib.nullcontext():
