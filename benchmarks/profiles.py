@@ -1,19 +1,19 @@
-"""From an interaction log to profile files: `unisono profile` beside a hand-written script, in one run.
+"""Measures the way from an interaction log to profile files: `unisono profile` and a hand-written script in one run.
 
     python benchmarks/profiles.py                                        # 10,000,000 events, 100,000 items × 256
     python benchmarks/profiles.py --events 1000000
 
-`unisono` is the job of that command: job file, checks, the Beam graph on the local runner, published run. `script`
-is what an engineer would write for one machine: Polars reads, joins and sorts the log, SciPy's sparse product adds
-up item vectors in float32 on every core, Parquet files come out. Both read the same log (users, items and event types
-are strings) and the same published items, and write
+`unisono` is the job of that command: job file, checks, the Beam graph on the local runner, published run. `script` is
+what an engineer would write for one machine: Polars reads, joins and sorts the log, SciPy's sparse product adds up item
+vectors in float32 on every core, and the profiles are written as Parquet files. Both read the same log (users, items
+and event types are strings) and the same published items, and write
 
     user_id, vector (256 floats), text_affinity, events, last_event
 
-without interests first (`interests: 0`), then with `interests: 3`, the job file's default, which the script finds by
-SciPy's Ward linkage in as many processes as there are cores. Each runs in a process of its own, on data drawn from a
-seed: users and items by power laws, 90 days, four event types, 1 event in 100 of an unknown item. The files of both
-are compared. Prints one JSON object, ratios of time first.
+Both run first without interests (`interests: 0`), then with `interests: 3`, the default of the job file. The script
+finds interests by SciPy's Ward linkage in as many processes as there are cores. Each run is a process of its own. The
+data are drawn from a seed: users and items by power laws, 90 days, four event types, and an unknown item in 1 of 100
+events. The files of both are compared. Prints one JSON object, the ratios of time first.
 """
 
 from __future__ import annotations
@@ -28,40 +28,42 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 WEIGHTS = {"view": 1.0, "cart": 3.0, "purchase": 5.0, "dislike": -3.0}
 HALF_LIFE_DAYS, RECENT, SPLIT = 30, 100, 0.02
 DAY_US = 86_400_000_000
 ITEM_FILES, LOG_FILES, ROW_GROUP = 16, 10, 131_072
-SCRIPT_BLOCK = 16_384  # users of a file
+SCRIPT_BLOCK = 16_384  # users in one file of the script
 
 
 # --- data --------------------------------------------------------------------------------------------------
 
 
 def power_law(rng: np.random.Generator, n: int, among: int, offset: float, exponent: float) -> np.ndarray:
-    """Draws n numbers below `among`, the r-th commonest with a chance ∝ (r + offset)^−exponent."""
+    """Draws n integers below `among`; the r-th most common one has a probability ∝ (r + offset)^−exponent."""
     ends = np.cumsum((np.arange(among) + offset) ** -exponent)
     return rng.permutation(among)[np.searchsorted(ends, rng.random(n) * ends[-1]).clip(0, among - 1)]
 
 
 def make_data(root: Path, events: int, users: int, items: int, dim: int) -> None:
     """Writes a store with published items, a log and a job file."""
+    from unisono.transforms.base.columns import unit_rows
     from unisono.transforms.base.tables import shard_of, split_by_shard, to_vector_column
     from unisono.transforms.store.runs import Manifest, Store, shard_path, table_bytes, write_file
 
     rng = np.random.default_rng(0)
-    # A hundred groups of items: what a user likes lies together, as interests suppose.
+    # The items form a hundred groups, because interests assume that the items of one taste are near each other.
     centres = rng.standard_normal((100, dim))
     vectors = centres[rng.integers(0, 100, items)] + 0.7 * rng.standard_normal((items, dim))
-    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    vectors = unit_rows(vectors).astype(np.float32)
     column = to_vector_column(vectors)
     table = pa.table({"item_id": [f"item-{i:07d}" for i in range(items)], "vector": column, "text_vector": column})
     schema = table.schema.set(1, pa.field("vector", column.type, nullable=False))
@@ -95,7 +97,7 @@ def make_data(root: Path, events: int, users: int, items: int, dim: int) -> None
 
 
 def write_job(root: Path, interests: int) -> Path:
-    """Writes the job file, in JSON, which is YAML too."""
+    """Writes the job file as JSON, which is also YAML."""
     body = {
         "store": "store",
         "catalog": {"path": "none.parquet", "id": "item_id", "text": ["title"]},
@@ -110,24 +112,39 @@ def write_job(root: Path, interests: int) -> Path:
     return path
 
 
-# --- the two ways ------------------------------------------------------------------------------------------
+# --- the two sides ------------------------------------------------------------------------------------------
 
 
 def run_unisono(root: Path, interests: int) -> None:
-    """`unisono profile --config job.yaml --run-id r`."""
+    """Runs what `unisono profile --config job.yaml --run-id r` runs."""
     from unisono.pipelines.launch import run_job
 
     run_job(str(write_job(root, interests)), "r", [], items=False, users=True)
 
 
-def run_script(root: Path, interests: int) -> None:
-    """The hand-written way; `order` keeps a user's events oldest first."""
-    import polars as pl
-    from scipy.sparse import csr_matrix
+@dataclass(frozen=True, eq=False)
+class _Log:
+    """The log as the script holds it, sorted by user and time.
 
-    items = pl.read_parquet(root / "store/runs/items/items/*.parquet", columns=["item_id", "vector", "text_vector"])
-    vectors, text = (np.stack(items[c].to_numpy()) for c in ("vector", "text_vector"))
-    rows = items.select("item_id").with_row_index("row")
+    Attributes:
+        user_ids: [u].
+        first: int64 [u + 1]: user i has the events `first[i]` to `first[i + 1]`.
+        row: int32 [e], each event's item.
+        weight: float32 [e], after decay.
+        last: time of each user's newest event [u].
+    """
+
+    user_ids: pa.Array
+    first: np.ndarray
+    row: np.ndarray
+    weight: np.ndarray
+    last: pa.Array
+
+
+def _read_script_log(root: Path, item_ids: Any) -> _Log:
+    import polars as pl
+
+    rows = item_ids.to_frame().with_row_index("row")
     types = pl.DataFrame({"event": list(WEIGHTS), "weight": list(WEIGHTS.values())})
     log = (
         pl.scan_parquet(root / "log/*.parquet")
@@ -146,50 +163,61 @@ def run_script(root: Path, interests: int) -> None:
     age = np.repeat(time_us[first[1:] - 1], counts) - time_us
     weight = (log["weight"].to_numpy() * np.exp2(-age / (HALF_LIFE_DAYS * DAY_US))).astype(np.float32)
     row = log["row"].to_numpy().astype(np.int32)
-    recent = np.repeat(first[1:], counts) - np.arange(len(row)) <= RECENT
-    user_ids = users["user_id"].to_arrow().cast(pa.string())
-    last, out = users["last_event"].to_arrow(), root / "script"
-    out.mkdir()
-    liked = np.where(recent & (weight > 0), weight, np.float32(0))
-    found = _script_interests(root, first, row, np.where(recent, weight, 0), vectors, interests) if interests else None
+    return _Log(users["user_id"].to_arrow().cast(pa.string()), first, row, weight, users["last_event"].to_arrow())
 
-    def profile(start: int) -> None:
+
+def run_script(root: Path, interests: int) -> None:
+    """Runs the hand-written script."""
+    import polars as pl
+    from scipy.sparse import csr_matrix
+
+    items = pl.read_parquet(root / "store/runs/items/items/*.parquet", columns=["item_id", "vector", "text_vector"])
+    vectors, text = (np.stack(list(items[c].to_numpy())) for c in ("vector", "text_vector"))
+    log = _read_script_log(root, items["item_id"])
+    first, weight, counts = log.first, log.weight, np.diff(log.first)
+    recent = np.repeat(first[1:], counts) - np.arange(len(log.row)) <= RECENT
+    liked = np.where(recent & (weight > 0), weight, np.float32(0))
+    found = _script_interests(root, log, np.where(recent, weight, 0), vectors, interests) if interests else None
+    out = root / "script"
+    out.mkdir()
+
+    def write(start: int) -> None:
         stop = min(start + SCRIPT_BLOCK, len(counts))
         events, ends = slice(first[start], first[stop]), first[start : stop + 1] - first[start]
         shape = (stop - start, len(vectors))
-        sums = csr_matrix((weight[events], row[events], ends), shape) @ vectors
+        sums = csr_matrix((weight[events], log.row[events], ends), shape) @ vectors
         sums /= np.linalg.norm(sums, axis=1, keepdims=True)
-        own = csr_matrix((liked[events], row[events], ends), shape) @ text
+        own = csr_matrix((liked[events], log.row[events], ends), shape) @ text
         total = np.add.reduceat(liked[events], ends[:-1])
         with np.errstate(invalid="ignore"):
             affinity = np.linalg.norm(own, axis=1) / total
         columns = {
-            "user_id": user_ids.slice(start, stop - start),
+            "user_id": log.user_ids.slice(start, stop - start),
             "vector": pa.FixedSizeListArray.from_arrays(pa.array(sums.reshape(-1)), vectors.shape[1]),
             "text_affinity": pa.array(affinity, mask=~(total > 0)),
             "events": pa.array(counts[start:stop]),
-            "last_event": last.slice(start, stop - start),
+            "last_event": log.last.slice(start, stop - start),
         }
         if found is not None:
             columns["interests"] = found[start // SCRIPT_BLOCK]
         pq.write_table(pa.table(columns), out / f"part-{start:09d}.parquet", compression="zstd", use_dictionary=False)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(profile, range(0, len(counts), SCRIPT_BLOCK)))
+        list(pool.map(write, range(0, len(counts), SCRIPT_BLOCK)))
 
 
 def _script_interests(
-    root: Path, first: np.ndarray, row: np.ndarray, weight: np.ndarray, vectors: np.ndarray, most: int
+    root: Path, log: _Log, weight: np.ndarray, vectors: np.ndarray, most: int
 ) -> list[pa.Array]:
-    """Ward's clusters of each user's recent liked items, user by user, on every core; by block of users."""
+    """Finds Ward's clusters of each user's recent liked items, on every core; one array for each block of users."""
     import multiprocessing
 
     ids = pa.concat_arrays(
         pq.read_table(root / "store/runs/items/items", columns=["item_id"])["item_id"].chunks
     )
-    _SHARED.update(first=first, row=row, weight=weight, vectors=vectors, most=most)
+    _SHARED.update(first=log.first, row=log.row, weight=weight, vectors=vectors, most=most)
     with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
-        blocks = pool.map(_script_block, range(0, len(first) - 1, SCRIPT_BLOCK), 1)
+        blocks = pool.map(_script_block, range(0, len(log.first) - 1, SCRIPT_BLOCK), 1)
     out = []
     for ends, centres, shares, medoids in blocks:
         fields = [
@@ -201,10 +229,11 @@ def _script_interests(
     return out
 
 
-_SHARED: dict[str, object] = {}  # what the forked processes see
+_SHARED: dict[str, Any] = {}  # what the forked processes inherit
 
 
 def _script_block(start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Clusters one block of users: where each user's interests begin, and their vectors, weights and medoids."""
     from scipy.cluster.hierarchy import fcluster, linkage
 
     first, row, weight, vectors, most = (_SHARED[k] for k in ("first", "row", "weight", "vectors", "most"))
@@ -242,14 +271,15 @@ def _script_block(start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
 
 
 def compare(root: Path, dim: int, interests: bool) -> dict[str, float]:
-    """Reads what both wrote; gives the largest differences.
+    """Compares the files of both and returns the largest differences.
 
     Raises:
-        SystemExit: other users, events, times or nulls; or a vector, affinity or interest is off by over 1e-5.
+        SystemExit: users, numbers of events, times or nulls differ, or a vector or an affinity differs by more than
+            1e-5.
     """
     names = ["user_id", "vector", "text_affinity", "events", "last_event"] + (["interests"] if interests else [])
-    cold = 0  # those who have events of unknown items only: a profile by the popular items, which the script has not
-    # By parts: both hold half a gigabyte of vectors. Ours are sharded by hash, so theirs are matched by id.
+    cold = 0  # users with unknown items only: Unisono gives them a profile from popular items, the script gives none
+    # File by file, because each side has half a gigabyte of vectors. Ours are sharded by hash, so ids are matched.
     theirs = pq.read_table(root / "script", columns=names).combine_chunks()
     seen, worst, alike = 0, {"vector": 0.0, "text_affinity": 0.0}, []
     for path in sorted((root / "store/runs/r/users").glob("*.parquet")):
@@ -260,17 +290,17 @@ def compare(root: Path, dim: int, interests: bool) -> dict[str, float]:
         seen += len(ours)
         for name in ("user_id", "events", "last_event"):
             if not ours[name].cast(mine[name].type).equals(mine[name]):
-                raise SystemExit(f"{path}: another {name}")
+                raise SystemExit(f"{path}: {name} differs from the script's")
         a, b = (_flat(t["vector"]) for t in (ours, mine))
         worst["vector"] = max(worst["vector"], float(np.abs(a - b).max()))
         a, b = (t["text_affinity"].to_numpy() for t in (ours, mine))
         if (np.isnan(a) != np.isnan(b)).any():
-            raise SystemExit(f"{path}: another user without an affinity")
+            raise SystemExit(f"{path}: other users lack an affinity than in the script's files")
         worst["text_affinity"] = max(worst["text_affinity"], float(np.nanmax(np.abs(a - b))))
         if interests:
             alike.append(_interests_alike(ours["interests"], mine["interests"], dim))
     if seen != len(theirs) or max(worst.values()) > 1e-5:
-        raise SystemExit(f"{seen} users and {len(theirs)}; largest differences {worst}")
+        raise SystemExit(f"Unisono has {seen} users, the script {len(theirs)}; the largest differences are {worst}")
     worst["cold_users_of_unisono_alone"] = cold
     if interests:
         worst["users_of_equal_interests"] = round(float(np.concatenate(alike).mean()), 6)
@@ -282,7 +312,10 @@ def _flat(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _interests_alike(a: pa.ChunkedArray, b: pa.ChunkedArray, dim: int) -> np.ndarray:
-    """Says of which users the weights and vectors of interests agree to 1e-5; two of one weight may lie either way."""
+    """Says for each user whether weights and vectors of the interests agree to 1e-5, bool [users].
+
+    Interests with equal weights may be in either order, and then count as different.
+    """
     a, b = a.combine_chunks(), b.combine_chunks()
     counts = [pc.list_value_length(x).to_numpy() for x in (a, b)]
     same = counts[0] == counts[1]
@@ -300,7 +333,7 @@ def _interests_alike(a: pa.ChunkedArray, b: pa.ChunkedArray, dim: int) -> np.nda
 
 
 def peak_bytes(process: subprocess.Popen) -> int:
-    """Samples a process until it ends: its resident memory, and what its children have of their own."""
+    """Samples a process until it ends: its resident memory plus the unshared memory of its children."""
     import psutil
 
     me, peak, stop = psutil.Process(process.pid), [0], threading.Event()
@@ -310,7 +343,7 @@ def peak_bytes(process: subprocess.Popen) -> int:
             try:
                 children = sum(c.memory_full_info().uss for c in me.children(recursive=True))
                 peak[0] = max(peak[0], me.memory_info().rss + children)
-            except psutil.Error:  # one of them ended between the two calls
+            except psutil.Error:  # a process ended between two calls
                 continue
 
     thread = threading.Thread(target=watch)
@@ -319,14 +352,14 @@ def peak_bytes(process: subprocess.Popen) -> int:
     stop.set()
     thread.join()
     if code:
-        raise SystemExit(f"{process.args} ended with {code}")
+        raise SystemExit(f"{process.args!r} ended with exit code {code}")
     return peak[0]
 
 
 def measure(kind: str, root: Path, interests: int) -> dict[str, float]:
-    """Runs one way in a process of its own, from the start of Python to its end."""
+    """Runs one side in a process of its own, measured from the start of Python to its end."""
     command = [sys.executable, __file__, "--child", kind, "--root", str(root), "--interests", str(interests)]
-    cache = root / "tmp"  # the item matrix is built anew
+    cache = root / "tmp"  # empty, so that the item matrix is built anew
     cache.mkdir(exist_ok=True)
     before, started = os.times(), time.monotonic()
     peak = peak_bytes(subprocess.Popen(command, env=os.environ | {"TMPDIR": str(cache)}, stdout=sys.stderr))
@@ -336,14 +369,14 @@ def measure(kind: str, root: Path, interests: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Prints the JSON object."""
+    """Runs both sides for each number of interests and prints one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=10_000_000)
-    parser.add_argument("--users", type=int, help="default: one for 20 events")
+    parser.add_argument("--users", type=int, help="default: one user for 20 events")
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--interests", type=int, nargs="*", default=[0, 3])
-    parser.add_argument("--root", type=Path, help="where the files go; default: a temporary directory, removed")
+    parser.add_argument("--root", type=Path, help="directory for the files; default: a temporary one")
     parser.add_argument("--child", choices=("unisono", "script"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:

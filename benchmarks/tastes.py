@@ -1,16 +1,15 @@
-"""Recommendations on the demo's planted tastes: recall of later events, against popularity and a single profile.
+"""Measures recommendations on the demo's synthetic tastes: recall of later events, compared with popularity.
 
     python benchmarks/tastes.py [--items 2000] [--users 400] [--k 20]
 
-Runs the demo's own job (the graph of `unisono demo`), then `profile` and `recommend` with one setting changed. Prints
-one JSON object: recall@k over all users, and over those planted with two tastes. All data is synthetic.
+Runs the demo's own job (the graph of `unisono demo`), then only `recommend` with changed settings. Prints one JSON
+object: recall@k over all users, and over the users that were generated with two tastes. All data are synthetic.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 
@@ -19,7 +18,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from unisono.pipelines.demo.demo import popular_items, served_recall, write_job
 from unisono.pipelines.demo.shop import ShopPaths, generate_shop
 from unisono.pipelines.graph import nightly
@@ -38,7 +36,15 @@ SETTINGS: dict[str, dict[str, dict[str, object]]] = {
 
 
 def serve(base: Path, shop: ShopPaths, name: str, items: bool, changes: dict[str, dict[str, object]]) -> pa.Table:
-    """Runs the demo's job with a setting changed; gives the published recommendations."""
+    """Runs the demo's job with changed settings and returns the published recommendations.
+
+    Args:
+        base: directory of the demo.
+        shop: the demo's files.
+        name: id of the run.
+        items: whether the run makes items and users too; otherwise it only recommends.
+        changes: settings by section of the job file.
+    """
     body = yaml.safe_load(write_job(base, shop, behaviour=True).read_text())
     for section, keys in changes.items():
         body[section] = {**body.get(section, {}), **keys}
@@ -49,7 +55,7 @@ def serve(base: Path, shop: ShopPaths, name: str, items: bool, changes: dict[str
 
 
 def main() -> None:
-    """Prints the JSON object."""
+    """Runs every setting and prints one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("items", 2000), ("users", 400), ("k", 20)):
         parser.add_argument(f"--{name}", type=int, default=default)

@@ -31,23 +31,6 @@ _REMOTE_JOB_ERROR = re.compile(r"unisono\.transforms\.base\.errors\.JobError: (.
 _WORKER_LOGS = ("apache_beam.runners.common", "apache_beam.runners.worker.sdk_worker")
 
 
-@contextlib.contextmanager
-def _quiet_beam() -> Iterator[None]:
-    """Keeps Beam's warnings, and the tracebacks of job errors, out of the log while a graph runs."""
-    beam_log = logging.getLogger("apache_beam")
-    workers = [beam_log.getChild(name) for name in ("runners.common", "runners.worker.sdk_worker")]
-    level = beam_log.level
-    beam_log.setLevel(logging.ERROR)
-    for log in workers:
-        log.addFilter(_is_no_job_error)
-    try:
-        yield
-    finally:
-        beam_log.setLevel(level)
-        for log in workers:
-            log.removeFilter(_is_no_job_error)
-
-
 def run_job(
     config: str, run_id: str | None, argv: Sequence[str], *, items: bool, users: bool, recommend: bool = False
 ) -> Manifest | None:

@@ -15,6 +15,7 @@ from unisono.pipelines.ask.trial import Items, build_items, build_users, rank_us
 from unisono.pipelines.job.job import Job
 from unisono.transforms.base.columns import in_sample
 from unisono.transforms.base.errors import JobError
+from unisono.transforms.base.nearest import best_columns
 from unisono.transforms.base.tables import hash_ids, one_chunk, same_id_kind
 from unisono.transforms.measure.baselines import Scorer
 from unisono.transforms.measure.rank_metrics import Ranked
@@ -193,6 +194,6 @@ def rank_by_scores(
 
 
 def _best(scores: np.ndarray, tie: np.ndarray, width: int) -> Ranked:
-    order = np.lexsort((tie, -scores))[:, :width]
+    order = best_columns(scores, width, tie)
     values = np.take_along_axis(scores, order, 1)
     return Ranked(np.where(values > -np.inf, order, -1), values)

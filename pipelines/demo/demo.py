@@ -20,6 +20,7 @@ from unisono.transforms.base import nearest as quality
 from unisono.transforms.base.columns import embeddings_of, in_sample
 from unisono.transforms.base.extras import require_all
 from unisono.transforms.base.tables import from_vector_column
+from unisono.transforms.measure.rank_metrics import Ranked, measure_users
 from unisono.transforms.space.fit.methods import fit_space
 from unisono.transforms.space.fit.moments import Moments
 from unisono.transforms.space.fit.spec import SpaceSpec
@@ -134,30 +135,26 @@ def heldout_retrieval(embeddings: pa.Table, dim: int = 64) -> dict[str, tuple[fl
 
 
 def served_recall(served: pa.Table, shop: ShopPaths, k: int) -> tuple[pa.Array, np.ndarray]:
-    """Measures which fraction of a user's held-out items is among the first k recommended items.
+    """Measures how much of each user's held-out items is among the first k recommended ones.
 
     Args:
-        served: user_id, item_ids (best first).
-        shop: the shop with the held-out interactions.
-        k: the number of recommended items that count.
+        served: user_id, item_ids, best first.
+        shop: the demo's files.
+        k: at least 1.
 
     Returns:
-        The users who have held-out items, and the fraction for each of them, float64 [users].
+        The users with held-out items, and recall@k of each of them, float64 [users].
     """
     heldout = pq.read_table(shop.heldout)
-    user = pc.index_in(heldout["user_id"], served["user_id"].combine_chunks()).drop_null().to_numpy()
-    per_user = np.bincount(user, minlength=len(served))
-    lists = served["item_ids"].combine_chunks()
-    place = np.arange(len(lists.flatten())) - np.repeat(lists.offsets.to_numpy()[:-1], pc.list_value_length(lists))
-    first = pa.array(place < k)
-    shown = pa.table({
-        "user_id": served["user_id"].combine_chunks().take(pc.list_parent_indices(lists)).filter(first),
-        "item_id": lists.flatten().filter(first),
-    })  # fmt: skip
-    hits = shown.join(heldout, ["user_id", "item_id"], join_type="inner")["user_id"]
-    found = np.bincount(pc.index_in(hits, served["user_id"].combine_chunks()).to_numpy(), minlength=len(served))
-    some = per_user > 0
-    return served["user_id"].combine_chunks().filter(pa.array(some)), found[some] / per_user[some]
+    users, lists = served["user_id"].combine_chunks(), served["item_ids"].combine_chunks()
+    ids = pa.concat_arrays([lists.flatten(), heldout["item_id"].combine_chunks()]).unique()
+    ranked = Ranked.of_lists(pc.index_in(lists.flatten(), ids).to_numpy(), pc.list_value_length(lists).to_numpy())
+    user = pc.index_in(heldout["user_id"], users)
+    known = user.is_valid().combine_chunks()
+    item = pc.index_in(heldout["item_id"], ids).filter(known).to_numpy()
+    recall = measure_users(ranked, (user.filter(known).to_numpy(), item), len(ids), [k])[f"recall@{k}"]
+    some = ~np.isnan(recall)
+    return users.filter(pa.array(some)), recall[some]
 
 
 def popular_items(users: pa.Table, shop: ShopPaths, k: int) -> pa.Table:

@@ -46,10 +46,10 @@ def build(
     recommend = RecommendItems(
         beam.pvalue.AsList(items),
         spec,
-        lists.modalities,
-        _hidden(root, lists.filter) if lists.filter else None,
-        popularity,
-        run.store.root,
+        modalities=lists.modalities,
+        hidden=_hidden(root, lists.filter) if lists.filter else None,
+        popularity=popularity,
+        root=run.store.root,
     )
     ranked = _with_seen(shards, pairs) | "Recommend" >> recommend
     write = WriteShards(run.store, run.run_id, "recommendations", lists.shards, {})

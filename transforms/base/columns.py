@@ -53,7 +53,18 @@ def common_rows(ids: pa.ChunkedArray, known: pa.ChunkedArray) -> tuple[np.ndarra
     return here, at[here].astype(np.int64)
 
 
-def unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """Scales each row of a float matrix to unit L2 norm; a row of zeros stays."""
-    norm = np.linalg.norm(vectors, axis=1, keepdims=True)
+def row_lengths(vectors: np.ndarray) -> np.ndarray:
+    """Returns the L2 norm of each row, [n], in the dtype of `vectors` [n, dim], without a copy of the matrix."""
+    return np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+
+
+def unit_rows(vectors: np.ndarray, lengths: np.ndarray | None = None) -> np.ndarray:
+    """Scales rows to unit L2 norm; rows of zeros stay zero.
+
+    Args:
+        vectors: float [n, dim].
+        lengths: the L2 norm of each row, [n], such as `row_lengths` returns. None means that `np.linalg.norm` computes
+            them; its last digits may differ from those of `row_lengths`.
+    """
+    norm = np.linalg.norm(vectors, axis=1, keepdims=True) if lengths is None else lengths[:, None]
     return np.divide(vectors, norm, out=np.zeros_like(vectors), where=norm > 0)

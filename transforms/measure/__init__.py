@@ -1,1 +1,1 @@
-"""Held-out splits, baselines and ranking metrics."""
+"""Measures of recommendation lists: held-out splits, baselines and metrics."""

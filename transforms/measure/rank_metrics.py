@@ -1,4 +1,4 @@
-"""Measures of ranked lists against what was held out, user by user, with bootstrap intervals over the users."""
+"""Measures of ranked lists against held-out items, for each user, with bootstrap intervals over the users."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 
 from unisono.transforms.base.errors import JobError
 
-_DRAWS_AT_ONCE = 50_000_000  # entries of a block of bootstrap counts: 400 MB
+_DRAWS_AT_ONCE = 50_000_000  # bootstrap counts that are held at once: 400 MB
 
 
 @dataclass(frozen=True, eq=False)
 class Ranked:
-    """Lists of items, best first, a row a user.
+    """Lists of items, best first, one row for each user.
 
     Attributes:
-        items: int64 [u, w], rows of items; −1 behind the end of a shorter list.
-        scores: float [u, w], falling; −inf behind the end.
+        items: int64 [u, w], item indices; −1 after the end of a shorter list.
+        scores: float [u, w], falling along a row; −inf after the end of a shorter list.
     """
 
     items: np.ndarray
@@ -28,12 +28,25 @@ class Ranked:
         if self.items.shape != self.scores.shape or self.items.ndim != 2:
             raise ValueError(f"items {self.items.shape} and scores {self.scores.shape} differ; give two like [u, w]")
 
+    @classmethod
+    def of_lists(cls, items: np.ndarray, counts: np.ndarray) -> Ranked:
+        """Arranges lists of different lengths as rows; the scores are 0.
+
+        Args:
+            items: int64, item indices, the lists of all users one after the other.
+            counts: int64 [u], the length of each user's list.
+        """
+        here = np.arange(counts.max(initial=0)) < counts[:, None]
+        rows = np.full(here.shape, -1, np.int64)
+        rows[here] = items
+        return cls(rows, np.where(here, 0.0, -np.inf))
+
     def of_users(self, users: np.ndarray) -> Ranked:
-        """Chooses users, int64 places or a mask."""
+        """Returns the lists of some users, given as integer indices or as a mask, bool [u]."""
         return Ranked(self.items[users], self.scores[users])
 
     def of_items(self, wanted: np.ndarray) -> Ranked:
-        """Leaves only the items that bool [n] `wanted` names; the lists close up."""
+        """Returns the lists without the items where `wanted`, bool [n], is False; later items move up."""
         stay = (self.items >= 0) & wanted[np.maximum(self.items, 0)]
         order = np.argsort(~stay, axis=1, kind="stable")
         left = np.take_along_axis(stay, order, 1)
@@ -42,11 +55,15 @@ class Ranked:
 
 
 def find_hits(ranked: Ranked, relevant: tuple[np.ndarray, np.ndarray], items: int) -> np.ndarray:
-    """Says which places hold what was held out: bool [u, w].
+    """Marks the places that hold a held-out item.
 
     Args:
-        relevant: user and item, int64 [p] each: the pairs held out, each once.
-        items: how many there are.
+        ranked: the lists.
+        relevant: user indices and item indices, int64 [p] each: the held-out pairs, each once.
+        items: number of items.
+
+    Returns:
+        bool [u, w].
     """
     keys = np.sort(relevant[0].astype(np.int64) * items + relevant[1])
     asked = np.arange(len(ranked.items))[:, None] * items + ranked.items
@@ -60,22 +77,26 @@ def measure_users(
 ) -> dict[str, np.ndarray]:
     """Measures each user's list.
 
-    With h_i = 1 where place i holds a held-out item and n the number of the user's held-out items:
-    recall@k Σ_{i≤k} h_i / n; ndcg@k Σ h_i / log2(i + 1) over the same sum of the best order; map@k
-    Σ_{i≤k} h_i · (Σ_{j≤i} h_j / i) / min(n, k); hit@k 1 where any h_i is; mrr@k the reciprocal of the first
-    such place, else 0.
+    Let h_i be 1 if place i holds a held-out item, else 0, and let n be the number of the user's held-out items.
+    recall@k is Σ_{i≤k} h_i / n. ndcg@k is Σ_{i≤k} h_i / log2(i + 1), divided by its value for the best possible order.
+    map@k is Σ_{i≤k} h_i · (Σ_{j≤i} h_j / i) / min(n, k). hit@k is 1 if any h_i with i ≤ k is 1, else 0. mrr@k is 1 / i
+    for the first such place i, and 0 if there is none.
 
     Args:
-        ranked: may be shorter than k: places that are not there miss.
-        relevant: user and item, int64 [p] each, each pair once.
-        items: how many there are.
-        ks: lengths to measure at.
+        ranked: the lists. Places after the end of a list hold no held-out item.
+        relevant: user indices and item indices, int64 [p] each: the held-out pairs, each once.
+        items: number of items.
+        ks: the lengths k to measure at, each at least 1.
 
     Returns:
-        float64 [u] by name, NaN for users with nothing held out.
+        By name, such as `recall@10`: float64 [u], NaN for a user without held-out items.
 
-    Source: Järvelin, Kekäläinen, ACM TOIS 20(4), 2002 (NDCG, binary gains); Manning, Raghavan, Schütze,
-    "Introduction to information retrieval", 2008, ch. 8.4 (average precision).
+    Raises:
+        JobError: there is no k, or one is below 1.
+
+    Source: Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR techniques", ACM TOIS 20(4), 2002 (NDCG,
+    with binary gains); Manning, Raghavan and Schütze, "Introduction to information retrieval", 2008, section 8.4
+    (average precision).
     """
     if not ks or min(ks) < 1:
         raise JobError(f"--k: {list(ks)}; give lengths of 1 or more")
@@ -84,44 +105,53 @@ def measure_users(
     deepest = max(ks)
     hits = np.zeros((users, deepest))
     hits[:, : min(width, deepest)] = find_hits(ranked, relevant, items)[:, :deepest]
-    places = np.arange(1, deepest + 1)
-    discount = 1.0 / np.log2(places + 1)
-    precision = np.cumsum(hits, axis=1) / places
-    ideal = np.concatenate([[0.0], np.cumsum(discount)])
-    some = wanted > 0
     out: dict[str, np.ndarray] = {}
     for k in ks:
-        h = hits[:, :k]
-        best = np.minimum(wanted, k).astype(np.int64)
-        any_hit = h.any(1)
-        values = {
-            "recall": h.sum(1) / np.where(some, wanted, 1),
-            "ndcg": (h * discount[:k]).sum(1) / np.where(some, ideal[best], 1),
-            "map": (h * precision[:, :k]).sum(1) / np.where(some, best, 1),
-            "hit": any_hit.astype(np.float64),
-            "mrr": np.where(any_hit, 1.0 / (np.argmax(h, axis=1) + 1), 0.0),
-        }
-        out |= {f"{name}@{k}": np.where(some, v, np.nan) for name, v in values.items()}
+        values = _measure_at(hits[:, :k], wanted)
+        out |= {f"{name}@{k}": np.where(wanted > 0, v, np.nan) for name, v in values.items()}
     return out
 
 
+def _measure_at(hits: np.ndarray, wanted: np.ndarray) -> dict[str, np.ndarray]:
+    """Measures lists of one length, whose hits are float64 [u, k]; `wanted` counts each user's held-out items."""
+    k = hits.shape[1]
+    places = np.arange(1, k + 1)
+    discount = 1.0 / np.log2(places + 1)
+    ideal = np.concatenate([[0.0], np.cumsum(discount)])
+    precision = np.cumsum(hits, axis=1) / places
+    best = np.minimum(wanted, k).astype(np.int64)
+    some, any_hit = wanted > 0, hits.any(1)
+    return {
+        "recall": hits.sum(1) / np.where(some, wanted, 1),
+        "ndcg": (hits * discount).sum(1) / np.where(some, ideal[best], 1),
+        "map": (hits * precision).sum(1) / np.where(some, best, 1),
+        "hit": any_hit.astype(np.float64),
+        "mrr": np.where(any_hit, 1.0 / (np.argmax(hits, axis=1) + 1), 0.0),
+    }
+
+
 def area_under_curve(ranked: Ranked, relevant: tuple[np.ndarray, np.ndarray], items: int) -> np.ndarray:
-    """Gives the chance that a held-out item stands above another candidate of the user; equal scores count half.
+    """Computes the probability that a held-out item of a user has a higher score than another candidate.
+
+    Pairs with equal scores count half.
 
     Args:
-        ranked: every candidate of each user; a held-out item that is not in the list is no candidate.
+        ranked: all candidates of each user. A held-out item that is not in the user's list is not a candidate.
+        relevant: user indices and item indices, int64 [p] each: the held-out pairs, each once.
+        items: number of items.
 
     Returns:
-        float64 [u], NaN where a user has no held-out candidate, or no other.
+        float64 [u], NaN for a user whose candidates are all held out, or none of them.
 
-    Source: Hanley, McNeil, Radiology 143, 1982 (the area is the Mann–Whitney statistic).
+    Source: Hanley and McNeil, "The meaning and use of the area under a ROC curve", Radiology 143, 1982 (the area is the
+    Mann–Whitney statistic).
     """
     hits = find_hits(ranked, relevant, items)
     real = ranked.items >= 0
     users, width = real.shape
     if width == 0:
         return np.full(users, np.nan)
-    # A place's rank is the middle of the run of equal scores that it is in.
+    # Places with equal scores share the middle of their ranks.
     new = np.ones((users, width), bool)
     new[:, 1:] = (ranked.scores[:, 1:] != ranked.scores[:, :-1]) | (real[:, 1:] != real[:, :-1])
     start = np.maximum.accumulate(np.where(new, np.arange(width), 0), axis=1)
@@ -131,25 +161,32 @@ def area_under_curve(ranked: Ranked, relevant: tuple[np.ndarray, np.ndarray], it
     rank = (start + end) / 2.0
     positives = hits.sum(1).astype(np.float64)
     negatives = real.sum(1) - positives
-    above = positives * (positives - 1) / 2  # what held-out items alone would make of the sum of ranks
+    above = positives * (positives - 1) / 2  # the sum of ranks if the held-out items were the only candidates
     beaten_by = (rank * hits).sum(1) - above
     pairs = positives * negatives
     return np.where(pairs > 0, 1.0 - beaten_by / np.where(pairs > 0, pairs, 1), np.nan)
 
 
 def measure_lists(ranked: Ranked, turned: np.ndarray, users: int, ks: Sequence[int]) -> dict[str, float]:
-    """Measures what the lists are like, whatever was held out.
+    """Measures properties of the lists that do not depend on held-out items.
 
-    coverage@k: the part of all items that is in some user's first k. novelty@k: the mean self-information
-    −log2((n_i + 1) / (users + 1)) of what is recommended, in bits. popularity@k: the mean n_i / users of it, over
-    the mean of all items, so 1 is no bias. gini@k: how unequally items are shown, 0 (all alike) to 1.
+    Let n_i be the number of users who interacted with item i. coverage@k is the fraction of all items that are among
+    the first k of some list. novelty@k is the mean self-information −log2((n_i + 1) / (users + 1)) of the recommended
+    items, in bits. popularity@k is the mean n_i of the recommended items, divided by the mean n_i of all items; 1 means
+    no bias. gini@k says how unequally often the items are recommended, from 0 (all equally often) to 1.
 
     Args:
-        turned: n, int64 [items]: how many users turned to each item before.
-        users: how many there were before.
+        ranked: the lists.
+        turned: n_i, int64 [items].
+        users: number of users that n_i counts.
+        ks: the lengths k to measure at.
 
-    Source: Zhou et al., PNAS 107(10), 2010 (self-information); Abdollahpouri et al., "Managing popularity bias",
-    FLAIRS 2019 (average recommendation popularity); Gini 1912.
+    Returns:
+        By name, such as `coverage@10`; NaN where nothing is recommended, except for coverage.
+
+    Source: Zhou et al., "Solving the apparent diversity-accuracy dilemma of recommender systems", PNAS 107(10), 2010
+    (self-information); Abdollahpouri et al., "Managing popularity bias in recommender systems with personalized
+    re-ranking", FLAIRS 2019 (average recommendation popularity); Gini, "Variabilità e mutabilità", 1912.
     """
     n = len(turned)
     bits = -np.log2((turned + 1.0) / (users + 1.0))
@@ -172,18 +209,22 @@ def measure_lists(ranked: Ranked, turned: np.ndarray, users: int, ks: Sequence[i
 def bootstrap_interval(
     values: np.ndarray, level: float = 0.95, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Gives the mean over users and the percentile bootstrap interval of it.
+    """Computes the mean over users and its percentile bootstrap interval.
 
-    Users are drawn with replacement, which is to say that their counts are multinomial. One seed draws the same
-    users for values of the same length: the interval of a difference is that of the differences.
+    Users are drawn with replacement, so the numbers of times that they are drawn are multinomial. The same seed draws
+    the same users for all arrays of one length. So the interval of the differences between two methods is a paired
+    interval.
 
     Args:
-        values: float64 [u]; NaN are left out.
+        values: float64 [u]; NaN values are left out.
+        level: coverage of the interval, between 0 and 1.
+        draws: number of bootstrap samples.
+        seed: seed of the random numbers.
 
     Returns:
-        mean, low, high; NaN where there is no value.
+        The mean, and the low and the high end of the interval; all NaN if there is no value.
 
-    Source: Efron, Tibshirani, "An introduction to the bootstrap", 1993, ch. 13.
+    Source: Efron and Tibshirani, "An introduction to the bootstrap", 1993, chapter 13.
     """
     values = values[~np.isnan(values)]
     n = len(values)
@@ -195,7 +236,7 @@ def bootstrap_interval(
     for start in range(0, draws, at_once):
         stop = min(start + at_once, draws)
         counts = rng.multinomial(n, np.full(n, 1.0 / n), size=stop - start)
-        # Row by row sums, not a product: BLAS may add in an order of its own.
+        # A sum for each row instead of a matrix product, because BLAS may add in any order.
         means[start:stop] = np.einsum("dn,n->d", counts.astype(np.float64), values) / n
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(values.mean()), float(low), float(high)

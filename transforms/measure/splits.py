@@ -1,4 +1,4 @@
-"""Splits of interaction logs into what a recommender may see and what it is measured on."""
+"""Splits of interaction logs into training events and held-out pairs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import hash_ids, one_chunk
-from unisono.transforms.users.history import rank_users
+from unisono.transforms.users.history import rank_ids
 
 SPLITS = ("global-time", "leave-last-out", "random", "new-items")
-_WHERE = 1 << 20  # parts that a hash is cut into
+_PARTS = 1 << 20  # number of equally likely values that a hash is reduced to
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,12 @@ class SplitSpec:
     """How events are held out.
 
     Attributes:
-        method: `global-time`: those from one moment on, as in production; `leave-last-out`: each user's last liked
-            item; `random`: pairs of user and item; `new-items`: all events of some items, which are then new.
-        fraction: the part that is held out, of events, pairs or items; `leave-last-out` has no use for it.
-        relevant: held-out items count as liked when their events' weights sum to more than this.
-        seed: of `random` and `new-items`.
+        method: `global-time` holds out all events from one moment on, as in production. `leave-last-out` holds out each
+            user's last liked item. `random` holds out pairs of a user and an item. `new-items` holds out all events of
+            some items, which are then new.
+        fraction: the fraction of events, pairs or items that is held out. `leave-last-out` does not use it.
+        relevant: a held-out item is liked if the weights of the user's held-out events with it sum to more than this.
+        seed: seed of `random` and `new-items`.
     """
 
     method: str = "global-time"
@@ -45,10 +46,10 @@ class Split:
     """A log in two parts.
 
     Attributes:
-        train: the events that may be seen, rows in their order.
-        held: user_id, item_id: the pairs to be found, liked in the held-out events and not in `train` at all; by
-            user, then item.
-        cut: `global-time`: the first held-out moment.
+        train: the training events, in the order of the log.
+        held: user_id, item_id: the pairs that are liked in the held-out events and do not occur in `train`, sorted by
+            user and then by item.
+        cut: the time of the first held-out event for `global-time`, None for the other methods.
     """
 
     train: pa.Table
@@ -57,20 +58,23 @@ class Split:
 
 
 def split_events(events: pa.Table, spec: SplitSpec) -> Split:
-    """Splits events, of any number of users, all at once.
+    """Splits a log into training events and held-out pairs.
 
-    Global time: the cut is the least time such that at most the fraction of the events lies at it or later; all
-    events of one moment fall on one side. Leave-last-out: by user the newest event of weight above `relevant` (ties:
-    the last in order of item) is held out, and what comes later is dropped; a user's only event stays.
+    `global-time` cuts at the earliest time at which no more than the fraction of the events lies at or after the cut.
+    All events of one moment are on the same side. `leave-last-out` holds out each user's newest event with a weight
+    above `relevant`, and of several at one time the one with the highest item id. It drops the user's later events. A
+    user's first event always stays in training.
 
     Args:
-        events: as `clean_interactions` gives them: user_id, item_id, time, weight.
-
-    Guarantees: does not depend on the order of the rows. Under `global-time` every event of `train` is older than
-    every event that `held` comes from.
+        events: user_id, item_id, time, weight, in the columns of `clean_interactions`.
+        spec: how events are held out.
 
     Raises:
-        JobError: nothing is left on one side.
+        JobError: no training event or no held-out pair is left.
+
+    Guarantees:
+        The split does not depend on the order of the rows. With `global-time`, every training event is older than
+        every held-out event.
     """
     side = {
         "global-time": _by_time,
@@ -90,7 +94,7 @@ def split_events(events: pa.Table, spec: SplitSpec) -> Split:
     return Split(train, held, cut)
 
 
-Sides = tuple[np.ndarray, np.ndarray]  # bool [n] each: in training, held out
+Sides = tuple[np.ndarray, np.ndarray]  # for each event, bool [n] each: whether it is in training, whether held out
 
 
 def _by_time(events: pa.Table, spec: SplitSpec) -> Sides:
@@ -99,7 +103,7 @@ def _by_time(events: pa.Table, spec: SplitSpec) -> Sides:
         return np.empty(0, bool), np.empty(0, bool)
     place = len(time) - int(spec.fraction * len(time))
     ascending = np.sort(time)
-    # Of events at one time some would lie before the place: the cut is behind them all.
+    # If events before `place` have the time of the cut too, the cut moves behind all events of that time.
     cut = ascending[place] if place < len(time) else ascending[-1] + 1
     if place > 0 and ascending[place - 1] == cut:
         later = np.searchsorted(ascending, cut, side="right")
@@ -108,17 +112,17 @@ def _by_time(events: pa.Table, spec: SplitSpec) -> Sides:
 
 
 def _last_of_each(events: pa.Table, spec: SplitSpec) -> Sides:
-    _, user = rank_users(events["user_id"])
-    _, item = rank_users(events["item_id"])
+    _, user = rank_ids(events["user_id"])
+    _, item = rank_ids(events["item_id"])
     time, weight = events["time"].cast(pa.int64()).to_numpy(), events["weight"].to_numpy()
     order = np.lexsort((weight, item, time, user))
     liked = order[weight[order] > spec.relevant]
     last = np.full(int(user.max(initial=-1)) + 1, -1, np.int64)
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
-    np.maximum.at(last, user[liked], place[liked])  # by place in the order: a user's later events are larger
+    np.maximum.at(last, user[liked], place[liked])  # a user's later events have a higher place in the order
     first = np.searchsorted(user[order], np.arange(len(last)))
-    last[last == first] = -1  # nothing would be left of such a user
+    last[last == first] = -1  # otherwise such a user would have no training event
     held = np.zeros(len(order), bool)
     held[order[last[last >= 0]]] = True
     return (place < last[user]) | (last[user] < 0), held
@@ -135,7 +139,7 @@ def _by_item(events: pa.Table, spec: SplitSpec) -> Sides:
 
 def _drawn(hashes: np.ndarray, spec: SplitSpec) -> Sides:
     keys = pa.array((hashes ^ (np.uint64(spec.seed) * np.uint64(0xD1B54A32D192ED03))).astype(np.int64))
-    held = hash_ids(keys) % np.uint64(_WHERE) < np.uint64(int(spec.fraction * _WHERE))
+    held = hash_ids(keys) % np.uint64(_PARTS) < np.uint64(int(spec.fraction * _PARTS))
     return ~held, np.asarray(held)
 
 
@@ -147,7 +151,7 @@ def _liked_and_new(train: pa.Table, rest: pa.Table, relevant: float) -> pa.Table
 
 
 def _without(pairs: pa.Table, others: pa.Table) -> pa.Table:
-    """Leaves the pairs that are not among the others."""
+    """Returns the pairs that are not among `others`."""
     ends = pairs.num_rows
     codes = []
     for name in ("user_id", "item_id"):

@@ -1,1 +1,1 @@
-"""What is done for the people in a log: pseudonyms, forgetting, noise, and what the manifest says of it."""
+"""Protection of the users in a log: pseudonyms, forgetting, noise, and the statement about them in the manifest."""

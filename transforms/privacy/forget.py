@@ -1,4 +1,4 @@
-"""People who asked to be forgotten: their rows are left out wherever people are read."""
+"""Users who asked to be forgotten: their rows are removed wherever user data is read."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _FOUND = pa.schema([(COLUMN, pa.string())])
 
 @dataclass(frozen=True)
 class Forget:
-    """A list of people that has been looked at. Workers read it themselves: no id travels with the graph.
+    """A checked list of the users to forget. Workers read the files themselves, so no id travels with the Beam graph.
 
     Attributes:
-        files: with the column `user_id`, of raw ids.
-        pseudonyms: what hides ids elsewhere, if anything does.
+        files: Parquet files with a column `user_id` that holds raw ids.
+        pseudonyms: what replaces the ids in the data that is read. None means that the data holds raw ids.
     """
 
     files: tuple[ParquetFile, ...]
     pseudonyms: Pseudonyms | None = None
 
     def load(self) -> pa.Array:
-        """Reads the ids as they are known elsewhere, as distinct strings."""
+        """Reads the distinct ids of the users to forget, as strings, in the form in which the data holds them."""
         ids = [pa.chunked_array([], pa.string())]
         for file in self.files:
             for group in range(len(file.row_groups)):
@@ -46,20 +46,20 @@ class Forget:
 
 
 def check_forget(path: str, user_type: pa.DataType | None, whose: str, pseudonyms: Pseudonyms | None) -> Forget:
-    """Looks at a list of people before any work; it may be empty.
+    """Checks a list of users to forget before any work starts. The list may be empty.
 
     Args:
-        path: of Parquet files with a column `user_id`.
-        user_type: of the ids it is compared with; None: it is compared with none.
-        whose: where those are, for messages.
-        pseudonyms: what hides ids elsewhere.
+        path: Parquet files with a column `user_id` of raw ids.
+        user_type: type of the ids that the list is compared with. None means that the types are not compared.
+        whose: what holds those ids, such as `interactions.user`; for the error message.
+        pseudonyms: what replaces the ids in the data. None means that the data holds raw ids.
 
     Raises:
-        JobError: no file, no such column, or ids of another kind.
+        JobError: there is no file or no such column, or one side has strings and the other has integers.
     """
     files = tuple(list_parquet(path, KEY))
     found = require_column(files, COLUMN, KEY, is_id_type, "strings or integers")
-    if user_type is not None and not pa.types.is_null(found) and not same_id_kind(found, user_type):
+    if user_type is not None and not same_id_kind(found, user_type):
         raise JobError(
             f"{KEY}: column {COLUMN!r} of {files[0].path} holds {found}, {whose} {user_type}; "
             "write both as strings or both as integers"
@@ -68,14 +68,15 @@ def check_forget(path: str, user_type: pa.DataType | None, whose: str, pseudonym
 
 
 def leave_out(table: pa.Table, column: str, gone: pa.Array) -> tuple[pa.Table, pa.Table]:
-    """Takes people's rows out of a table.
+    """Removes the rows of users who are to be forgotten.
 
     Args:
-        column: of user ids.
-        gone: as `Forget.load` gives.
+        table: rows of any users.
+        column: name of the column of user ids.
+        gone: ids of the users to forget, as `Forget.load` returns them.
 
     Returns:
-        the other rows, in their order; who was found: user_id (string), each once.
+        The remaining rows, in their order, and a table with the column user_id (string): the removed users, each once.
     """
     if not len(gone):
         return table, _FOUND.empty_table()
@@ -91,7 +92,14 @@ def leave_out(table: pa.Table, column: str, gone: pa.Array) -> tuple[pa.Table, p
 
 
 class ForgetUsers(beam.PTransform):
-    """Takes people out of `(shard, table with user_id)`; gives a dict of `shards`, and `found` (pa.Table, who)."""
+    """Removes the rows of users who are to be forgotten from `(shard, table with user_id)`.
+
+    Args:
+        forget: the checked list.
+
+    Returns:
+        A dict of PCollections: `shards` of (shard, pa.Table), and `found` of pa.Table with the removed users' ids.
+    """
 
     def __init__(self, forget: Forget) -> None:
         super().__init__()
@@ -119,7 +127,7 @@ class _LeaveOutFn(beam.DoFn):
 
 
 class CountForgotten(beam.PTransform):
-    """Counts the distinct people in tables of `found`: one (`users.forgotten`, int), 0 where there are none."""
+    """Counts the distinct users in tables of `found`: returns one (`users.forgotten`, int), also if it is 0."""
 
     def expand(self, found: beam.PCollection) -> beam.PCollection:
         nobody = found.pipeline | "Nobody" >> beam.Create([_FOUND.empty_table()])

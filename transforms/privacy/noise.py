@@ -1,4 +1,4 @@
-"""Noise on published profiles: the Gaussian mechanism, calibrated exactly."""
+"""Noise on published profiles: the Gaussian mechanism, with the least noise that gives the promised privacy."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ import pyarrow.compute as pc
 from pydantic import Field
 from scipy.special import log_ndtr
 
+from unisono.transforms.base.columns import row_lengths
 from unisono.transforms.base.settings import settings
 from unisono.transforms.base.tables import from_vector_column, to_vector_column
 from unisono.transforms.store import dead_letters
 
 Draw = Callable[[tuple[int, int]], np.ndarray]
-_TINY = 1e-13  # how near σ comes to the least that will do, relative
-_GRID_BITS = 16
-_BLOCK = 16_384  # rows whose float64 workings are held at once
+_TINY = 1e-13  # relative distance of σ from the least σ that is private
+_GRID_BITS = 16  # published values are multiples of about σ / 2^_GRID_BITS
+_BLOCK = 16_384  # rows that are converted to float64 at once
 
 
 @settings("privacy.noise")
@@ -50,18 +51,31 @@ class NoiseSpec:
 
 
 def gaussian_delta(sigma: float, epsilon: float, sensitivity: float) -> float:
-    """Gives the least δ for which Gaussian noise is (ε, δ)-private: Φ(Δ/2σ − εσ/Δ) − e^ε · Φ(−Δ/2σ − εσ/Δ).
+    """Computes the least δ for which Gaussian noise is (ε, δ)-private: Φ(Δ/2σ − εσ/Δ) − e^ε · Φ(−Δ/2σ − εσ/Δ).
+
+    Args:
+        sigma: σ, the standard deviation of the noise, above 0.
+        epsilon: ε, above 0.
+        sensitivity: Δ, the largest L2 distance between two vectors before noise, above 0.
 
     Source: Balle and Wang, "Improving the Gaussian mechanism", ICML 2018, arXiv 1805.06530, theorem 8.
     """
     half, scaled = sensitivity / (2 * sigma), epsilon * sigma / sensitivity
     first, second = log_ndtr(half - scaled), epsilon + log_ndtr(-half - scaled)
-    # In logarithms: e^ε overflows, and both terms may lie below what a float64 holds.
+    # Computed with logarithms, because e^ε can overflow and both terms can underflow a float64.
     return float(math.exp(first) * -math.expm1(min(second - first, 0.0)))
 
 
 def gaussian_sigma(epsilon: float, delta: float, sensitivity: float) -> float:
-    """Finds the least σ that is (ε, δ)-private, from above, by bisection: δ falls as σ grows."""
+    """Finds the least σ for which Gaussian noise is (ε, δ)-private.
+
+    The value found is never below the least σ. Bisection finds it, because δ falls as σ grows.
+
+    Args:
+        epsilon: ε, above 0.
+        delta: δ, between 0 and 1.
+        sensitivity: Δ, the largest L2 distance between two vectors before noise, above 0.
+    """
     low = high = sensitivity
     while gaussian_delta(high, epsilon, sensitivity) > delta:
         high *= 2
@@ -79,9 +93,14 @@ def gaussian_sigma(epsilon: float, delta: float, sensitivity: float) -> float:
 
 
 def epsilon_of_releases(spec: NoiseSpec, releases: int) -> float:
-    """Gives the ε, at the spec's δ, of publishing a user's vector so many times, each with fresh noise.
+    """Computes the ε of several releases of one user's vector, each with new noise, for the same δ as one release.
 
-    Gaussian releases compose to one with √releases times the sensitivity; two nights may differ in any way.
+    Gaussian releases together are as private as one release with √releases times the sensitivity. The vector may change
+    between releases in any way.
+
+    Args:
+        spec: the noise of each release.
+        releases: number of releases, at least 1.
     """
     sensitivity = spec.sensitivity * math.sqrt(releases)
     low, high = 0.0, spec.epsilon
@@ -100,48 +119,60 @@ def epsilon_of_releases(spec: NoiseSpec, releases: int) -> float:
 
 
 def secure_normal(shape: tuple[int, int]) -> np.ndarray:
-    """Draws standard normals, float64, out of the operating system's cryptographic generator (Box and Muller).
+    """Draws standard normal numbers, float64, from the operating system's cryptographic generator.
 
-    A seeded generator would do for statistics, but who learns its state, from a user whose vector he knows, say,
-    takes the noise off everybody.
+    The state of an ordinary generator can be computed from enough of its output. Somebody who knows the vector of one
+    user could do that and then remove the noise of all users.
+
+    Source: Box and Muller, "A note on the generation of random normal deviates", 1958.
     """
     n = shape[0] * shape[1]
     pairs = -(-n // 2)
     bits = np.frombuffer(os.urandom(16 * pairs), np.uint64).reshape(2, pairs) >> np.uint64(11)
-    uniform = (bits.astype(np.float64) + 0.5) * 2.0**-53  # in (0, 1), its logarithm finite
+    uniform = (bits.astype(np.float64) + 0.5) * 2.0**-53  # between 0 and 1, so the logarithm is finite
     radius, angle = np.sqrt(-2 * np.log(uniform[0])), 2 * np.pi * uniform[1]
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:n].reshape(shape)
 
 
 def add_noise(vectors: np.ndarray, spec: NoiseSpec, draw: Draw = secure_normal) -> np.ndarray:
-    """Clips each row to L2 norm `clip` and adds N(0, σ²) to each value: float32 [n, dim], not of unit length.
+    """Shortens each row to an L2 norm of at most `clip` and adds N(0, σ²) to each value.
 
-    What comes out is rounded to a fixed grid of about σ/2^16: the low bits of a sum of floats tell its summands
-    apart (Mironov, "On significance of the least significant bits for differential privacy", CCS 2012).
+    The sums are rounded to a fixed grid of about σ / 2^16, because the low bits of a sum of floats reveal its parts.
 
     Args:
-        vectors: float [n, dim]; zero rows become noise alone.
-        draw: gives standard normals; another than the default is for tests.
+        vectors: float [n, dim]; a zero row becomes noise only.
+        spec: the noise.
+        draw: returns standard normal numbers of a given shape. Only tests pass another function than the default.
+
+    Returns:
+        float32 [n, dim], not of unit length.
+
+    Source: Mironov, "On significance of the least significant bits for differential privacy", CCS 2012.
     """
     out = np.empty(vectors.shape, np.float32)
     grid = 2.0 ** (math.floor(math.log2(spec.sigma)) - _GRID_BITS)
     for start in range(0, len(out), _BLOCK):
         rows = vectors[start : start + _BLOCK].astype(np.float64)
-        norm = np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
+        norm = row_lengths(rows)[:, None]
         rows *= np.minimum(1.0, np.divide(spec.clip, norm, out=np.ones_like(norm), where=norm > 0))
         out[start : start + _BLOCK] = np.rint((rows + spec.sigma * draw(rows.shape)) / grid) * grid
     return out
 
 
 def noised_profiles(users: pa.Table, everybody: pa.Array, spec: NoiseSpec, draw: Draw = secure_normal) -> pa.Table:
-    """Gives the profiles that may be published of a shard: noised vectors, and nothing else that is of the user.
+    """Makes the profiles of a shard that may be published: ids, noised vectors, and null in every other column.
 
-    Whoever is in the log has a row, with noise alone where there is no profile: a missing row would tell of the
-    user's history. Every other column is null.
+    Every user of the log has a row, because a missing row would reveal something about the user's history. The vector
+    of a user without a profile is noise only.
 
     Args:
-        users: `profile_schema`.
-        everybody: distinct ids, ascending, with those of `users` among them.
+        users: profiles, a table of `profile_schema`.
+        everybody: distinct ids of all users of the log, ascending; they include the ids of `users`.
+        spec: the noise.
+        draw: see `add_noise`.
+
+    Returns:
+        A table of `profile_schema` with one row for each id of `everybody`, in that order.
     """
     vectors, _ = from_vector_column(users["vector"])
     clean = np.zeros((len(everybody), vectors.shape[1]), np.float32)
@@ -153,7 +184,7 @@ def noised_profiles(users: pa.Table, everybody: pa.Array, spec: NoiseSpec, draw:
 
 
 def withhold(letters: pa.Table) -> pa.Table:
-    """Leaves of the dead letters of users' events their stage and reason: the rest is raw history."""
+    """Keeps only the stage and the reason of dead letters; the other columns would show a user's raw history."""
     kept = {"stage", "reason"}
     return pa.table(
         [letters[f.name] if f.name in kept else pa.nulls(letters.num_rows, f.type) for f in dead_letters.SCHEMA],

@@ -1,4 +1,4 @@
-"""Pseudonyms: keyed hashes in place of user ids; the key is in the environment and nowhere else."""
+"""Pseudonyms: keyed hashes that replace user ids. The key is read from the environment and stored nowhere."""
 
 from __future__ import annotations
 
@@ -13,29 +13,35 @@ from unisono.transforms.base.tables import one_chunk
 from unisono.transforms.store.parquet import plain_type
 
 MIN_KEY_BYTES = 32
-_BYTES = 16  # of the 32 of an HMAC: two of a billion users share one with a chance of 1e-21
+_BYTES = 16  # of the 32 bytes of an HMAC: the chance that two of a billion users share a pseudonym is 1e-21
 _FINGERPRINT_OF = b"\0unisono pseudonym key"
 
 
 @dataclass(frozen=True)
 class Pseudonyms:
-    """Which key replaces user ids. It travels with the graph; the key itself does not.
+    """The key that hides user ids, by its name and fingerprint; only these travel with the Beam graph.
 
     Attributes:
-        key_env: the environment variable that holds the key, on every machine that reads user ids.
-        fingerprint: keyed hash of a constant: another key has another.
+        key_env: name of the environment variable that holds the key on every machine that reads user ids.
+        fingerprint: keyed hash of a constant, by which two keys are told apart.
     """
 
     key_env: str
     fingerprint: str
 
     def of(self, ids: pa.ChunkedArray | pa.Array) -> pa.Array:
-        """Gives each id its pseudonym, string [n], null where the id is: HMAC-SHA256(key, id in UTF-8)[:16], in hex.
+        """Replaces each id by its pseudonym: the first 16 bytes of HMAC-SHA256(key, id in UTF-8), in hexadecimal.
 
         An integer is hashed as its decimal digits, whatever its width.
 
+        Args:
+            ids: strings or integers [n].
+
+        Returns:
+            string [n], null where the id is null.
+
         Raises:
-            JobError: this machine does not have the key, or has another.
+            JobError: this machine does not have the key, or has another key.
         """
         key = read_key(self.key_env)
         if _fingerprint(key) != self.fingerprint:
@@ -45,25 +51,31 @@ class Pseudonyms:
             )
         encoded = one_chunk(ids.cast(plain_type(ids.type))).dictionary_encode()
         distinct = encoded.dictionary.cast(pa.string()).to_pylist()
-        # A loop: no library hashes a column with a key. It runs over distinct ids, at two or three microseconds each.
+        # No library hashes a column with a key. The loop takes two or three microseconds for each distinct id.
         hashed = [hmac.digest(key, i.encode(), "sha256")[:_BYTES].hex() for i in distinct]
         return pa.array(hashed, pa.string()).take(encoded.indices)
 
 
 def check_key(key_env: str) -> Pseudonyms:
-    """Looks for the key before any work.
+    """Checks the key before any work starts.
+
+    Args:
+        key_env: name of the environment variable.
 
     Raises:
-        JobError: it is missing or short.
+        JobError: the key is missing, or shorter than `MIN_KEY_BYTES`.
     """
     return Pseudonyms(key_env, _fingerprint(read_key(key_env)))
 
 
 def read_key(key_env: str) -> bytes:
-    """Takes the key from this process's environment.
+    """Reads the key from the environment of this process.
+
+    Args:
+        key_env: name of the environment variable.
 
     Raises:
-        JobError: it is missing or short.
+        JobError: the key is missing, or shorter than `MIN_KEY_BYTES`.
     """
     key = os.environ.get(key_env, "").encode("utf-8", "surrogateescape")
     if len(key) < MIN_KEY_BYTES:

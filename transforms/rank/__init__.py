@@ -1,1 +1,1 @@
-"""Recommendations: exact top k, and what is added to a score."""
+"""Recommendation lists: the exact top k of users and items, popularity, caution and diversity."""

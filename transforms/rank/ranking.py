@@ -1,8 +1,7 @@
-"""Recommendations: which items' vectors lie nearest to a user's, less what was seen or may not be shown."""
+"""Recommendation lists: the items that score highest for each user, without seen and hidden items."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
@@ -14,14 +13,16 @@ import pyarrow.compute as pc
 from apache_beam.typehints import with_output_types
 from pydantic import Field
 
+from unisono.transforms.base.columns import row_lengths
+from unisono.transforms.base.extras import is_installed
 from unisono.transforms.base.progress import advance
 from unisono.transforms.base.settings import NonNegative, Positive, Share, settings
-from unisono.transforms.base.tables import ShardTable, from_vector_column, hash_ids, one_chunk
+from unisono.transforms.base.tables import ShardTable, from_vector_column, one_chunk
+from unisono.transforms.rank.lists import diversify, list_table, merge_ranked
 from unisono.transforms.rank.topk import top_items
 from unisono.transforms.store.item_matrix import HasPath, ItemMatrix, modality_vectors, per_process
 
-_POOL = 4  # candidates per place for the diversity to choose from
-_MMR_USERS = 64
+_POOL = 4  # candidates for each place of a list, from which diversity chooses
 
 
 Interests = Literal["profile", "maximum", "weighted"]
@@ -91,27 +92,23 @@ class RankingSpec:
         return self.k * _POOL if self.diversity else self.k
 
 
-def recommendation_schema(user_type: pa.DataType, item_type: pa.DataType) -> pa.Schema:
-    """The schema of recommendations: best first."""
-    return pa.schema(
-        [("user_id", user_type), ("item_ids", pa.list_(item_type)), ("scores", pa.list_(pa.float32()))]
-    )
-
-
 # --- users as queries --------------------------------------------------------------------------------------
 
 
 def queries_of(users: pa.Table, spec: RankingSpec, modalities: Sequence[str] = ()) -> tuple[np.ndarray, np.ndarray]:
-    """Turns profiles into queries.
+    """Turns profiles into the query vectors that are compared with the items.
+
+    With late fusion a user has one query: the user's vectors of all modalities one after the other, each multiplied
+    by the weight of its modality, and zeros for a modality without a vector.
 
     Args:
-        users: `vector`, and `interests` or (late fusion) `<m>_vector`.
-        modalities: of late fusion, in the order of `late_matrix`.
+        users: profiles with the columns `vector` and `interests`; for late fusion, with a column `<m>_vector` for each
+            of `modalities`.
+        spec: the settings.
+        modalities: the modalities of late fusion, in the order of `late_matrix`.
 
     Returns:
-        queries float32 [r, dim]; first int64 [users + 1]: user i's are `first[i]` to `first[i + 1]`. Late: the
-        user's vector of each modality one behind the other, scaled by the modality's weight, zeros where the
-        user has none.
+        queries float32 [r, dim], and first int64 [users + 1]: user i has the queries `first[i]` to `first[i + 1]`.
     """
     n = users.num_rows
     if spec.fusion == "late":
@@ -131,21 +128,26 @@ def queries_of(users: pa.Table, spec: RankingSpec, modalities: Sequence[str] = (
         out = np.zeros((n, vectors.shape[1]))
         np.add.at(out, owner, flat * weight[:, None].astype(np.float64))
         return np.where((counts > 0)[:, None], out, vectors).astype(np.float32), np.arange(n + 1)
-    lone = counts == 0  # a cold user, say: the profile itself
+    lone = counts == 0  # a user without interests, such as a cold user, is served by the profile
     ends = np.concatenate([[0], np.cumsum(np.where(lone, 1, counts))])
     queries = np.empty((int(ends[-1]), vectors.shape[1]), np.float32)
     queries[ends[:-1][lone]] = vectors[lone]
     own = np.repeat(ends[:-1] - first[:-1], counts) + np.arange(len(flat))
-    # An interest rests on a few events and is noisy alone: the demo's recall@20 is 0.104 by interests as they
-    # are, 0.128 by the profile, 0.134 by the directions half way between.
+    # An interest comes from a few events, so it is noisy. On the demo's synthetic data, recall@20 is 0.104 with
+    # interests as they are, 0.128 with the profile, and 0.134 with the directions half way between the two.
     mixed = flat.astype(np.float64) + np.repeat(vectors, counts, axis=0)
-    norm = np.sqrt(np.einsum("id,id->i", mixed, mixed))[:, None]
-    queries[own] = np.divide(mixed, norm, out=flat.astype(np.float64), where=norm > 1e-6)
+    length = row_lengths(mixed)[:, None]
+    queries[own] = np.divide(mixed, length, out=flat.astype(np.float64), where=length > 1e-6)
     return queries, ends
 
 
 def read_interests(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Views a column of interests: vectors float32 [r, dim], weights float32 [r], how many each user has int64 [n]."""
+    """Reads a column `interests`.
+
+    Returns:
+        The interests of all users one after the other: vectors float32 [r, dim] and weights float32 [r]; and the
+        number of interests of each user, int64 [n].
+    """
     lists = one_chunk(column)
     counts = pc.list_value_length(lists).fill_null(0).to_numpy().astype(np.int64)
     flat = lists.flatten()
@@ -157,15 +159,18 @@ def read_interests(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, np.n
 
 
 def late_matrix(parts: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
-    """Puts the modality vectors of items one behind the other, for scores that are averages over modalities.
+    """Joins the modality vectors of each item into one row, for scores that are averages over modalities.
+
+    The part of modality m in an item's row is v_m / Σ w, where the sum runs over the modalities that the item has. The
+    part in a user's query is w_m · p_m. So the inner product is Σ w_m p_m·v_m / Σ w_m over the item's modalities, and
+    an item does not score lower for a modality that it lacks.
 
     Args:
-        parts: by modality float32 [n, dim], zero rows where missing.
-        weights: of each modality.
+        parts: the items' vectors in each modality, float32 [n, dim], zero rows where missing.
+        weights: by modality; a modality without a weight has weight 1.
 
     Returns:
-        float32 [n, modalities · dim]: v_m / Σ w over the item's own modalities. With a user's w_m · p_m the
-        inner product is Σ_m w_m p_m·v_m / Σ_m w_m, so that an item is not worse for what it lacks.
+        float32 [n, modalities · dim].
     """
     names = list(parts)
     n, dim = parts[names[0]].shape
@@ -186,12 +191,19 @@ def item_bias(
     gain: float = 0.0,
     caution: float = 0.0,
 ) -> np.ndarray:
-    """Gives what is added to each item's scores: −inf for hidden ones, else gain · log(1 + n) / log(1 + max n)
-    − caution / √(1 + users).
+    """Computes the number that is added to every score of an item.
+
+    It is gain · log(1 + n) / log(1 + max n) − caution / √(1 + users), and −inf for a hidden item.
 
     Args:
-        hidden: tables with `item_id`.
-        popularity: `item_id`, `n`, `users`, as `popularity.add_users` gives: how many turned to it, aged or not.
+        items: the item matrix.
+        hidden: tables with `item_id`: the items that must not be recommended.
+        popularity: item_id, n, users, as `popularity.add_users` returns them. None means 0 for every item.
+        gain: what the most popular item gains; negative for a penalty.
+        caution: what an item without users loses.
+
+    Returns:
+        float32 [items].
     """
     bias = np.full(len(items), -caution)
     if popularity is not None and popularity.num_rows:
@@ -210,7 +222,14 @@ def item_bias(
 
 @dataclass(frozen=True, eq=False)
 class Shelf:
-    """Items ready to be ranked: their ids' index, the matrix scores are taken from, and the biases."""
+    """Items that are ready to be ranked.
+
+    Attributes:
+        items: the item matrix, which finds ids and rows.
+        matrix: float32 [items, d], the vectors that are compared with queries: the item vectors, or `late_matrix`.
+        bias: float32 [items], see `item_bias`.
+        modalities: the modalities of late fusion; empty for early fusion.
+    """
 
     items: ItemMatrix
     matrix: np.ndarray
@@ -222,11 +241,16 @@ def rank_items(users: pa.Table, seen: pa.Table | None, shelf: Shelf, spec: Ranki
     """Finds each user's best items on a shelf.
 
     Args:
-        users: profiles.
-        seen: user_id, item_id: pairs that must not be recommended, or None.
+        users: profiles, a row for each user.
+        seen: user_id, item_id: pairs that must not be recommended. None means that there are none.
+        shelf: the items.
+        spec: the settings.
 
     Returns:
-        `recommendation_schema`: up to `spec.pool` items a user, users in their order.
+        A table of `recommendation_schema`, in the order of `users`, with up to `spec.pool` items for each user.
+
+    Raises:
+        JobError: numba is not installed.
     """
     queries, first = queries_of(users, spec, shelf.modalities)
     exclude = None
@@ -241,109 +265,48 @@ def rank_items(users: pa.Table, seen: pa.Table | None, shelf: Shelf, spec: Ranki
         device=_device(spec.device),
     )  # fmt: skip
     found = rows >= 0
-    return _lists(users["user_id"], shelf.items.ids(rows[found]), scores[found], found.sum(1))
-
-
-def _lists(users: pa.ChunkedArray, ids: pa.Array, scores: np.ndarray, counts: np.ndarray) -> pa.Table:
-    ends = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
-    columns = [
-        one_chunk(users),
-        pa.ListArray.from_arrays(ends, ids),
-        pa.ListArray.from_arrays(ends, pa.array(scores, pa.float32())),
-    ]
-    return pa.table(columns, schema=recommendation_schema(users.type, ids.type))
+    return list_table(users["user_id"], shelf.items.ids(rows[found]), scores[found], found.sum(1))
 
 
 def _device(asked: str) -> str:
     if asked != "auto":
         return asked
-    if importlib.util.find_spec("torch") is None:
+    if not is_installed("torch"):
         return "cpu"
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def merge_ranked(parts: Sequence[pa.Table], k: int) -> pa.Table:
-    """Merges what slices of the items gave for the same users into each user's best k; ties by hash of the id."""
-    if len(parts) == 1:
-        return parts[0]
-    n = parts[0].num_rows
-    user = np.concatenate([np.repeat(np.arange(n), pc.list_value_length(p["item_ids"]).to_numpy()) for p in parts])
-    ids = pa.concat_arrays([one_chunk(p["item_ids"]).flatten() for p in parts])
-    scores = np.concatenate([one_chunk(p["scores"]).flatten().to_numpy() for p in parts])
-    order = np.lexsort((hash_ids(ids), -scores, user))
-    start = np.searchsorted(user[order], np.arange(n))
-    kept = order[np.arange(len(order)) - start[user[order]] < k]
-    counts = np.bincount(user[kept], minlength=n)
-    return _lists(parts[0]["user_id"], ids.take(pa.array(kept)), scores[kept], counts)
-
-
-def diversify(ranked: pa.Table, items: ItemMatrix, k: int, diversity: float) -> pa.Table:
-    """Chooses k of each user's candidates by maximal marginal relevance; scores stay what they were.
-
-    The next item has the highest (1 − diversity) · score − diversity · (highest cosine with a chosen item).
-
-    Source: Carbonell and Goldstein, "The use of MMR", SIGIR 1998.
-    """
-    counts = pc.list_value_length(ranked["item_ids"]).to_numpy()
-    flat = one_chunk(ranked["item_ids"]).flatten()
-    values = one_chunk(ranked["scores"]).flatten().to_numpy()
-    ends = np.concatenate([[0], np.cumsum(counts)])
-    rows = items.lookup(flat)
-    width = int(counts.max(initial=0))
-    chosen: list[np.ndarray] = []
-    for start in range(0, ranked.num_rows, _MMR_USERS):
-        block = slice(start, min(start + _MMR_USERS, ranked.num_rows))
-        place = ends[:-1][block, None] + np.arange(width)
-        real = np.arange(width) < counts[block, None]
-        place = np.where(real, place, 0)
-        if width == 0:
-            break
-        vectors = np.asarray(items.vectors)[rows[place]]
-        alike = vectors @ vectors.transpose(0, 2, 1)  # one product a user: a row does not depend on the block
-        gain = np.where(real, (1 - diversity) * values[place].astype(np.float64), -np.inf)
-        nearest = np.zeros(gain.shape)
-        who = np.arange(len(gain))
-        for step in range(min(k, width)):
-            pick = np.argmax(gain - diversity * nearest, axis=1)
-            open_ = np.isfinite(gain[who, pick])
-            chosen.append(np.stack([place[who, pick], who + start, np.full(len(who), step)])[:, open_])
-            likeness = alike[who, pick].astype(np.float64)
-            nearest = likeness if step == 0 else np.maximum(nearest, likeness)
-            gain[who, pick] = -np.inf
-    picked, user, step_of = np.concatenate(chosen, axis=1) if chosen else np.empty((3, 0), np.int64)
-    picked = picked[np.lexsort((step_of, user))]
-    per_user = np.bincount(user, minlength=ranked.num_rows)
-    return _lists(ranked["user_id"], flat.take(pa.array(picked)), values[picked], per_user)
-
-
 # --- Beam --------------------------------------------------------------------------------------------------
 
 
 def distinct_pairs(events: pa.Table) -> pa.Table:
-    """Gives each (user_id, item_id) of a shard's events once."""
+    """Returns the distinct pairs (user_id, item_id) of a shard's events."""
     return events.select(["user_id", "item_id"]).group_by(["user_id", "item_id"]).aggregate([])
 
 
 class RecommendItems(beam.PTransform):
-    """Ranks items for each shard of users, `(shard, (users, seen pairs or None))`; gives `(shard, pa.Table)`.
+    """Ranks items for shards of users: from `(shard, (users, seen pairs or None))` to `(shard, pa.Table)`.
 
-    Users × slices of the items are searched apart and merged by shard.
+    Each shard of users is searched against each slice of the items, and the lists are merged by shard.
 
     Args:
-        items: the items' files, as a side input.
-        spec: how.
-        modalities: of late fusion.
-        hidden: PCollection of tables with `item_id`: not to be recommended; None: none.
-        popularity: PCollection of one table, as `CountUsers` gives; None: it does not count.
-        root, cache_dir: see `unisono.transforms.users.profiles.BuildProfiles`.
+        items: the files of items/ as a side input: paths, or records with a `path`.
+        spec: the settings.
+        modalities: the modalities of late fusion.
+        hidden: PCollection of tables with `item_id`, the items that must not be recommended. None means that there are
+            none.
+        popularity: PCollection of one table, as `CountUsers` returns it. None means that popularity does not count.
+        root: the directory that relative paths of `items` are joined to.
+        cache_dir: the directory for the item matrix on each machine. None means the machine's temporary directory.
     """
 
     def __init__(
         self,
         items: beam.pvalue.AsList,
         spec: RankingSpec,
+        *,
         modalities: Sequence[str] = (),
         hidden: beam.PCollection | None = None,
         popularity: beam.PCollection | None = None,

@@ -1,1 +1,1 @@
-"""User profiles: histories, sums, interests, popularity, and explanations."""
+"""User profiles: histories, states, interests, modalities, popularity, and explanations of scores."""

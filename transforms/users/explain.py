@@ -1,9 +1,8 @@
-"""Why a user was matched with an item: the score as a sum over modalities, and over the user's events."""
+"""Explanations of scores: a user's vectors as sums of what each event contributed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 
@@ -17,14 +16,22 @@ from unisono.transforms.users.state import decay
 def profile_parts(
     history: History, items: ItemMatrix, modalities: Mapping[str, np.ndarray], spec: ProfileSpec, cold: bool
 ) -> np.ndarray:
-    """Splits a user's profile into what each event brought: float64 [events, dim], whose sum is the profile.
+    """Splits a user's profile into the contributions of the user's events.
+
+    Without refinement, the contribution of event e is w_e · v_e / ‖Σ w·v‖. With refinement, the share that the event
+    has in the attended vectors is added.
 
     Args:
-        history: of one user, all events that count.
-        cold: the user is; what is missing to the profile is the prior's part then, and the parts are scaled
-            as if it had no length of its own (see `unisono.transforms.users.profiles.profiles_of`).
+        history: all events of one user that count.
+        items: the item matrix.
+        modalities: the items' vectors in each modality, float32 [items, dim], zero rows where missing.
+        spec: the settings that the profile was built with.
+        cold: whether the user is cold. The prior contributes to such a profile too, so the contributions of the
+            events are then not scaled to the length of the profile: they add up to n · (Σ w·v / Σ |w|), as in
+            `directions.directions_of`.
 
-    Without refinement part e is w_e · v_e / ‖Σ w·v‖; with it the attended vectors of the recent events join.
+    Returns:
+        float64 [events, dim]. The rows add up to the profile, unless the user is cold.
     """
     weight = _weight_now(history, spec)
     vectors = np.asarray(items.vectors)[history.rows].astype(np.float64)
@@ -47,6 +54,7 @@ def profile_parts(
 
 
 def _weight_now(history: History, spec: ProfileSpec) -> np.ndarray:
+    """Returns the weights of one user's events after decay, float64 [events]."""
     if len(history.time) == 0:
         return history.weight
     return history.weight * decay(history.time[-1] - history.time, spec.half_life_days)
@@ -55,7 +63,11 @@ def _weight_now(history: History, spec: ProfileSpec) -> np.ndarray:
 def _attention(
     history: History, weight: np.ndarray, matrix: np.ndarray, profile: np.ndarray, spec: ProfileSpec
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Gives each event's share of attention in a modality, and the item's vector there."""
+    """Returns each event's share of attention in one modality, float64 [events], and its item's vector there.
+
+    The shares add up to 1, or are all 0 if no recent liked item has the modality; `attention.ModalityView` has the
+    formula.
+    """
     vectors = matrix[history.rows].astype(np.float64)
     recent = np.arange(len(weight)) >= len(weight) - spec.recent_events
     open_ = recent & (weight > 0) & vectors.any(1)
@@ -64,11 +76,24 @@ def _attention(
 
 
 def interest_parts(history: History, items: ItemMatrix, spec: ProfileSpec, number: int) -> np.ndarray:
-    """Splits one interest of a user, by its place, into what each event brought: float64 [events, dim]."""
+    """Splits one interest of a user into the contributions of the user's events.
+
+    Args:
+        history: all events of one user that count.
+        items: the item matrix.
+        spec: the settings that the interests were found with.
+        number: index of the interest in the user's list.
+
+    Returns:
+        float64 [events, dim], whose rows add up to the vector of the interest.
+
+    Raises:
+        JobError: numba is not installed.
+    """
     weight = _weight_now(history, spec)
     recent = history.newest(spec.recent_events)
     gone = len(history.time) - len(recent.time)
-    member = interest_members(recent, weight[gone:], items, max(spec.interests, 1), spec.interest_split)
+    member = interest_members(recent, weight[gone:], items, most=max(spec.interests, 1), split=spec.interest_split)
     inside = np.array([member.get(row) == number for row in history.rows.tolist()], bool)
     inside[:gone] = False
     parts = np.where(inside, weight, 0.0)[:, None] * np.asarray(items.vectors)[history.rows]
@@ -77,22 +102,18 @@ def interest_parts(history: History, items: ItemMatrix, spec: ProfileSpec, numbe
 
 
 def modality_parts(history: History, matrix: np.ndarray, spec: ProfileSpec) -> np.ndarray:
-    """Splits a user's vector of one modality into what each event brought: float64 [events, dim]."""
+    """Splits a user's vector of one modality into the contributions of the user's events.
+
+    Args:
+        history: all events of one user that count.
+        matrix: the items' vectors in the modality, float32 [items, dim], zero rows where missing.
+        spec: the settings that the vector was built with.
+
+    Returns:
+        float64 [events, dim], whose rows add up to the vector of the modality.
+    """
     weight = _weight_now(history, spec)
     weight[: max(0, len(weight) - spec.recent_events)] = 0
     parts = np.maximum(weight, 0)[:, None] * matrix[history.rows]
     norm = np.linalg.norm(parts.sum(0))
     return parts / norm if norm > 0 else parts
-
-
-def of_one_user(history: History, user: int) -> History:
-    """Cuts one user's events out of a history."""
-    where = slice(int(history.first[user]), int(history.first[user + 1]))
-    return replace(
-        history,
-        user_ids=history.user_ids.slice(user, 1),
-        first=np.array([0, where.stop - where.start]),
-        time=history.time[where],
-        rows=history.rows[where],
-        weight=history.weight[where],
-    )

@@ -1,4 +1,4 @@
-"""A shard's events in order: by user, oldest first; repeats, robots and old history taken out."""
+"""The events of a shard in order, by user and time, and the rules that leave some of them out."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from unisono.transforms.store.item_matrix import ItemMatrix
 
 STAGE = "profiles"
 DAY_US = 86_400_000_000
-EVENTS_A_THREAD = 4096  # what a loop over events spends on them is worth a thread
+EVENTS_A_THREAD = 4096  # a loop over so many events takes long enough to be worth a thread
 _MINUTE_US = 60_000_000
 
 
 @dataclass(frozen=True, eq=False)
 class History:
-    """Events of known items by user, each user's oldest first (ties: by item, then weight).
+    """Events with known items, by user; each user's events are sorted by time, then by item and weight.
 
     Attributes:
-        user_ids: [u], ascending: every user of the table, also those without an event here.
+        user_ids: distinct ids [u], ascending; a user may have no event.
         first: int64 [u + 1]: user i has the events `first[i]` to `first[i + 1]`.
         time: int64 [e], microseconds since 1970.
-        rows: int64 [e], the item's row in the matrix.
+        rows: int64 [e], each event's item, as a row of the item matrix.
         weight: float64 [e], before decay.
     """
 
@@ -39,16 +39,16 @@ class History:
 
     @property
     def counts(self) -> np.ndarray:
-        """Events of each user, int64 [u]."""
+        """Number of events of each user, int64 [u]."""
         return np.diff(self.first)
 
     @property
     def user(self) -> np.ndarray:
-        """The place of each event's user, int64 [e]."""
+        """Index of each event's user in `user_ids`, int64 [e]."""
         return np.repeat(np.arange(len(self.user_ids)), self.counts)
 
     def keep(self, mask: np.ndarray) -> History:
-        """Leaves out the events where bool [e] `mask` is False; the users stay."""
+        """Keeps the events where `mask`, bool [e], is True, and keeps all users."""
         if mask.all():
             return self
         counts = np.bincount(self.user[mask], minlength=len(self.user_ids))
@@ -56,7 +56,7 @@ class History:
         return replace(self, first=first, time=self.time[mask], rows=self.rows[mask], weight=self.weight[mask])
 
     def without_users(self, users: np.ndarray) -> History:
-        """Leaves out users, int64 places, and their events."""
+        """Removes users, given as integer indices in `user_ids`, and their events."""
         stay = np.ones(len(self.user_ids), bool)
         stay[users] = False
         left = self.keep(stay[self.user])
@@ -64,7 +64,7 @@ class History:
         return replace(left, user_ids=self.user_ids.filter(pa.array(stay)), first=first)
 
     def newest(self, most: int) -> History:
-        """Leaves each user's `most` newest events."""
+        """Keeps the newest events of each user, at most `most`."""
         from_end = np.repeat(self.first[1:], self.counts) - np.arange(len(self.time))
         return self.keep(from_end <= most)
 
@@ -73,29 +73,29 @@ def order_history(table: pa.Table, items: ItemMatrix) -> tuple[History, int]:
     """Puts events in order.
 
     Args:
-        table: events, as `clean_interactions` gives them, in any order.
+        table: events in the columns of `clean_interactions`, in any order.
+        items: the item matrix; events of items that it does not hold are left out.
 
     Returns:
-        history, which does not depend on the order of the rows; how many events name no known item.
+        The history, and the number of events that were left out. Neither depends on the order of the rows.
 
     Raises:
-        JobError: item ids of another kind than the items'.
+        JobError: one of `table` and `items` has strings as item ids, and the other has integers.
     """
     rows = items.lookup(table["item_id"])
     known = rows >= 0
-    users, rank = rank_users(table["user_id"])
+    users, rank = rank_ids(table["user_id"])
     time = table["time"].cast(pa.int64()).to_numpy()
     weight = table["weight"].to_numpy()
     if not known.all():
         rank, rows, time, weight = rank[known], rows[known], time[known], weight[known]
     order = _order_events(rank, time, items.ranks, rows, weight)
-    first = np.concatenate([[0], np.cumsum(np.bincount(rank, minlength=len(users)))])
-    history = History(users, first.astype(np.int64), time[order], rows[order], weight[order])
+    history = History(users, _first_events(rank, len(users)), time=time[order], rows=rows[order], weight=weight[order])
     return history, table.num_rows - len(rows)
 
 
-def rank_users(ids: pa.ChunkedArray | pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """Gives the distinct ids, ascending, and the place of each row's id among them, int64 [n]."""
+def rank_ids(ids: pa.ChunkedArray | pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """Returns the distinct ids, ascending, and the index of each row's id among them, int64 [n]."""
     encoded = one_chunk(ids).dictionary_encode()
     order = pc.sort_indices(encoded.dictionary)
     place = np.empty(len(order), np.int64)
@@ -106,10 +106,10 @@ def rank_users(ids: pa.ChunkedArray | pa.Array) -> tuple[pa.Array, np.ndarray]:
 def _order_events(
     rank: np.ndarray, time: np.ndarray, item_ranks: np.ndarray, rows: np.ndarray, weight: np.ndarray
 ) -> np.ndarray:
-    """Sorts events by user, time, item and weight.
+    """Returns the order of the events by user, time, item and weight, int64 [e].
 
-    User and time are packed into one integer, which sorts faster than four keys do; only events of one user
-    at one time are then put in order by the rest.
+    User and time are packed into one integer, because one key sorts faster than four. Item and weight are then
+    compared only where a user has several events at one time.
     """
     if len(rank) == 0:
         return np.empty(0, np.int64)
@@ -128,13 +128,18 @@ def _order_events(
     return order
 
 
+def _first_events(rank: np.ndarray, users: int) -> np.ndarray:
+    """Counts events by user and returns `History.first`, int64 [users + 1]."""
+    return np.concatenate([[0], np.cumsum(np.bincount(rank, minlength=users))]).astype(np.int64)
+
+
 # --- what does not count -----------------------------------------------------------------------------------
 
 
 def once_a_session(history: History, session_minutes: float) -> History:
-    """Leaves one event, the newest, of those of one user, item and weight within a session.
+    """Keeps, of each user's events with one item and one weight in one session, the newest.
 
-    A session ends where a user's next event is more than `session_minutes` away.
+    A session ends when the user's next event comes more than `session_minutes` later.
     """
     n = len(history.time)
     if n == 0:
@@ -154,14 +159,15 @@ def once_a_session(history: History, session_minutes: float) -> History:
 
 
 def limit_a_day(history: History, most: int, drop: bool) -> tuple[History, pa.Table]:
-    """Deals with users who have more events on one day (UTC) than a person has.
+    """Limits users who have more events on one day (UTC) than a person can have.
 
     Args:
-        most: events a day that count.
-        drop: True: such a user is left out. False: the newest `most` of each day stay.
+        history: events of any number of users.
+        most: number of events that count on one day.
+        drop: True removes such a user. False keeps the newest `most` events of each day.
 
     Returns:
-        history; dead letters, one for each such user, with reason `too_many_events`.
+        The remaining history, and one dead letter with reason `too_many_events` for each such user.
     """
     n = len(history.time)
     user, day = history.user, history.time // DAY_US
@@ -182,7 +188,7 @@ def limit_a_day(history: History, most: int, drop: bool) -> tuple[History, pa.Ta
         gone = from_end > most
     lost = np.bincount(user[gone], minlength=len(history.user_ids))[who]
     names = history.user_ids.take(pa.array(who)).cast(pa.string()).to_pylist()
-    letters = dead_letters.dead_letter_table(  # a row a robot: few
+    letters = dead_letters.dead_letter_table(  # a Python loop is fast enough: few users are robots
         dead_letters.DeadLetter(
             None, None, STAGE, Reason.TOO_MANY_EVENTS,
             f"user={name} {events} events on one day, {most} allowed, {left_out} left out",
@@ -193,14 +199,13 @@ def limit_a_day(history: History, most: int, drop: bool) -> tuple[History, pa.Ta
 
 
 def merge_histories(parts: list[History], items: ItemMatrix) -> History:
-    """Puts the events of several histories, of any users, in order."""
+    """Combines several histories, which may share users, into one."""
     ids = pa.concat_arrays([h.user_ids for h in parts])
-    users, place = rank_users(ids)
+    users, place = rank_ids(ids)
     ends = np.cumsum([len(h.user_ids) for h in parts])
     rank = np.concatenate(
         [place[end - len(h.user_ids) : end][h.user] for h, end in zip(parts, ends, strict=True)]
     )
     time, rows, weight = (np.concatenate([getattr(h, name) for h in parts]) for name in ("time", "rows", "weight"))
     order = _order_events(rank, time, items.ranks, rows, weight)
-    first = np.concatenate([[0], np.cumsum(np.bincount(rank, minlength=len(users)))]).astype(np.int64)
-    return History(users, first, time[order], rows[order], weight[order])
+    return History(users, _first_events(rank, len(users)), time=time[order], rows=rows[order], weight=weight[order])

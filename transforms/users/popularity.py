@@ -1,4 +1,4 @@
-"""How many turned to each item."""
+"""The popularity of items: how many events and how many users each item has."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unisono.transforms.users.state import decay
 
 
 class CountItems(beam.PTransform):
-    """Counts the rows of each item: takes (shard, table with item_id), gives one table (item_id, n), by item."""
+    """Counts the events of each item: from (shard, table with item_id) to one table (item_id, n), sorted by item."""
 
     def expand(self, seen: beam.PCollection) -> beam.PCollection:
         return (
@@ -24,7 +24,7 @@ class CountItems(beam.PTransform):
 
 
 def count_items(pairs: pa.Table) -> pa.Table:
-    """Counts the rows of each item: item_id, n."""
+    """Counts the rows of each item in one table: item_id, n int64."""
     counted = pairs.group_by("item_id").aggregate([([], "count_all")])
     return pa.table({"item_id": counted["item_id"], "n": counted["count_all"]})
 
@@ -35,13 +35,14 @@ def _sum_counts(tables: Iterable[pa.Table]) -> pa.Table:
 
 
 class CountUsers(beam.PTransform):
-    """Counts the users who turned to each item, each at the user's newest event with it, aged since.
+    """Counts the users of each item; a user counts less, the older the user's newest event with the item is.
 
-    Takes (shard, events) as `ShardByUser` gives, gives one table (item_id, n float64, users int64), by item:
-    n = Σ 2^(−age / half-life) over the users, the age measured back from the newest event of the log.
+    Takes (shard, events) as `ShardByUser` returns them. Returns one table (item_id, n float64, users int64), sorted by
+    item. Here n = Σ 2^(−age / half-life) over the item's users, where the age is the time from the user's newest event
+    with the item to the newest event of the log.
 
     Args:
-        half_life_days: None: interactions do not age.
+        half_life_days: None means that interactions do not age, so that n equals users.
     """
 
     def __init__(self, half_life_days: float | None = None) -> None:
@@ -58,18 +59,20 @@ class CountUsers(beam.PTransform):
 
 
 def count_users(events: pa.Table, half_life_days: float | None = None) -> pa.Table:
-    """Counts a shard's users by item, aged to the shard's own newest event.
+    """Counts the users of each item in one shard, with ages up to the newest event of the shard.
 
     Args:
         events: user_id, item_id, time.
+        half_life_days: see `CountUsers`.
 
     Returns:
-        item_id, n float64, users int64, newest int64 (microseconds since 1970, the same in each row).
+        item_id, n float64, users int64, and newest int64: the time of the shard's newest event in microseconds since
+        1970, the same in each row.
     """
     pairs = events.group_by(["user_id", "item_id"]).aggregate([("time", "max")])
     time = pairs["time_max"].cast(pa.int64()).to_numpy()
     newest = int(time.max(initial=np.iinfo(np.int64).min))
-    # By time: float sums then do not depend on the order of the rows.
+    # Sorted by time, so that float sums do not depend on the order of the rows.
     aged = pa.table({"item_id": pairs["item_id"], "n": decay(newest - time, half_life_days), "time": time})
     aged = aged.sort_by([("item_id", "ascending"), ("time", "ascending")])
     counted = aged.group_by("item_id", use_threads=False).aggregate([("n", "sum"), ([], "count_all")])
@@ -82,7 +85,15 @@ def count_users(events: pa.Table, half_life_days: float | None = None) -> pa.Tab
 
 
 def add_users(tables: Iterable[pa.Table], half_life_days: float | None = None) -> pa.Table:
-    """Adds up what `count_users` gives: item_id, n, users, by item, aged to the newest event of all."""
+    """Adds up the tables of `count_users`, with ages up to the newest event of all shards.
+
+    Args:
+        tables: one for each shard, in any order.
+        half_life_days: the value that the tables were counted with.
+
+    Returns:
+        item_id, n float64, users int64, sorted by item.
+    """
     every = concat_tables(list(tables))
     newest = every["newest"].to_numpy()
     left = decay(newest.max(initial=np.iinfo(np.int64).min) - newest, half_life_days)
@@ -93,7 +104,7 @@ def add_users(tables: Iterable[pa.Table], half_life_days: float | None = None) -
 
 
 class _SumUsersFn(beam.CombineFn):
-    """Keeps the tables of all shards, one row an item and shard, until the end: sums of sums would not be exact."""
+    """Keeps the tables of all shards until the end: partial sums would depend on the order in which shards arrive."""
 
     def __init__(self, half_life_days: float | None) -> None:
         self._half_life_days = half_life_days

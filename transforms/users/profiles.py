@@ -1,4 +1,4 @@
-"""User profiles: the time-decayed, event-weighted mean direction of the item vectors a user acted on."""
+"""User profiles: the mean direction of the vectors of a user's items, weighted by event and age."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from unisono.transforms.store import dead_letters
 from unisono.transforms.store.dead_letters import dead_letters_of_rows
 from unisono.transforms.store.item_matrix import HasPath, ItemMatrix, first_schema, modality_vectors, per_process
 from unisono.transforms.users.attention import ModalityView, refine_profiles, view_modality
+from unisono.transforms.users.directions import directions_of, popular_direction
 from unisono.transforms.users.history import STAGE, limit_a_day, once_a_session, order_history
 from unisono.transforms.users.interests import find_interests, interest_type
 from unisono.transforms.users.state import (
     UserState,
-    add_rows,
     check_state,
     decay,
     merge_states,
@@ -39,9 +39,6 @@ from unisono.transforms.users.state import (
     sum_history,
     times,
 )
-
-# Item vectors are float32, so Σ w·v is off by up to 6e-8 · Σ|w|: below this, its direction is noise.
-_MIN_RELATIVE_NORM = 1e-6
 
 
 @settings("profiles")
@@ -76,7 +73,15 @@ class ProfileSpec:
 def profile_schema(
     user_type: pa.DataType, dim: int, item_type: pa.DataType, modalities: Sequence[str] = (), vectors: bool = False
 ) -> pa.Schema:
-    """The schema of user profiles; `vectors`: with one for each modality."""
+    """Returns the schema of the files in users/.
+
+    Args:
+        user_type: type of the user ids.
+        dim: length of an item vector.
+        item_type: type of the item ids.
+        modalities: modalities with a column `<m>_affinity`.
+        vectors: whether each of them has a column `<m>_vector` too.
+    """
     fields = [
         ("user_id", user_type),
         pa.field("vector", pa.list_(pa.float32(), dim), nullable=False),
@@ -92,13 +97,14 @@ def profile_schema(
 
 @dataclass(frozen=True, eq=False)
 class Surroundings:
-    """What a shard's profiles are made with.
+    """What all shards of profiles are built with.
 
     Attributes:
-        items: the item vectors.
-        modalities: by name the items' vectors of one modality, float32 [items, dim], zero rows where missing.
-        prior: float32 [dim], the direction of what everybody likes; None: cold users get no profile.
-        with_vectors: a profile has a vector for each of `modalities`, too.
+        items: the item matrix.
+        modalities: the items' vectors in each modality, by its name: float32 [items, dim], zero rows where an item
+            lacks the modality.
+        prior: float32 [dim], the direction of what everybody likes. None means that cold users get no profile.
+        with_vectors: whether a profile has a vector for each of `modalities`.
     """
 
     items: ItemMatrix
@@ -109,39 +115,22 @@ class Surroundings:
 
 @dataclass(frozen=True, eq=False)
 class Built:
-    """A shard of profiles.
+    """The profiles of a shard's users.
 
     Attributes:
-        users: `profile_schema`, by user_id.
-        sums: all that the next night needs.
+        users: a table of `profile_schema`, sorted by user_id.
+        sums: the state that a later run adds its events to.
         dead: dead letters of stage `profiles`.
-        counts: `events.rows`, `events.unknown_item` (of those, skipped), `events.set_aside` (repeats, robots),
-            `users.seen`, and of these `users.rows` (have a profile; `users.cold` of them are cold) and
-            `users.without_profile` (of them `users.without_usable_event`: every event is a dead letter).
+        counts: numbers by name. `events.rows` counts the events; `events.unknown_item` those whose item is unknown;
+            `events.set_aside` those left out as repeats or as a robot's. `users.seen` counts the users; `users.rows`
+            those with a profile; `users.cold` those with a profile who are cold; `users.without_profile` those
+            without one; `users.without_usable_event` those whose every event is a dead letter.
     """
 
     users: pa.Table
     sums: UserState
     dead: pa.Table
     counts: dict[str, int]
-
-
-def popular_direction(counts: pa.Table, items: ItemMatrix) -> np.ndarray | None:
-    """Gives the direction of the item vectors' mean, each weighted by how many turned to it: float32 [dim].
-
-    None where nobody turned to a known item, or the vectors cancel.
-
-    Args:
-        counts: item_id, n.
-    """
-    rows = items.lookup(counts["item_id"])
-    known = rows >= 0
-    n = np.zeros(len(items))
-    n[rows[known]] = counts["n"].to_numpy()[known]
-    picked = np.flatnonzero(n)
-    total = add_rows(items.vectors, picked, n[picked], np.array([0, len(picked)]))[0]
-    norm = float(np.linalg.norm(total))
-    return (total / norm).astype(np.float32) if norm > _MIN_RELATIVE_NORM * n.sum() else None
 
 
 # --- one shard ---------------------------------------------------------------------------------------------
@@ -151,23 +140,28 @@ def build_profiles(
     table: pa.Table,
     around: Surroundings,
     spec: ProfileSpec,
+    *,
     state: pa.Table | None = None,
     users_of_dead: pa.Table | None = None,
 ) -> Built:
     """Builds the profiles of a shard's users.
 
-    An event weighs w · 2^(−Δt / half-life), with Δt measured back from the user's own newest used event.
-    Measured from any other moment all weights of a user would change by one factor, which cancels in a
-    direction; from here the newest weighs its full w and nothing underflows that matters. The vector is the
-    direction of Σ w·v, not of Σ w·v / Σ w: a negative Σ w would flip it.
+    The weight w of an event decays to w · 2^(−Δt / half-life), where Δt is the time from the event to the user's own
+    newest event. Any other reference time would multiply all weights of a user by one factor, which does not change
+    a direction; with this one, the newest event keeps its weight and only negligible weights can underflow. The
+    profile is the direction of Σ w·v. It is not the direction of Σ w·v / Σ w, which a negative Σ w would reverse.
 
     Args:
-        table: events, as `clean_interactions` gives them, in any order.
-        state: of earlier nights, whose events the table does not hold again; None: there is none.
-        users_of_dead: user_id of those who have events that became dead letters, to be counted; None: of none.
+        table: events in the columns of `clean_interactions`, in any order.
+        around: the item vectors and the prior.
+        spec: the settings.
+        state: sums of earlier events, which `table` does not contain again. None means that there are none.
+        users_of_dead: user_id of the users who have events that became dead letters; these users are counted. None
+            means that there are none.
 
     Raises:
-        JobError: item ids of another kind than the items'.
+        JobError: one of `table` and the items has strings as item ids, and the other has integers; or numba is not
+            installed.
     """
     items = around.items
     history, unknown = order_history(table, items)
@@ -181,62 +175,57 @@ def build_profiles(
     counts["events.set_aside"] = used - len(history.time)
     sums = sum_history(history, items, spec.half_life_days, spec.recent_events)
     if state is not None:
-        sums = merge_states(read_state(state, items), sums, items, spec.half_life_days, spec.recent_events)
+        earlier = read_state(state, items)
+        sums = merge_states(earlier, sums, items, half_life_days=spec.half_life_days, recent=spec.recent_events)
     users, cancelled = profiles_of(sums, around, spec)
     if cancelled.any():
-        letters = _letters_of_cancelled(sums, cancelled)
-        dead = pa.concat_tables([dead, letters])
-    dropped = pc.is_in(everybody, value_set=sums.user_ids).false_count
-    seen = len(sums.user_ids) + dropped
+        dead = pa.concat_tables([dead, _letters_of_cancelled(sums, cancelled)])
+    counts |= _count_users(users, sums, everybody, users_of_dead)
+    return Built(users, sums, dead, counts)
+
+
+def _count_users(
+    users: pa.Table, sums: UserState, everybody: pa.Array, users_of_dead: pa.Table | None
+) -> dict[str, int]:
+    """Counts users for `Built.counts`; `everybody` are the users of the new events, also those left out as robots."""
+    counts = {}
+    seen = len(sums.user_ids) + pc.is_in(everybody, value_set=sums.user_ids).false_count
     if users_of_dead is not None:
         known = pa.concat_arrays([everybody, sums.user_ids])
         lost = pc.is_in(one_chunk(users_of_dead["user_id"]), value_set=known).false_count
         counts["users.without_usable_event"] = lost
         seen += lost
-    counts |= {
+    return counts | {
         "users.seen": seen,
         "users.rows": users.num_rows,
         "users.cold": int(np.count_nonzero(users["cold"].to_numpy())),
         "users.without_profile": seen - users.num_rows,
     }
-    return Built(users, sums, dead, counts)
 
 
 def _letters_of_cancelled(sums: UserState, cancelled: np.ndarray) -> pa.Table:
     letters = dead_letters_of_rows(sums.user_ids, cancelled, STAGE, Reason.WEIGHTS_CANCEL)
     index = dead_letters.SCHEMA.get_field_index("detail")
-    detail = pa.array([f"user={u}" for u in letters["item_id"].to_pylist()], pa.string())  # few
+    detail = pa.array([f"user={u}" for u in letters["item_id"].to_pylist()], pa.string())  # few rows
     nobody = pa.nulls(letters.num_rows, pa.string())
     return letters.set_column(index, "detail", detail).set_column(0, "item_id", nobody)
 
 
 def profiles_of(sums: UserState, around: Surroundings, spec: ProfileSpec) -> tuple[pa.Table, np.ndarray]:
-    """Turns sums into profiles, and says whose weights cancel (bool [users]).
+    """Turns the sums of all users into profiles; without a prior, cold users get none.
 
-    A user with fewer events than `min_events`, or none that leaves a direction, is cold. A cold user's
-    profile is the direction of n · (Σ w·v / Σ |w|) + min_events · prior, n the user's events: of no event
-    nothing but the prior is left, and with every event its part shrinks.
+    Returns:
+        A table of `profile_schema`, and bool [users]: whether the user's events cancel (see `directions_of`).
     """
-    norm = np.sqrt(np.einsum("ud,ud->u", sums.vectors, sums.vectors))
-    personal = norm > _MIN_RELATIVE_NORM * sums.magnitudes
-    cancelled = ~personal & (sums.magnitudes > 0)
-    cold = ~personal | (sums.events < spec.min_events)
-    # Float64 divided into float32 at once; the cold, who are few, are put in afterwards.
-    vectors = np.empty(sums.vectors.shape, np.float32)
-    np.divide(sums.vectors, np.where(personal, norm, 1.0)[:, None], out=vectors, casting="same_kind")
-    if around.prior is None:
-        keep = ~cold
-    else:
-        keep = np.ones(len(cold), bool)
-        mean = np.divide(norm, sums.magnitudes, out=np.zeros(len(norm)), where=personal)
-        own = np.where(personal[cold, None], sums.vectors[cold] / np.where(personal, norm, 1.0)[cold, None], 0.0)
-        mixed = own * (sums.events * mean)[cold, None] + spec.min_events * around.prior.astype(np.float64)
-        length = np.sqrt(np.einsum("ud,ud->u", mixed, mixed))[:, None]
-        vectors[cold] = np.divide(mixed, length, out=np.tile(around.prior, (len(mixed), 1)) * 1.0, where=length > 1e-6)
+    vectors, cold, cancelled = directions_of(sums, around.prior, spec.min_events)
+    keep = ~cold if around.prior is None else np.ones(len(cold), bool)
     recent = sums.recent
     weight = recent.weight * decay(np.repeat(sums.newest, recent.counts) - recent.time, spec.half_life_days)
     temperature = spec.temperature if spec.delta < 1 else None
-    views = {m: view_modality(recent, weight, around.modalities[m], vectors, temperature) for m in around.modalities}
+    views = {
+        m: view_modality(recent, weight, matrix=around.modalities[m], profiles=vectors, temperature=temperature)
+        for m in around.modalities
+    }
     if spec.delta < 1:
         refined = refine_profiles(vectors, views, spec.delta)
         vectors = np.where(cold[:, None], vectors, refined)
@@ -265,16 +254,18 @@ def _modality_vectors(view: ModalityView) -> pa.Array:
 def _interests(
     sums: UserState, weight: np.ndarray, cold: np.ndarray, items: ItemMatrix, spec: ProfileSpec
 ) -> pa.Array:
-    """The interests of warm users; empty lists for the others."""
+    """Finds the interests of users who are not cold; cold users get empty lists."""
     if spec.interests == 0:
         none = pa.array([], interest_type(items.dim, items.id_type).value_type)
         return pa.ListArray.from_arrays(pa.array(np.zeros(len(cold) + 1, np.int32)), none)
     warm = np.repeat(~cold, sums.recent.counts)
-    return find_interests(sums.recent.keep(warm), weight[warm], items, spec.interests, spec.interest_split)
+    return find_interests(
+        sums.recent.keep(warm), weight[warm], items, most=spec.interests, split=spec.interest_split
+    )
 
 
 def publish_noised(built: Built, noise: NoiseSpec, draw: Draw = secure_normal) -> Built:
-    """Leaves of a shard what may be published under `noise`: of everybody with a usable event a noised vector."""
+    """Replaces profiles by what may be published with noise: one noised vector for each user with a usable event."""
     users = noised_profiles(built.users, built.sums.user_ids, noise, draw)
     rows = users.num_rows
     counts = {"users.rows": rows, "users.cold": 0, "users.without_profile": built.counts["users.seen"] - rows}
@@ -285,24 +276,30 @@ def publish_noised(built: Built, noise: NoiseSpec, draw: Draw = secure_normal) -
 
 
 class BuildProfiles(beam.PTransform):
-    """Builds the profiles of each shard of events, `(shard, pa.Table)` as `ShardByUser` gives.
+    """Builds profiles from shards of events, `(shard, pa.Table)` as `ShardByUser` returns them.
 
     Args:
-        items: the items' files, as a side input: paths, or records with a `path`. Profiles wait for them.
-        root: what relative paths of those files are joined to.
-        cache_dir: where a machine keeps the item matrix; None: under its temporary directory.
-        popularity: PCollection of one table (item_id, n), for the prior; None: cold users get no profile.
-        state: PCollection of (shard, pa.Table), the state of earlier nights by the same shards; None: none.
-        keep_state: give `state`, for the nights to come.
-        users_of_dead: PCollection of (shard, pa.Table), see `build_profiles`; None: of none.
-        modalities: those that profiles have an affinity to.
-        modality_vectors: profiles have a vector for each of them, too.
-        noise: what hides the published profiles; None: they are published as they are. With it no prior is used, for
-            a prior is made of everybody's events.
+        items: the files of items/ as a side input, so that profiles wait for them: paths, or records with a `path`.
+        spec: the settings.
+        root: the directory that relative paths of those files are joined to.
+        cache_dir: the directory for the item matrix on each machine. None means the machine's temporary directory.
+        popularity: PCollection of one table (item_id, n) that the prior is made from. None means that cold users get
+            no profile.
+        state: PCollection of (shard, pa.Table), the state of an earlier run in the same shards. None means that there
+            is no state.
+        keep_state: whether the output `state` has elements, for a later run.
+        users_of_dead: PCollection of (shard, pa.Table), see `build_profiles`. None means that there are no such users.
+        noise: the noise added to the published profiles. None means no noise. With noise there must be no prior,
+            because a prior is made from everybody's events.
+        modalities: the modalities that profiles have an affinity to.
+        modality_vectors: whether profiles have a vector for each of these modalities.
 
     Returns:
-        A dict of PCollections: `users`, `state` ((shard, pa.Table)), `dead` (pa.Table), `counts` ((name, int),
-        as `Built` says).
+        A dict of PCollections: `users` and `state` of (shard, pa.Table), `dead` of pa.Table, and `counts` of
+        (name, int) with the names of `Built.counts`.
+
+    Raises:
+        ValueError: `noise` is given together with `popularity` or `keep_state`.
     """
 
     def __init__(
@@ -310,19 +307,19 @@ class BuildProfiles(beam.PTransform):
         items: beam.pvalue.AsList,
         spec: ProfileSpec,
         root: str = "",
+        *,
         cache_dir: str | None = None,
         popularity: beam.PCollection | None = None,
         state: beam.PCollection | None = None,
         keep_state: bool = False,
         users_of_dead: beam.PCollection | None = None,
         noise: NoiseSpec | None = None,
-        *,
         modalities: Sequence[str] = (),
         modality_vectors: bool = False,
     ) -> None:
         super().__init__()
         if noise and (popularity is not None or keep_state):
-            raise ValueError("noise covers neither a prior nor a state")
+            raise ValueError("noise hides neither a prior nor a state; leave out `popularity` and `keep_state`")
         self._items, self._popularity, self._state, self._users_of_dead = items, popularity, state, users_of_dead
         self._args = (spec, root, cache_dir, keep_state, noise, tuple(modalities), modality_vectors)
 
@@ -359,7 +356,7 @@ class _BuildProfilesFn(beam.DoFn):
         self._spec, self._root, self._cache_dir, self._keep_state = spec, root, cache_dir, keep_state
         self._noise, self._modalities, self._with_vectors = noise, modalities, modality_vectors
         self._around: Surroundings | None = None
-        self._said: dict[bytes, bytes] = {}  # the metadata of the items' files
+        self._said: dict[bytes, bytes] = {}  # schema metadata of the items' files
         self._space: dict[bytes, bytes] = {}
 
     def start_bundle(self) -> None:
@@ -388,7 +385,7 @@ class _BuildProfilesFn(beam.DoFn):
         self, shard: int, events: pa.Table, state: pa.Table | None, users_of_dead: pa.Table | None
     ) -> tuple[int, Built]:
         assert self._around is not None
-        built = build_profiles(events, self._around, self._spec, state, users_of_dead)
+        built = build_profiles(events, self._around, self._spec, state=state, users_of_dead=users_of_dead)
         return shard, publish_noised(built, self._noise) if self._noise else built
 
     def _give(self, shard: int, built: Built) -> Iterable[object]:

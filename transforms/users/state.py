@@ -1,11 +1,10 @@
-"""What a user's profile is made of, as sums that merge: a night's events fold into yesterday's."""
+"""The state of users: sums over their events, which can be added to the sums of earlier runs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import pyarrow as pa
@@ -13,28 +12,29 @@ import pyarrow.compute as pc
 
 from unisono.transforms.base.columns import COMPARABLE, HALF_LIFE, NOT_COMPARABLE, SPACE
 from unisono.transforms.base.errors import JobError
+from unisono.transforms.base.extras import require
 from unisono.transforms.base.tables import from_vector_column, one_chunk, to_vector_column
 from unisono.transforms.base.threads import in_threads
 from unisono.transforms.read.interactions import TIME_TYPE
 from unisono.transforms.store.item_matrix import ItemMatrix
-from unisono.transforms.users.history import DAY_US, EVENTS_A_THREAD, History, merge_histories, rank_users
+from unisono.transforms.users.history import DAY_US, EVENTS_A_THREAD, History, merge_histories, rank_ids
 
 
 @dataclass(frozen=True, eq=False)
 class UserState:
-    """Sums over every event so far, and the newest events themselves; one row a user, sorted by user.
+    """Sums over all events of each user so far, and the user's newest events.
 
-    An event's weight is decayed to the user's own newest event, so two states of one user add up once the
-    older is multiplied by `decay` of the time between their `newest`.
+    The weight w of an event is decayed to the time of the user's own newest event. So two states of one user can be
+    added after the older one has been multiplied by `decay` of the time between their newest events.
 
     Attributes:
-        user_ids: [u], ascending.
-        vectors: Σ w·v, float64 [u, dim].
+        user_ids: distinct ids [u], ascending.
+        vectors: Σ w·v over the events, v the item vector; float64 [u, dim].
         weights: Σ w, float64 [u].
         magnitudes: Σ |w|, float64 [u].
-        events: used events, int64 [u]; may be 0.
-        newest: time of the newest used event, int64 [u], microseconds since 1970; 0 where there is none.
-        recent: the newest events, for the same users.
+        events: number of events, int64 [u]; may be 0.
+        newest: time of the newest event, int64 [u], microseconds since 1970; 0 where there is no event.
+        recent: the newest events of the same users.
     """
 
     user_ids: pa.Array
@@ -47,7 +47,15 @@ class UserState:
 
 
 def decay(age_us: np.ndarray, half_life_days: float | None) -> np.ndarray:
-    """Gives what is left of an event's weight, 2^(−age / half-life), float64; ages in microseconds."""
+    """Returns the factor by which age reduces an event's weight, 2^(−age / half-life).
+
+    Args:
+        age_us: microseconds, [n].
+        half_life_days: None means that events do not age, and every factor is 1.
+
+    Returns:
+        float64 [n].
+    """
     if half_life_days is None:
         return np.ones(len(age_us))
     return np.exp2(age_us / (-half_life_days * DAY_US))
@@ -56,11 +64,17 @@ def decay(age_us: np.ndarray, half_life_days: float | None) -> np.ndarray:
 def sum_history(history: History, items: ItemMatrix, half_life_days: float | None, recent: int) -> UserState:
     """Sums the item vectors of each user's events, weighted and decayed.
 
-    The events of a user are added one by one in float64, oldest first, so the sums depend neither on the
-    order of the rows nor on the other users of the shard.
+    The events of a user are added one by one in float64, oldest first. So the sums depend neither on the order of the
+    log's rows nor on the other users of the shard.
 
     Args:
-        recent: how many of each user's newest events to keep.
+        history: the events.
+        items: the item matrix that the history's rows refer to.
+        half_life_days: see `decay`.
+        recent: how many of each user's newest events the state keeps.
+
+    Raises:
+        JobError: numba is not installed.
     """
     first, counts = history.first, history.counts
     some = counts > 0
@@ -79,12 +93,29 @@ def sum_history(history: History, items: ItemMatrix, half_life_days: float | Non
 
 
 def add_rows(matrix: np.ndarray, rows: np.ndarray, weight: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """Adds up rows, Σ weight[e] · matrix[rows[e]] over the events `first[u]` to `first[u + 1]`: float64 [u, dim]."""
-    out = np.zeros((len(first) - 1, matrix.shape[1]))
-    kernel, matrix = _add_rows_kernel(), np.asarray(matrix)
-    in_threads(
-        first, EVENTS_A_THREAD, lambda a, b: kernel(matrix, rows, weight, first[a:b], first[a + 1 : b + 1], out[a:b])
-    )
+    """Adds up Σ weight[e] · matrix[rows[e]] over the events e of each user, one by one in their order.
+
+    Args:
+        matrix: float32 [items, dim].
+        rows: int64 [e], rows of `matrix`.
+        weight: float64 [e].
+        first: int64 [u + 1]: user i has the events `first[i]` to `first[i + 1]`.
+
+    Returns:
+        float64 [u, dim].
+
+    Raises:
+        JobError: numba is not installed.
+    """
+    require("numba", "ranking", "profiles")
+    from unisono.transforms.users import event_kernels
+
+    out, matrix = np.zeros((len(first) - 1, matrix.shape[1])), np.asarray(matrix)
+
+    def add(a: int, b: int) -> None:
+        event_kernels.add_rows(matrix, rows, weight, first[a:b], first[a + 1 : b + 1], out[a:b])
+
+    in_threads(first, EVENTS_A_THREAD, add)
     return out
 
 
@@ -96,33 +127,21 @@ def _segment_sums(values: np.ndarray, first: np.ndarray) -> np.ndarray:
     return out
 
 
-@cache
-def _add_rows_kernel() -> Callable[..., None]:
-    """Compiles the segment sum: out[u] += Σ weight[e] · matrix[rows[e]] over the events e of user u.
-
-    Compiled, a row is read from the memory map once and no gathered copy is made: 2.7 times the rate of
-    SciPy's CSR product over gathered blocks and 4.9 times that of `np.add.reduceat`, each at its best block
-    size. Compiling takes half a second a process.
-    """
-    import numba  # librosa's dependency; imported here, for `import unisono.transforms.users.state` must stay light
-
-    @numba.njit(nogil=True)
-    def add_rows(matrix, rows, weight, first, ends, out):  # type: ignore[no-untyped-def]
-        for u in range(len(first)):
-            total = out[u]
-            for e in range(first[u], ends[u]):
-                vector, w = matrix[rows[e]], weight[e]  # named outside the loop, which then vectorises
-                for d in range(len(vector)):
-                    total[d] += w * vector[d]
-
-    return add_rows
-
-
 def merge_states(
-    old: UserState, new: UserState, items: ItemMatrix, half_life_days: float | None, recent: int
+    old: UserState, new: UserState, items: ItemMatrix, *, half_life_days: float | None, recent: int
 ) -> UserState:
-    """Adds two states, of any users, in either order of time: the sums are those of all events at once."""
-    users, place = rank_users(pa.concat_arrays([old.user_ids, new.user_ids]))
+    """Adds two states, as if the events of both had been summed at once.
+
+    The states may share users, and either may hold the newer events.
+
+    Args:
+        old: one state.
+        new: the other state.
+        items: the item matrix that the recent events of both refer to.
+        half_life_days: see `decay`; both states must have been summed with it.
+        recent: how many of each user's newest events to keep.
+    """
+    users, place = rank_ids(pa.concat_arrays([old.user_ids, new.user_ids]))
     n, split = len(users), len(old.user_ids)
     at = place[:split], place[split:]
     newest = np.full(n, np.iinfo(np.int64).min)
@@ -139,22 +158,32 @@ def merge_states(
         magnitudes[where] += left * part.magnitudes
         events[where] += part.events
     history = merge_histories([old.recent, new.recent], items).newest(recent)
-    return UserState(users, vectors, weights, magnitudes, events, newest, history)
+    return UserState(
+        user_ids=users,
+        vectors=vectors,
+        weights=weights,
+        magnitudes=magnitudes,
+        events=events,
+        newest=newest,
+        recent=history,
+    )
 
 
 def check_state(state: pa.Table, said: Mapping[bytes, bytes], dim: int, half_life_days: float | None) -> None:
-    """Refuses a state that tonight's events cannot be added to.
+    """Checks that new events can be added to a published state.
 
-    Sums of item vectors of an earlier space stay what they are where the new space was turned to face that one
-    (`fit_run.comparable`): the turn is in the item vectors already.
+    Sums of item vectors from an earlier space stay valid if the items' space is comparable with that space, which
+    means that it was rotated to match it: the item vectors already contain the rotation.
 
     Args:
-        state: with its file's schema metadata.
-        said: the metadata of the items' files.
-        dim: of the items' vectors.
+        state: a table of `state_schema`, with the schema metadata of its file.
+        said: the schema metadata of the items' files.
+        dim: length of the item vectors.
+        half_life_days: with which the new events are summed.
 
     Raises:
-        JobError: it is of a space that the items' cannot be compared with, of another length or half-life.
+        JobError: the state's space is not comparable with the items' space, its vectors have another length, or it
+            was summed with another half-life.
     """
     have = state.schema.metadata or {}
     old, new = (m.get(SPACE, b"").decode() for m in (have, said))
@@ -180,7 +209,7 @@ def check_state(state: pa.Table, said: Mapping[bytes, bytes], dim: int, half_lif
 
 
 def state_schema(user_type: pa.DataType, item_type: pa.DataType, dim: int) -> pa.Schema:
-    """The schema of state files."""
+    """Returns the schema of the files in state/."""
     event = pa.struct([("item_id", item_type), ("time", TIME_TYPE), ("weight", pa.float64())])
     fields = [
         ("user_id", user_type),
@@ -195,13 +224,13 @@ def state_schema(user_type: pa.DataType, item_type: pa.DataType, dim: int) -> pa
 
 
 def times(microseconds: np.ndarray, present: np.ndarray | None = None) -> pa.Array:
-    """Turns microseconds since 1970 into times, null where not present."""
+    """Turns microseconds since 1970 into a time column; rows where `present`, bool [n], is False become null."""
     mask = None if present is None else ~present
     return pa.array(microseconds, mask=mask).cast(pa.timestamp("us")).cast(TIME_TYPE)
 
 
 def state_table(state: UserState, items: ItemMatrix) -> pa.Table:
-    """Lays a state out as a table of `state_schema`."""
+    """Writes a state as a table of `state_schema`."""
     schema = state_schema(state.user_ids.type, items.id_type, items.dim)
     recent = state.recent
     events = pa.StructArray.from_arrays(
@@ -221,7 +250,7 @@ def state_table(state: UserState, items: ItemMatrix) -> pa.Table:
 
 
 def remembered_events(table: pa.Table) -> pa.Table:
-    """Gives the newest events that a state keeps, in the columns that `clean_interactions` gives."""
+    """Reads the newest events that a state table keeps, in the columns of `clean_interactions`."""
     lists = one_chunk(table["recent"])
     flat = lists.flatten()
     columns = {name: pc.struct_field(flat, name) for name in ("item_id", "time", "weight")}
@@ -229,17 +258,17 @@ def remembered_events(table: pa.Table) -> pa.Table:
 
 
 def read_state(table: pa.Table, items: ItemMatrix) -> UserState:
-    """Reads what `state_table` laid out; recent events of items that are gone are left out."""
+    """Reads a table that `state_table` wrote; recent events of items that `items` no longer holds are left out."""
     lists = one_chunk(table["recent"])
     flat = lists.flatten()
     first = np.concatenate([[0], np.cumsum(pc.list_value_length(lists).to_numpy())]).astype(np.int64)
     rows = items.lookup(pc.struct_field(flat, "item_id"))
     recent = History(
-        one_chunk(table["user_id"]),
-        first,
-        pc.struct_field(flat, "time").cast(pa.int64()).to_numpy(),
-        rows,
-        pc.struct_field(flat, "weight").to_numpy(),
+        user_ids=one_chunk(table["user_id"]),
+        first=first,
+        time=pc.struct_field(flat, "time").cast(pa.int64()).to_numpy(),
+        rows=rows,
+        weight=pc.struct_field(flat, "weight").to_numpy(),
     )
     return UserState(
         user_ids=one_chunk(table["user_id"]),

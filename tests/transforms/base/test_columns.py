@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unisono.transforms.base.columns import common_rows, embeddings_of, in_sample, unit_rows
+from unisono.transforms.base.columns import common_rows, embeddings_of, in_sample, row_lengths, unit_rows
 from unisono.transforms.base.tables import shard_of, to_vector_column
 
 
@@ -80,10 +80,10 @@ def test_strings_and_integers_have_no_rows_in_common() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_unit_rows_have_length_one_and_zeros_stay(dtype: type) -> None:
-    vectors = np.random.default_rng(2).standard_normal((50, 7)).astype(dtype) * 100
+def test_unit_rows_have_length_one_and_zeros_stay(dtype: type, given: bool) -> None:
+    vectors: np.ndarray = np.random.default_rng(2).standard_normal((50, 7)).astype(dtype) * 100
     vectors[3] = 0
-    units = unit_rows(vectors)
+    units = unit_rows(vectors, row_lengths(vectors) if given else None)
     assert units.dtype == dtype
     length = np.sqrt((units.astype(np.float64) ** 2).sum(1))
     np.testing.assert_allclose(np.delete(length, 3), 1, atol=1e-6)
@@ -91,3 +91,11 @@ def test_unit_rows_have_length_one_and_zeros_stay(dtype: type) -> None:
     cosine = (units * vectors).sum(1) / np.where(length > 0, np.linalg.norm(vectors, axis=1), 1)
     np.testing.assert_allclose(np.delete(cosine, 3), 1, atol=1e-6)
     assert unit_rows(np.empty((0, 4))).shape == (0, 4)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_row_lengths_agree_with_sums_of_squares(dtype: type) -> None:
+    vectors: np.ndarray = np.random.default_rng(3).standard_normal((20, 9)).astype(dtype)
+    lengths = row_lengths(vectors)
+    assert lengths.dtype == dtype
+    np.testing.assert_allclose(lengths, [sum(float(x) ** 2 for x in row) ** 0.5 for row in vectors], rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Baselines against dense NumPy and against the library whose formula they state."""
+"""Baselines, compared with dense NumPy and with the library whose formula they use."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import pytest
 import scipy.sparse
 
 from unisono.transforms.base.errors import JobError
-from unisono.transforms.measure.baselines import BASELINES, Baseline, fit_baseline, nearest
+from unisono.transforms.measure.baselines import BASELINES, Baseline, fit_baseline, keep_nearest
 
 
 def log(seed: int = 0, users: int = 120, items: int = 40) -> scipy.sparse.csr_array:
-    """Two groups of users who keep to their half of the items, and one item that nobody touched."""
+    """A log of two groups of users, each with half of the items, and one item without interactions."""
     rng = np.random.default_rng(seed)
     own = (np.arange(users) % 2)[:, None] == (np.arange(items) % 2)[None]
     touched = rng.random((users, items)) < np.where(own, 0.3, 0.03)
@@ -40,9 +40,9 @@ def test_bm25_equals_implicit(k1: float, b: float) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_nearest_keeps_the_largest_of_each_row() -> None:
+def test_keep_nearest_keeps_the_largest_of_each_row() -> None:
     dense = np.random.default_rng(1).integers(0, 6, (30, 50)) * (np.random.default_rng(2).random((30, 50)) < 0.5)
-    kept = nearest(scipy.sparse.csr_array(dense), 5).toarray()
+    kept = keep_nearest(scipy.sparse.csr_array(dense), 5).toarray()
     for row, left in zip(dense, kept, strict=True):
         order = np.argsort(-row, kind="stable")[:5]
         np.testing.assert_array_equal(np.flatnonzero(left), np.sort(order[row[order] > 0]))
@@ -57,7 +57,7 @@ def test_popular_and_random() -> None:
     assert len(np.unique(drawn)) == drawn.size
     assert abs(drawn.mean() - 0.5) < 0.02
     assert abs(np.corrcoef(drawn[0], drawn[1])[0, 1]) < 0.5
-    # A user's scores do not depend on whom they are asked with, and another seed draws others.
+    # A user's scores do not depend on the other users in the call, and another seed draws other scores.
     np.testing.assert_array_equal(fit_baseline(Baseline("random"), x, seed=3)(np.array([9])), drawn[9:10])
     assert not np.array_equal(fit_baseline(Baseline("random"), x, seed=4)(np.arange(120)), drawn)
 

@@ -1,4 +1,4 @@
-"""Splits of a log: nothing leaks, everything is decided by the rows alone."""
+"""Splits of a log, compared with pandas and with loops over users: no training event is held out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unisono.transforms.read.interactions import event_schema
 
 
 def log(seed: int = 0, n: int = 3000, times: int = 500) -> pa.Table:
-    """Events with repeats, ties in time, dislikes, and users of a single event."""
+    """Draws events with repeats, equal times, negative weights, and users with a single event."""
     rng = np.random.default_rng(seed)
     users = [f"u{i}" for i in rng.zipf(1.4, n).clip(1, 200)]
     items = rng.integers(0, 80, n)
@@ -33,7 +33,7 @@ def pairs(table: pa.Table) -> set[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("method", SPLITS)
-def test_same_rows_in_any_order_split_alike_and_nothing_is_found_twice(method: str) -> None:
+def test_the_order_of_the_rows_does_not_matter_and_no_pair_is_on_both_sides(method: str) -> None:
     events = log()
     one = split_events(events, SplitSpec(method))
     mixed = events.take(pa.array(np.random.default_rng(9).permutation(events.num_rows)))
@@ -100,7 +100,7 @@ def test_draws_hold_out_whole_keys_of_about_the_fraction(
     assert not again.train.equals(split.train)
 
 
-def test_impossible_splits_are_one_line() -> None:
+def test_impossible_splits_are_refused() -> None:
     with pytest.raises(JobError, match="--split: 'yesterday' is none of global-time"):
         SplitSpec("yesterday")
     with pytest.raises(JobError, match="--fraction"):

@@ -1,6 +1,8 @@
-"""Recommendations: compared with loops over users and items in float64."""
+"""Recommendations, compared with loops over users and items in float64."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -12,11 +14,11 @@ from apache_beam.testing.util import assert_that
 
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import pack_vectors, to_vector_column
+from unisono.transforms.rank.lists import diversify
 from unisono.transforms.rank.ranking import (
     RankingSpec,
     RecommendItems,
     distinct_pairs,
-    diversify,
     item_bias,
     late_matrix,
     queries_of,
@@ -34,8 +36,8 @@ def unit(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory):
-    """Items in four files, with a text vector that a fifth of them lacks; users; what they have seen."""
+def shop(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Items in four files, of which a fifth lack a text vector; users; and the pairs that users have seen."""
     folder, rng = tmp_path_factory.mktemp("shop"), np.random.default_rng(1)
     vectors, text, image = (unit(rng, ITEMS) for _ in range(3))
     has_text, ids, files = rng.random(ITEMS) < 0.8, [f"item-{i}" for i in range(ITEMS)], []
@@ -66,13 +68,13 @@ def best_of(scores: np.ndarray, ids: list[str], gone: set[str], k: int) -> list[
     return [ids[i] for i in order if ids[i] not in gone][:k]
 
 
-def seen_of(shop, user: str) -> set[str]:
+def seen_of(shop: dict[str, Any], user: str) -> set[str]:
     return {s["item_id"] for s in shop["seen"].to_pylist() if s["user_id"] == user}
 
 
 @pytest.mark.parametrize(("slices", "gain"), [(1, -0.4), (3, -0.4), (3, 0.3)])
-def test_the_transform_agrees_with_a_loop(shop, slices, gain):
-    settings = {"popularity_penalty": 0.4} if gain < 0 else {"popularity_bonus": gain, "caution": 0.2}
+def test_the_transform_agrees_with_a_loop(shop: dict[str, Any], slices: int, gain: float) -> None:
+    settings: dict[str, Any] = {"popularity_penalty": 0.4} if gain < 0 else {"popularity_bonus": gain, "caution": 0.2}
     spec = RankingSpec(k=10, slices=slices, device="cpu", **settings)
     hidden = pa.table({"item_id": ["item-3", "item-30", "gone"]})
     popular = pa.table({"item_id": shop["ids"][:20], "n": np.arange(1, 21) / 2, "users": np.arange(1, 21)})
@@ -87,7 +89,7 @@ def test_the_transform_agrees_with_a_loop(shop, slices, gain):
         gone = seen_of(shop, f"u{u}") | {"item-3", "item-30"}
         expected[f"u{u}"] = best_of(scores[u], shop["ids"], gone, 10)
 
-    def check(found):
+    def check(found: list[Any]) -> None:
         (shard, table), = found
         assert shard == 5
         assert dict(zip(table["user_id"].to_pylist(), table["item_ids"].to_pylist(), strict=True)) == expected
@@ -107,11 +109,11 @@ def test_the_transform_agrees_with_a_loop(shop, slices, gain):
         assert_that(pairs | recommend, check)
 
 
-def shelf(shop) -> ShelfOfItems:
+def shelf(shop: dict[str, Any]) -> ShelfOfItems:
     return ShelfOfItems(shop["matrix"], np.asarray(shop["matrix"].vectors), item_bias(shop["matrix"], []))
 
 
-def with_interests(shop) -> tuple[pa.Table, list[np.ndarray], list[np.ndarray]]:
+def with_interests(shop: dict[str, Any]) -> tuple[pa.Table, list[np.ndarray], list[np.ndarray]]:
     rng = np.random.default_rng(7)
     vectors = [unit(rng, n) for n in rng.integers(0, 4, USERS)]
     weights = [rng.random(len(v)).astype(np.float32) for v in vectors]
@@ -126,12 +128,12 @@ def with_interests(shop) -> tuple[pa.Table, list[np.ndarray], list[np.ndarray]]:
 
 
 @pytest.mark.parametrize("how", ["profile", "maximum", "weighted"])
-def test_several_interests(shop, how):
+def test_several_interests(shop: dict[str, Any], how: str) -> None:
     users, vectors, weights = with_interests(shop)
     found = rank_items(users, None, shelf(shop), RankingSpec(k=7, interests=how, device="cpu"))
     own = np.stack(users["vector"].to_pylist())
     for u in range(USERS):
-        if how == "profile" or not len(vectors[u]):
+        if how == "profile" or not len(vectors[u]):  # without interests, the profile is the query
             scores = shop["vectors"] @ own[u]
         elif how == "maximum":
             half_way = vectors[u] + own[u]
@@ -141,7 +143,7 @@ def test_several_interests(shop, how):
         assert found["item_ids"][u].as_py() == best_of(scores, shop["ids"], set(), 7)
 
 
-def test_late_fusion_averages_over_the_modalities_an_item_has(shop):
+def test_late_fusion_averages_over_the_modalities_an_item_has(shop: dict[str, Any]) -> None:
     rng = np.random.default_rng(9)
     text, image = unit(rng, USERS), unit(rng, USERS)
     has = np.arange(USERS) != 4  # a user without a text vector
@@ -163,7 +165,7 @@ def test_late_fusion_averages_over_the_modalities_an_item_has(shop):
 
 
 @pytest.mark.parametrize("diversity", [0.3, 0.9])
-def test_diversity_agrees_with_a_greedy_loop(shop, diversity):
+def test_diversity_agrees_with_a_greedy_loop(shop: dict[str, Any], diversity: float) -> None:
     spec = RankingSpec(k=6, diversity=diversity, device="cpu")
     seen = shop["seen"].filter(pa.compute.equal(shop["seen"]["user_id"], "u1"))
     pool = rank_items(shop["users"], seen, shelf(shop), spec)
@@ -175,7 +177,7 @@ def test_diversity_agrees_with_a_greedy_loop(shop, diversity):
         assert len(left) == 24
         chosen: list[str] = []
         while len(chosen) < 6:
-            def value(i: str, chosen=tuple(chosen), score=score) -> float:
+            def value(i: str, chosen: tuple[str, ...] = tuple(chosen), score: dict[str, float] = score) -> float:
                 v = shop["vectors"]
                 near = max((float(v[int(i[5:])] @ v[int(c[5:])]) for c in chosen), default=0.0)
                 return (1 - diversity) * score[i] - diversity * near
@@ -186,7 +188,7 @@ def test_diversity_agrees_with_a_greedy_loop(shop, diversity):
         assert found["scores"][u].as_py() == [score[c] for c in chosen]
 
 
-def test_a_user_who_has_seen_everything_gets_an_empty_list(shop):
+def test_a_user_who_has_seen_everything_gets_an_empty_list(shop: dict[str, Any]) -> None:
     everything = pa.table({"user_id": ["u2"] * ITEMS, "item_id": shop["ids"]})
     for spec in (RankingSpec(k=5, device="cpu"), RankingSpec(k=5, diversity=0.5, device="cpu")):
         found = rank_items(shop["users"], everything, shelf(shop), spec)
@@ -195,7 +197,7 @@ def test_a_user_who_has_seen_everything_gets_an_empty_list(shop):
         assert [len(i) for i in found["item_ids"].to_pylist()] == [0 if u == 2 else 5 for u in range(USERS)]
 
 
-def test_no_users(shop):
+def test_no_users(shop: dict[str, Any]) -> None:
     none = shop["users"].slice(0, 0)
     assert rank_items(none, None, shelf(shop), RankingSpec(device="cpu")).num_rows == 0
     assert queries_of(none, RankingSpec())[0].shape == (0, DIM)
@@ -216,6 +218,6 @@ def test_no_users(shop):
     ],
     ids=["interests", "fusion", "weights", "diversity", "penalty", "caution", "both", "age alone", "no age"],
 )
-def test_settings_that_are_refused(options, says):
+def test_settings_that_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(JobError, match=says):
         RankingSpec(**options)

@@ -1,6 +1,8 @@
-"""Exact top k: compared with a sort of float64 scores."""
+"""Exact top k, compared with a sort of float64 scores."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -8,8 +10,16 @@ import pytest
 from unisono.transforms.rank.topk import top_items
 
 
-def reference(queries, items, k, first=None, exclude=None, ranks=None, bias=None):
-    """Scores everything in float64, rounds to float32, sorts by score and rank."""
+def reference(
+    queries: np.ndarray,
+    items: np.ndarray,
+    k: int,
+    first: np.ndarray | None = None,
+    exclude: tuple[np.ndarray, np.ndarray] | None = None,
+    ranks: np.ndarray | None = None,
+    bias: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores every item in float64, rounds to float32, and sorts by score and rank."""
     first = np.arange(len(queries) + 1) if first is None else first
     ranks = np.arange(len(items)) if ranks is None else ranks
     scores = queries.astype(np.float64) @ items.T.astype(np.float64)
@@ -26,8 +36,8 @@ def reference(queries, items, k, first=None, exclude=None, ranks=None, bias=None
     return rows, best
 
 
-def draw(seed, users=70, items=9000, dim=24):
-    """Small integers in float32: scores are exact, and many tie."""
+def draw(seed: int, users: int = 70, items: int = 9000, dim: int = 24) -> Iterator[np.ndarray]:
+    """Draws small integers in float32, so that scores are exact and many are equal."""
     rng = np.random.default_rng(seed)
     return (rng.integers(-4, 5, (n, dim)).astype(np.float32) / 8 for n in (users, items))
 
@@ -37,7 +47,7 @@ DEVICES = ["cpu", "torch-cpu"]
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("case", ["plain", "interests", "excluded", "ranks", "bias", "all"])
-def test_agrees_with_a_sort(case, device):
+def test_agrees_with_a_sort(case: str, device: str) -> None:
     queries, items = draw(1)
     rng = np.random.default_rng(2)
     options: dict = {}
@@ -59,7 +69,7 @@ def test_agrees_with_a_sort(case, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_real_numbers_agree_with_float64(device):
+def test_real_numbers_agree_with_float64(device: str) -> None:
     rng = np.random.default_rng(3)
     queries, items = (rng.standard_normal((n, 96)).astype(np.float32) for n in (50, 12_000))
     rows, scores = top_items(queries, items, 100, device=device)
@@ -69,7 +79,7 @@ def test_real_numbers_agree_with_float64(device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_more_equal_items_than_there_is_room_for(device):
+def test_more_equal_items_than_candidates_have_room(device: str) -> None:
     rng = np.random.default_rng(4)
     items = np.repeat(rng.standard_normal((3, 8)).astype(np.float32), 4000, axis=0)
     queries = rng.standard_normal((5, 8)).astype(np.float32)
@@ -78,7 +88,7 @@ def test_more_equal_items_than_there_is_room_for(device):
     np.testing.assert_array_equal(rows, reference(queries, items, 30, exclude=exclude)[0])
 
 
-def test_does_not_depend_on_how_users_and_items_are_blocked():
+def test_does_not_depend_on_how_users_and_items_are_blocked() -> None:
     rng = np.random.default_rng(5)
     queries, items = (rng.standard_normal((n, 32)).astype(np.float32) for n in (300, 5000))
     rows, scores = top_items(queries, items, 20)
@@ -93,7 +103,7 @@ def test_does_not_depend_on_how_users_and_items_are_blocked():
     ("users", "items", "k"), [(0, 5, 3), (4, 0, 3), (3, 2, 10), (1, 1, 1)],
     ids=["no users", "no items", "k beyond the items", "one of each"],
 )  # fmt: skip
-def test_corners(users, items, k):
+def test_corners(users: int, items: int, k: int) -> None:
     queries, shelf = np.ones((users, 4), np.float32), np.ones((items, 4), np.float32)
     rows, scores = top_items(queries, shelf, k)
     assert rows.shape == scores.shape == (users, k)
@@ -103,6 +113,6 @@ def test_corners(users, items, k):
     assert (np.isneginf(scores) == (rows < 0)).all()
 
 
-def test_k_below_one_is_refused():
+def test_k_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="k is 0"):
         top_items(np.ones((1, 2), np.float32), np.ones((1, 2), np.float32), 0)
