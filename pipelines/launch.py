@@ -34,12 +34,12 @@ def _is_no_job_error(record: logging.LogRecord) -> bool:
 
 
 def run_job(
-    config: str, run_id: str | None, argv: Sequence[str], *, items: bool, users: bool, recommend: bool = False
+    config: str | Job, run_id: str | None, argv: Sequence[str], *, items: bool, users: bool, recommend: bool = False
 ) -> Manifest | None:
     """Checks a job file, runs the job, and prints what it made.
 
     Args:
-        config: the job file.
+        config: the job file, or a job that has been read.
         run_id: None: made from the clock.
         argv: options for Beam.
         items, users, recommend: which parts; see `plan_run`.
@@ -51,7 +51,7 @@ def run_job(
         JobError: the job, not the code, is at fault.
     """
     started = time.monotonic()
-    job = load_job(config)
+    job = load_job(config) if isinstance(config, str) else config
     options = beam_options(argv)
     if select.runs_elsewhere(options):
         _check_reachable(job)
