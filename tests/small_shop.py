@@ -33,7 +33,13 @@ def make_shop(folder: Path) -> Path:
 
 
 def write_job(folder: Path, name: str, **sections: Any) -> Path:
-    """Writes a job file for a shop, with a store named like the job. A mapping is merged into the default section; None leaves the section out."""
+    """Writes a job file for a shop, with a store named like the job.
+
+    Args:
+        folder: The folder of the shop.
+        name: The name of the job file and of the store.
+        sections: A mapping is merged into the default section, any other value replaces it; None leaves it out.
+    """
     job: dict = {
         "store": name,
         "catalog": {"path": "catalog.parquet", "id": "item_id", "text": ["text"]},

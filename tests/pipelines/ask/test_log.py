@@ -99,10 +99,10 @@ def test_a_job_without_a_log_says_so(shop: Path) -> None:
 def test_totals_are_what_duckdb_counts(shop: Path, run: PublishedRun) -> None:
     totals = total_log(run, run.job)
     file = f"read_parquet('{shop / 'log.parquet'}')"
-    n = duckdb.sql(f"select item, count(*) from {file} group by 1 order by 1").fetchall()
+    n = duckdb.execute(f"select item, count(*) from {file} group by 1 order by 1").fetchall()
     counts = totals.counts.sort_by("item_id")
     assert list(zip(counts["item_id"].to_pylist(), counts["n"].to_pylist(), strict=True)) == n
-    newest = duckdb.sql(f"select user, item, max(time) from {file} group by 1, 2 order by 1, 2").fetchall()
+    newest = duckdb.execute(f"select user, item, max(time) from {file} group by 1, 2 order by 1, 2").fetchall()
     pairs = totals.pairs.sort_by([("user_id", "ascending"), ("item_id", "ascending")])
     times = [t // 1_000_000 for t in pairs["time"].cast(pa.int64()).to_pylist()]
     assert list(zip(pairs["user_id"].to_pylist(), pairs["item_id"].to_pylist(), times, strict=True)) == newest
@@ -134,7 +134,7 @@ def test_popularity_counts_each_user_once_and_ages(
 
 def test_an_incremental_run_also_knows_the_events_of_earlier_logs_once(tmp_path: Path) -> None:
     log = pq.read_table(make_shop(tmp_path) / "log.parquet").sort_by("time")
-    sections = {"profiles": {"incremental": True, "recent_events": 1000}, "behaviour": None}
+    sections: dict[str, Any] = {"profiles": {"incremental": True, "recent_events": 1000}, "behaviour": None}
     for number, part in enumerate((log.slice(0, 600), log.slice(600))):
         pq.write_table(part, tmp_path / f"log-{number}.parquet")
         run = run_shop(tmp_path, "fold", f"night-{number}", interactions={"path": f"log-{number}.parquet"}, **sections)
