@@ -12,6 +12,8 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 import unisono
@@ -229,3 +231,30 @@ def test_mistakes_are_one_line(texts: Path, tmp_path: Path) -> None:
         unisono.run(write_job(texts, "wrong", catalog={"id": "sku"}), "r")
     with pytest.raises(unisono.JobError, match="knows --runid"):
         unisono.run(write_job(texts, "wrong"), "r", beam_options=["--runid", "x"])
+
+
+def test_integer_ids_stay_integers(tmp_path: Path) -> None:
+    make_shop(tmp_path)
+    catalog, log = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("catalog", "log"))
+    catalog = catalog.set_column(0, "item_id", numbers(catalog["item_id"]))
+    log = log.filter(pc.not_equal(log["user"], "newcomer"))
+    log = log.set_column(0, "user", numbers(log["user"])).set_column(1, "item", numbers(log["item"]))
+    for name, table in (("catalog", catalog), ("log", log)):
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    run = unisono.run(write_job(tmp_path, "numbers"), "r")
+    served = run.recommendations()
+    assert served.schema.field("user_id").type == pa.int64()
+    lists = {r["user_id"]: r for r in served.to_pylist()}
+    assert run.recommend(users=[3, 1]).to_pylist() == [lists[3], lists[1]]
+    (session,) = run.recommend(events=[{"item_id": 5}, {"item_id": 6}], k=4).to_pylist()
+    assert all(isinstance(i, int) for i in session["item_ids"])
+    assert run.search(item=5, k=3)["item_id"].to_pylist() == run.similar([5], 3)["item_id"].to_pylist()
+    assert run.search(item="5", k=3).equals(run.search(item=5, k=3))
+    assert run.explain(3, 5) == run.explain("3", "5")
+    with pytest.raises(unisono.JobError, match=r"item: .*'five'.*; give int64, as the published ids are"):
+        run.search(item="five")
+
+
+def numbers(ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Turns `u7` or `i7` into 7."""
+    return pc.utf8_slice_codeunits(ids, 1).cast(pa.int64())

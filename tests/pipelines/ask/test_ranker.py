@@ -210,3 +210,32 @@ def search_by_hand(ranker: Ranker, item: str, k: int) -> list[str]:
     names = ids.to_pylist()
     scores = vectors @ vectors[names.index(item)]
     return [names[n] for n in np.argsort(-scores).tolist() if names[n] != item][:k]
+
+
+def test_noised_profiles_are_ranked_as_they_are_published(tmp_path: Path) -> None:
+    job = write_job(
+        make_shop(tmp_path), "noised", behaviour=None, profiles={"interests": 0}, ranking={"exclude_seen": False},
+        privacy={"noise": {"epsilon": 8, "delta": 1e-5}},
+    )  # fmt: skip
+    run_job(str(job), "r", [], items=True, users=True, recommend=True)
+    ranker = Ranker(PublishedRun.open(Store(str(tmp_path / "noised"))))
+    served = ranker.run.table("recommendations")
+    assert ranker.for_users(served["user_id"]).to_pylist() == served.to_pylist()
+    # No profile may lean on the events of others, so a session without a known item has no list.
+    assert [r["item_ids"] for r in ranker.for_sessions([]).to_pylist()] == [[]]
+
+
+def test_incremental_profiles_are_ranked_as_a_recommend_run_ranks_them(tmp_path: Path) -> None:
+    log = pq.read_table(make_shop(tmp_path) / "log.parquet").sort_by("time")
+    ranking = {"popularity_bonus": 0.5, "popularity_half_life_days": 20}
+    for number, part in enumerate((log.slice(0, 600), log.slice(600))):
+        pq.write_table(part, tmp_path / f"log-{number}.parquet")
+        job = write_job(
+            tmp_path, "fold", behaviour=None, ranking=ranking, profiles={"incremental": True},
+            interactions={"path": f"log-{number}.parquet"},
+        )  # fmt: skip
+        run_job(str(job), f"night-{number}", [], items=True, users=True)
+    run_job(str(job), "lists", [], items=False, users=False, recommend=True)
+    ranker = Ranker(PublishedRun.open(Store(str(tmp_path / "fold"))))
+    served = ranker.run.table("recommendations")
+    assert ranker.for_users(served["user_id"]).to_pylist() == served.to_pylist()
