@@ -32,12 +32,12 @@ _WORKER_LOGS = ("apache_beam.runners.common", "apache_beam.runners.worker.sdk_wo
 
 
 def run_job(
-    config: str, run_id: str | None, argv: Sequence[str], *, items: bool, users: bool, recommend: bool = False
+    config: str | Job, run_id: str | None, argv: Sequence[str], *, items: bool, users: bool, recommend: bool = False
 ) -> Manifest | None:
     """Checks a job file, runs the job, and prints what it made.
 
     Args:
-        config: path of the job file, local or gs://.
+        config: path of the job file, local or gs://, or a job that has been read.
         run_id: the run's id; None means an id made from the time of launch.
         argv: options for Beam.
         items: True if the run makes item vectors; see `plan_run`.
@@ -52,7 +52,7 @@ def run_job(
         JobError: the job or its inputs are at fault.
     """
     started = time.monotonic()
-    job = load_job(config)
+    job = load_job(config) if isinstance(config, str) else config
     options = beam_options(argv)
     if select.runs_elsewhere(options):
         _check_reachable(job)

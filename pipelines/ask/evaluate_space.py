@@ -1,4 +1,4 @@
-"""Measures the published run: how good its joint space is, and whether another method would be better."""
+"""Measures the joint space of the published run, and compares it with other methods."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
+from unisono.pipelines.ask.published import PublishedRun
 from unisono.pipelines.job.job import Job
 from unisono.transforms.base.columns import EMBEDDING, common_rows, embeddings_of, in_sample
 from unisono.transforms.base.errors import JobError
@@ -26,9 +27,10 @@ from unisono.transforms.space.fit.step import TRAINING_ROWS
 from unisono.transforms.space.registry import FUSIONS, METHODS
 from unisono.transforms.space.space import Space
 from unisono.transforms.store.parquet import list_parquet, read_row_group, require_column
-from unisono.transforms.store.runs import Store, read_table
+from unisono.transforms.store.runs import read_table
 
-_SHARE = 5  # without folds, a fifth of the items is held out
+_SHARE = 5  # with one fold, a fifth of the items is held out
+_LEAST_ITEMS = 50  # fewer are too few to hold some out
 
 
 def evaluate_space(
@@ -39,36 +41,39 @@ def evaluate_space(
     label: str | None = None,
     labels_path: str | None = None,
 ) -> dict[str, Any]:
-    """Fits spaces to the published run's embeddings, each without a part of the items, and measures them on it.
+    """Fits spaces to the embeddings of the published run, each without a part of the items, and measures them there.
 
     Args:
-        job: names the store, and how its own space is fitted.
-        methods: names, or `all`; none: the job's own. All see the same folds.
-        fusions: names, or `all`, compared in the job's own space; none: the job's own.
-        folds: how many; 1: one split, a fifth held out. Items go to folds by hash of their id.
-        label: a column whose equal values should be neighbours; of the catalogue, or of `labels_path`.
-        labels_path: a Parquet file with the catalogue's id column.
+        job: Names the store, and says how its own space is fitted.
+        methods: Names of space methods, or `all`. None given means the job's own method. All see the same folds.
+        fusions: Names of fusion methods, or `all`, each measured in the job's own space. None given means that fusions
+            are not compared.
+        folds: The number of folds; items go to folds by hash of their id. 1 means one split that holds out a fifth.
+        label: A column of the catalogue, or of `labels_path`, whose equal values should be neighbours. None means
+            that no label is measured.
+        labels_path: A Parquet file with the catalogue's id column and the column `label`. None means the catalogue.
 
     Returns:
-        `items`, `folds`, `label`, `methods` and `fusions`: by name what `space_quality.measure_space` gives,
-        averaged over the folds, with `missing` split in `plain` and `impute`, `recall@10_by_fold`, `fit_seconds`
-        and, where a method cannot be fitted, `not_fitted`: why.
+        `items`, `folds`, `label`, and by name of the method `methods` and `fusions`: what
+        `unisono.transforms.space.fit.quality.measure_space` returns, averaged over the folds, with `missing` (`plain`
+        and `impute`), `recall@10_by_fold` and `fit_seconds`. A method that cannot be fitted has `not_fitted`, the
+        reason, instead.
 
     Raises:
-        JobError: nothing is published, or an argument is not allowed.
+        JobError: Nothing is published, there are too few items, or an argument is not allowed.
     """
-    table = published_embeddings(job.store_at)
-    if table.num_rows < 50:
-        raise JobError(f"evaluate: {table.num_rows} items with embeddings; 50 or more are needed to hold some out")
+    table = published_embeddings(PublishedRun.open(job.store_at))
+    if table.num_rows < _LEAST_ITEMS:
+        raise JobError(
+            f"evaluate: {table.num_rows} items with embeddings; {_LEAST_ITEMS} or more are needed to hold some out"
+        )
     names = _names(methods, [m for m in METHODS if m != "auto"], "--methods", job.space.method)
     fused = _names(fusions, list(FUSIONS), "--fusions", job.fusion.method)
     labels = None if label is None else read_labels(job, table["item_id"], label, labels_path)
-    specs = {name: replace(_spec(job, table), method=name) for name in names}
+    own, fusion = _spec(job, table), job.fit_settings(1, {}).fusion
     out: dict[str, Any] = {"items": table.num_rows, "folds": folds, "label": label, "methods": {}, "fusions": {}}
-    fusion = job.fit_settings(1, {}).fusion
-    for name, spec in specs.items():
-        out["methods"][name] = _over_folds(table, labels, folds, spec, fusion)
-    own = _spec(job, table)
+    for name in names:
+        out["methods"][name] = _over_folds(table, labels, folds, replace(own, method=name), fusion)
     for name in fused if fusions else ():
         given = fusion if name == fusion.method else replace(fusion, method=name, weights={})
         out["fusions"][name] = _over_folds(table, labels, folds, own, given)
@@ -78,20 +83,23 @@ def evaluate_space(
     return out
 
 
-def published_embeddings(store: Store) -> pa.Table:
-    """Reads `item_id` and the embeddings of the published run, at most about 100,000 items drawn by hash.
+def published_embeddings(run: PublishedRun) -> pa.Table:
+    """Reads the embeddings of a run, of at most about 100,000 items drawn by hash of their id.
 
-    Behaviour's are made of the whole log: an item that is held out from a fit is not held out from them.
+    The embeddings of `behaviour` were made from the whole log: an item that a fit does not see was seen by them.
+
+    Returns:
+        item_id, `<m>_embedding` for each modality, sorted by id.
+
+    Raises:
+        JobError: The run has no embeddings.
     """
-    manifest = store.published()
-    records = manifest.part("embeddings")
-    behaviour = [read_table(store, r) for r in manifest.part(BEHAVIOUR)]
-    if not records:
-        raise JobError(f"evaluate: the published run in {store.root} has no embeddings/; run `unisono embed` first")
+    records = run.records("embeddings")
+    behaviour = [read_table(run.store, r) for r in run.manifest.part(BEHAVIOUR)]
     fraction = min(1.0, TRAINING_ROWS / max(sum(r.rows for r in records), 1))
     tables = []
-    for record in records:  # a file at a time, so that what is not drawn is let go
-        table = read_table(store, record)
+    for record in records:  # one file at a time: rows that are not drawn do not stay in memory
+        table = read_table(run.store, record)
         for made in behaviour:
             table = join_behaviour(table, made)
         table = table.select(["item_id", *(c for c in table.column_names if c.endswith(EMBEDDING))])
@@ -100,10 +108,19 @@ def published_embeddings(store: Store) -> pa.Table:
 
 
 def read_labels(job: Job, ids: pa.ChunkedArray, label: str, path: str | None) -> np.ndarray:
-    """Gives each item's label as a string, '' where it has none.
+    """Reads the label of each item.
+
+    Args:
+        job: Names the catalogue and its id column.
+        ids: The ids of the items.
+        label: The column that holds the labels.
+        path: The Parquet file that holds them. None means the catalogue.
+
+    Returns:
+        A string for each id, '' where the item has no label.
 
     Raises:
-        JobError: there is no such column, or no item has a label.
+        JobError: There is no such column, or no item has a row there.
     """
     found = list_parquet(path or job.catalog.path, "--labels" if path else "catalog.path")
     key = job.catalog.id
@@ -112,7 +129,7 @@ def read_labels(job: Job, ids: pa.ChunkedArray, label: str, path: str | None) ->
     known = pa.concat_tables(tables)
     here, there = common_rows(ids, known[key])
     if not len(here):
-        raise JobError(f"--label: no item of the published run has a row with a {label}; name the file by --labels")
+        raise JobError(f"--label: no item of the published run has a row with {label!r}; name the file with --labels")
     out = np.full(len(ids), "", object)
     out[here] = known[label].cast(pa.string()).take(pa.array(there)).fill_null("").to_numpy(zero_copy_only=False)
     return out.astype(str)
@@ -123,7 +140,7 @@ def _names(asked: Sequence[str], allowed: Sequence[str], key: str, own: str) -> 
         return list(allowed)
     unknown = [name for name in asked if name not in (*allowed, "auto")]
     if unknown:
-        raise JobError(f"{key}: {unknown[0]!r} is none of {', '.join(allowed)}; choose of them, or all")
+        raise JobError(f"{key}: {unknown[0]!r} is none of {', '.join(allowed)}; choose some of these, or all")
     return list(asked) or [own]
 
 
@@ -135,9 +152,9 @@ def _spec(job: Job, table: pa.Table) -> SpaceSpec:
 def _over_folds(
     table: pa.Table, labels: np.ndarray | None, folds: int, spec: SpaceSpec, fusion: FusionSpec
 ) -> dict[str, Any]:
-    """Fits and measures fold by fold, and averages."""
+    """Fits without each fold in turn, measures on that fold, and averages over the folds."""
     number = max(folds, 1)
-    # Of the hash's bits, neither those that shards go by nor those that samples go by.
+    # Shards use the low bits of the hash and samples the high bits, so folds use bits between them.
     fold = (hash_ids(table["item_id"]) >> np.uint64(20)) % np.uint64(_SHARE if number == 1 else number)
     dims = {m: x.shape[1] for m, (x, _) in embeddings_of(table).items()}
     padded = spec.method == "none" and len(set(dims.values())) > 1
@@ -169,7 +186,7 @@ def _over_folds(
 
 
 def _fit(rest: pa.Table, spec: SpaceSpec, fusion: FusionSpec) -> Space:
-    """Fits method and fusion; learned weights are validated on a part that a first fit leaves out."""
+    """Fits the space and the fusion. Learned weights are validated on items that a first fit leaves out."""
     moments = Moments.zero().add(embeddings_of(rest))
     space = fit_space(moments, spec, rest)
     validation = None
@@ -181,7 +198,7 @@ def _fit(rest: pa.Table, spec: SpaceSpec, fusion: FusionSpec) -> Space:
 
 
 def pad_embeddings(table: pa.Table) -> pa.Table:
-    """Lengthens all embeddings with zeros to the longest: what `none` is measured on where lengths differ."""
+    """Appends zeros to all embeddings, up to the longest. The method `none` needs embeddings of one length."""
     embeddings = embeddings_of(table)
     longest = max(x.shape[1] for x, _ in embeddings.values())
     for m, (x, present) in embeddings.items():
@@ -192,7 +209,7 @@ def pad_embeddings(table: pa.Table) -> pa.Table:
 
 
 def _average(values: Sequence[Any]) -> Any:
-    """Averages numbers key by key; None, and keys that a fold lacks, are passed over."""
+    """Averages numbers, or mappings of numbers key by key. None and missing keys do not count."""
     values = [v for v in values if v is not None]
     if not values:
         return None
@@ -208,8 +225,12 @@ def _average(values: Sequence[Any]) -> Any:
 def print_evaluation(result: Mapping[str, Any], console: Console | None = None) -> None:
     """Prints the tables of `evaluate_space`.
 
-    found: an item by one modality when it is stored by its others, R@10; lost: the same after 30% of all
-    modalities are taken away; drop: the difference; +: with imputation.
+    Columns: `found` is R@10 when one modality of an item searches for the item stored by its other modalities. `lost`
+    is the same after 30% of all modalities are taken away. `drop` is the difference. `+` means with imputation.
+
+    Args:
+        result: What `evaluate_space` returned.
+        console: Where to print. None means standard output.
     """
     out = console or Console(width=max(160, Console().width))
     out.print(f"{result['items']:,} items, {result['folds']} fold(s), measured on items that the fit did not see")

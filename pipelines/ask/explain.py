@@ -1,46 +1,43 @@
-"""Says why the published run matches a user with an item."""
+"""Explains why a run matches a user with an item: the score as a sum of parts."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from unisono.pipelines.job.job import Job
-from unisono.transforms.base import files
+from unisono.pipelines.ask.log import open_log, pseudonyms_of, read_events
+from unisono.pipelines.ask.published import PublishedRun, id_array
 from unisono.transforms.base.errors import JobError
-from unisono.transforms.base.tables import from_vector_column, shard_of
-from unisono.transforms.privacy.pseudonyms import Pseudonyms
+from unisono.transforms.base.tables import from_vector_column
 from unisono.transforms.rank.ranking import RankingSpec, late_matrix, queries_of
-from unisono.transforms.read.interactions import check_interactions, clean_interactions
 from unisono.transforms.store.item_matrix import ItemMatrix, modality_vectors
-from unisono.transforms.store.parquet import read_row_group
-from unisono.transforms.store.runs import Manifest, Store, read_table
 from unisono.transforms.store.small_vectors import read_vectors
 from unisono.transforms.users.explain import interest_parts, modality_parts, profile_parts
-from unisono.transforms.users.history import History, limit_a_day, once_a_session, order_history
+from unisono.transforms.users.history import History, leave_out_repeats_and_robots, order_history
+from unisono.transforms.users.profiles import ProfileSpec
 
-_ROUNDING = 1e-5  # of float32; what more is missing comes of vectors stored in fewer bytes
+_ROUNDING = 1e-5  # a larger difference does not come from float32, but from vectors stored in fewer bytes
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """A score and what it is made of.
+    """A score and its parts.
 
     Attributes:
-        score: of user and item, before any popularity penalty or bonus.
-        query: what of the user was compared: `profile`, `interest 2 (item-7)`, `all interests`, `modalities`.
-        modalities: (modality, part); the parts add up to the score.
-        events: (item_id, time, weight, part) of the user's events, the largest first.
-        rest: what no event accounts for: of a cold user the prior's part, of an incremental run what older
-            logs brought, and rounding. `events` and `rest` add up to the score.
+        score: The score of the user and the item, without any popularity bonus or penalty.
+        query: The vector of the user that was compared with the item: `profile`, `interest 2 (item-7)`,
+            `all interests` or `modalities`.
+        modalities: (modality, part) pairs. The parts add up to the score.
+        events: (item_id, time, weight, part) of each of the user's events, the largest part first.
+        rest: The part of the score that no event accounts for: the prior of a cold user, the older logs of incremental
+            profiles, and rounding. The parts of `events` and `rest` add up to the score.
     """
 
     score: float
@@ -50,169 +47,186 @@ class Explanation:
     rest: float
 
 
-def explain(store: Store, user: str, item: str) -> Explanation:
-    """Splits the score of a user and an item of the published run.
+@dataclass(frozen=True, eq=False)
+class _Match:
+    """A user and an item of a run, with everything that an explanation is computed from.
+
+    Attributes:
+        user: The user's row of users/.
+        item: The item's row of items/.
+        items: The matrix of all fused item vectors.
+        modalities: For each modality of the items, its vectors, float32 [items, dim].
+        history: The user's events that count.
+        profiles: How the run made profiles.
+        ranking: How the run ranks.
+        space_modalities: The modalities of the joint space, in the order of the job file.
+    """
+
+    user: pa.Table
+    item: pa.Table
+    items: ItemMatrix
+    modalities: Mapping[str, np.ndarray]
+    history: History
+    profiles: ProfileSpec
+    ranking: RankingSpec
+    space_modalities: tuple[str, ...]
+
+
+def explain(run: PublishedRun, user: str | int, item: str | int) -> Explanation:
+    """Splits the score of a user and an item of a run; see `unisono.Run.explain`.
 
     Raises:
-        JobError: there is no such user or item, or the run has no profiles.
+        JobError: The run has no such user or item, its profiles carry noise, or its log cannot be read.
     """
-    manifest = store.published()
-    job = _job(store, manifest)
-    of_item = _row(store, manifest, "items", "item_id", item, "--item")
+    job = run.job_of("users")
+    of_item = run.rows("items", run.ids_of("items", item, "item"), "item")
     if job.privacy.noise:
         raise JobError(
             "explain: the published profiles are noised (privacy.noise), and an explanation shows the events as they "
             "are; explain a run without privacy.noise"
         )
-    pseudonyms = _pseudonyms(job, manifest)
-    known = pseudonyms.of(pa.array([user]))[0].as_py() if pseudonyms else user
-    of_user = _row(store, manifest, "users", "user_id", known, "--user", user)
-    items = ItemMatrix.open(manifest.part("items"), store.root)
+    pseudonyms = pseudonyms_of(run, job)
+    known = pseudonyms.of(id_array(user, "user")) if pseudonyms else run.ids_of("users", user, "user")
+    of_user = run.rows("users", known, "user", [user])
+    records, root = run.records("items"), run.store.root
+    items = ItemMatrix.open(records, root)
     names = [c.removesuffix("_vector") for c in of_item.column_names if c.endswith("_vector")]
-    matrices = {m: modality_vectors(manifest.part("items"), m, store.root) for m in names}
-    history = _history(job, items, of_user["user_id"], pseudonyms)
-    ranking = job.ranking or RankingSpec()
-    if ranking.fusion == "late":
-        return _late(job, of_user, items, matrices, history, items.lookup(of_item["item_id"])[0])
+    log = open_log(run, job)
+    events = pa.concat_tables([log.schema.empty_table(), *read_events(log, known.cast(log.user_type))])
+    match = _Match(
+        of_user, of_item, items, {m: modality_vectors(records, m, root) for m in names},
+        _history_of(events, items, job.profiles), job.profiles, run.job.ranking or RankingSpec(), job.space_modalities,
+    )  # fmt: skip
+    return _explain_late(match) if match.ranking.fusion == "late" else _explain_early(match)
 
-    spec = job.profiles
-    vector = read_vectors(of_item)[0][0].astype(np.float64)
-    queries, _ = queries_of(of_user, ranking)
-    queries = queries.astype(np.float64)
+
+def _history_of(events: pa.Table, items: ItemMatrix, spec: ProfileSpec) -> History:
+    """Orders one user's events and leaves out what the profile leaves out: repeats and the excess of robots."""
+    history, _ = order_history(events, items)
+    drop = spec.robots == "drop"
+    return leave_out_repeats_and_robots(history, spec.session_minutes, spec.max_events_per_day, drop)[0]
+
+
+# --- early fusion: one vector of the user against the fused vector of the item -----------------------------
+
+
+def _explain_early(match: _Match) -> Explanation:
+    vector = read_vectors(match.item)[0][0].astype(np.float64)
+    queries = queries_of(match.user, match.ranking)[0].astype(np.float64)
     best = int(np.argmax(queries @ vector))
-    cold = bool(of_user["cold"][0].as_py())
-    profile = from_vector_column(of_user["vector"])[0][0].astype(np.float64)
-    interests = of_user["interests"][0].as_py() or []
-    parts = profile_parts(history, items, {m: matrices[m] for m in job.space_modalities if m in matrices}, spec, cold)
-    if cold:  # scaled to the prior's length: what the published profile leaves open
+    query, score = queries[best], float(queries[best] @ vector)
+    name, parts = _query_parts(match, best)
+    return _explanation(match, score, name, _modality_parts(match, query, score), parts @ vector)
+
+
+def _query_parts(match: _Match, best: int) -> tuple[str, np.ndarray]:
+    """Splits one query of the user into what each event adds to it.
+
+    Args:
+        match: The user and the item.
+        best: The place of the query among the user's queries.
+
+    Returns:
+        The name of the query, and float64 [events, dim].
+    """
+    history, items, spec = match.history, match.items, match.profiles
+    cold = bool(match.user["cold"][0].as_py())
+    profile = from_vector_column(match.user["vector"])[0][0].astype(np.float64)
+    interests = match.user["interests"][0].as_py() or []
+    modalities = {m: match.modalities[m] for m in match.space_modalities if m in match.modalities}
+    parts = profile_parts(history, items, modalities, spec, cold)
+    if cold:  # the published profile has unit length: divide by the length it had before
         parts = parts / _cold_length(profile, parts, spec.min_events)
-    name = "profile"
-    if interests and ranking.interests == "maximum":
+    if interests and match.ranking.interests == "maximum":
         own = np.asarray(interests[best]["vector"], np.float64)
-        name = f"interest {best + 1} ({interests[best]['item_id']})"
-        parts = (parts + interest_parts(history, items, spec, best)) / np.linalg.norm(own + profile)
-    elif interests and ranking.interests == "weighted":
-        name = "all interests"
-        parts = sum(
-            (i["weight"] * interest_parts(history, items, spec, n) for n, i in enumerate(interests)),
-            np.zeros_like(parts),
-        )
-    query = queries[best]
-    by_modality = _modalities(of_item, names, query, float(query @ vector))
-    return _explanation(float(query @ vector), name, by_modality, history, items, parts @ vector)
-
-
-def _modalities(of_item: pa.Table, names: list[str], query: np.ndarray, score: float) -> list[tuple[str, float]]:
-    """Splits a score by what each modality is in the item's vector; what rounding keeps from adding up is a part."""
-    imputed = of_item["imputed"][0].as_py() if "imputed" in of_item.column_names else []
-    parts = []
-    for m in names:
-        weight = of_item[f"{m}_weight"][0].as_py()
-        if weight:
-            part = float(weight * (query @ read_vectors(of_item, f"{m}_vector")[0][0]))
-            parts.append((f"{m} (predicted)" if m in imputed else m, part))
-    rest = score - sum(part for _, part in parts)
-    return parts if abs(rest) < _ROUNDING else [*parts, ("rounding of stored vectors", rest)]
+        mixed = (parts + interest_parts(history, items, spec, best)) / np.linalg.norm(own + profile)
+        return f"interest {best + 1} ({interests[best]['item_id']})", mixed
+    if interests and match.ranking.interests == "weighted":
+        weighted = [i["weight"] * interest_parts(history, items, spec, n) for n, i in enumerate(interests)]
+        return "all interests", sum(weighted, np.zeros_like(parts))
+    return "profile", parts
 
 
 def _cold_length(profile: np.ndarray, parts: np.ndarray, min_events: int) -> float:
-    """Finds the length L for which profile · L − Σ parts is as long as the prior's part, `min_events`.
+    """Finds the length that a cold user's profile had before it was scaled to unit length.
 
-    A quadratic in L: ‖L·p − s‖² = k², with ‖p‖ = 1.
+    It is the L that makes L · profile − Σ parts, the share of the prior, as long as `min_events`. This is a quadratic
+    equation: ‖L·p − s‖² = k² with ‖p‖ = 1.
+
+    Args:
+        profile: float64 [dim], unit length.
+        parts: float64 [events, dim].
+        min_events: The job's `profiles.min_events`.
     """
     s = parts.sum(0)
     along = float(profile @ s)
     return along + float(np.sqrt(max(along**2 - float(s @ s) + min_events**2, 0.0)))
 
 
-def _late(
-    job: Job, of_user: pa.Table, items: ItemMatrix, matrices: dict[str, np.ndarray], history: History, row: int
-) -> Explanation:
-    """Splits a score of late fusion: modality by modality it is a sum already."""
-    spec, ranking = job.profiles, job.ranking or RankingSpec()
-    weights = ranking.weights
-    names = [m for m in job.late_modalities if m in matrices]
-    query = queries_of(of_user, ranking, names)[0][0].astype(np.float64)
-    vector = late_matrix({m: matrices[m][row : row + 1] for m in names}, weights)[0].astype(np.float64)
+def _modality_parts(match: _Match, query: np.ndarray, score: float) -> list[tuple[str, float]]:
+    """Splits a score by the modalities of the item's vector. A rounding difference gets a part of its own."""
+    item = match.item
+    imputed = item["imputed"][0].as_py() if "imputed" in item.column_names else []
+    parts = []
+    for m in match.modalities:
+        if weight := item[f"{m}_weight"][0].as_py():
+            part = float(weight * (query @ read_vectors(item, f"{m}_vector")[0][0]))
+            parts.append((f"{m} (predicted)" if m in imputed else m, part))
+    rest = score - sum(part for _, part in parts)
+    return parts if abs(rest) < _ROUNDING else [*parts, ("rounding of stored vectors", rest)]
+
+
+# --- late fusion: the score is a sum over modalities already -----------------------------------------------
+
+
+def _explain_late(match: _Match) -> Explanation:
+    history, items, weights = match.history, match.items, dict(match.ranking.weights)
+    names = [m for m in match.space_modalities if weights.get(m, 1.0) > 0 and m in match.modalities]
+    row = int(items.lookup(match.item["item_id"])[0])
+    query = queries_of(match.user, match.ranking, names)[0][0].astype(np.float64)
+    of_item = {m: match.modalities[m][row : row + 1] for m in names}
+    vector = late_matrix(of_item, weights)[0].astype(np.float64)
     by_modality, by_event = [], np.zeros(len(history.time))
     for i, m in enumerate(names):
         where = slice(i * items.dim, (i + 1) * items.dim)
         if vector[where].any():
             by_modality.append((m, float(query[where] @ vector[where])))
-            by_event += weights.get(m, 1.0) * (modality_parts(history, matrices[m], spec) @ vector[where])
-    return _explanation(float(query @ vector), "modalities", by_modality, history, items, by_event)
+            parts = modality_parts(history, match.modalities[m], match.profiles)
+            by_event += weights.get(m, 1.0) * (parts @ vector[where])
+    return _explanation(match, float(query @ vector), "modalities", by_modality, by_event)
 
 
 def _explanation(
-    score: float,
-    query: str,
-    by_modality: list[tuple[str, float]],
-    history: History,
-    items: ItemMatrix,
-    by_event: np.ndarray,
+    match: _Match, score: float, query: str, by_modality: list[tuple[str, float]], by_event: np.ndarray
 ) -> Explanation:
+    """Lays an explanation out.
+
+    Args:
+        match: The user and the item.
+        score: The score.
+        query: The name of the query.
+        by_modality: (modality, part) pairs.
+        by_event: float64 [events], the part of each event of the history.
+    """
+    history = match.history
     order = np.argsort(-np.abs(by_event), kind="stable")
-    ids = items.ids(history.rows[order]).to_pylist()
+    ids = match.items.ids(history.rows[order]).to_pylist()
     when = [f"{t}Z" for t in history.time[order].astype("datetime64[us]").astype("datetime64[s]").tolist()]
     events = zip(ids, when, history.weight[order].tolist(), by_event[order].tolist(), strict=True)
     return Explanation(score, query, tuple(by_modality), tuple(events), score - float(by_event.sum()))
 
 
-def _job(store: Store, manifest: Manifest) -> Job:
-    """The job file of the run that made the published profiles."""
-    if not manifest.part("users"):
-        raise JobError(f"store: the published run in {store.root} has no users/; run `unisono profile` first")
-    run = manifest.part("users")[0].path.split("/")[1]
-    return Job.model_validate(yaml.safe_load(files.read_bytes(store.run_path(run, "config.yaml"))))
-
-
-def _pseudonyms(job: Job, manifest: Manifest) -> Pseudonyms | None:
-    """What hides the published user ids. The key has to be in the environment: ids are asked for as they are."""
-    at = job.privacy.pseudonyms
-    if at is None:
-        return None
-    return Pseudonyms(at.key_env, manifest.privacy.pseudonyms.key_fingerprint if manifest.privacy.pseudonyms else "")
-
-
-def _row(
-    store: Store, manifest: Manifest, part: str, column: str, wanted: str, key: str, asked: str | None = None
-) -> pa.Table:
-    """Reads one row of a part by its id, from the one shard it is in; messages name what was `asked` for."""
-    records = manifest.part(part)
-    dtype = read_table(store, records[0], [column]).schema.field(column).type
-    try:
-        value = pa.array([wanted]).cast(dtype)
-    except pa.ArrowInvalid:
-        raise JobError(f"{key}: {wanted!r} is no {dtype}, which the ids in {part}/ are") from None
-    table = read_table(store, records[int(shard_of(value, len(records))[0])])
-    found = table.filter(pc.equal(table[column], value[0]))
-    if not found.num_rows:
-        raise JobError(f"{key}: {asked or wanted!r} is not in {part}/ of the published run {manifest.run_id}")
-    return found.combine_chunks()
-
-
-def _history(job: Job, items: ItemMatrix, user: pa.ChunkedArray, pseudonyms: Pseudonyms | None) -> History:
-    """Reads one user's events out of the log, as the profile was made of them."""
-    looked = check_interactions(job.log).hiding(pseudonyms, None)
-    mine = [looked.schema.empty_table()]
-    for file in looked.files:
-        for group in range(len(file.row_groups)):
-            for raw in read_row_group(file.path, group, looked.spec.columns):
-                table = looked.hide_users(raw)
-                rows = table.filter(pc.equal(table[looked.spec.user].cast(looked.user_type), user[0]))
-                if rows.num_rows:
-                    mine.append(clean_interactions(rows, looked.spec)[0].cast(looked.schema))
-    history, _ = order_history(pa.concat_tables(mine), items)
-    spec = job.profiles
-    if spec.session_minutes is not None:
-        history = once_a_session(history, spec.session_minutes)
-    if spec.max_events_per_day is not None:
-        history, _ = limit_a_day(history, spec.max_events_per_day, spec.robots == "drop")
-    return history
+# --- for people --------------------------------------------------------------------------------------------
 
 
 def print_explanation(console: Console, found: Explanation, most: int) -> None:
-    """Prints an explanation: every modality, and of the events the `most` that count most."""
+    """Prints an explanation: every modality, and the events with the largest parts.
+
+    Args:
+        console: Where to print.
+        found: The explanation.
+        most: The number of events to print; the others are added up in one line.
+    """
     console.print(Text(f"score {found.score:.4f} by {found.query}"))
     by_modality = Table("part", "modality", box=None, padding=(0, 2))
     for modality, part in found.modalities:
@@ -227,4 +241,4 @@ def print_explanation(console: Console, found: Explanation, most: int) -> None:
 
 
 def _signed(part: float) -> str:
-    return f"{round(part, 4) + 0.0:+.4f}"  # + 0.0: no −0
+    return f"{round(part, 4) + 0.0:+.4f}"  # + 0.0 turns −0 into 0

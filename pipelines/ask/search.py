@@ -1,9 +1,9 @@
-"""Asks the published run's joint space with a text, a picture, a sound or an item."""
+"""Finds the items of a run that are nearest to a text, an image, a sound or other items."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -12,90 +12,169 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from unisono.pipelines.ask.published import read_job, read_space
+from unisono.pipelines.ask.published import PublishedRun
 from unisono.transforms.base import files
 from unisono.transforms.base.errors import InputError, JobError
+from unisono.transforms.base.nearest import top_k
+from unisono.transforms.base.tables import one_chunk
 from unisono.transforms.encoders.base import Encoder, text_tower_of
 from unisono.transforms.encoders.registry import get_encoder, may_take_queries
-from unisono.transforms.store.runs import Store, read_table
-from unisono.transforms.store.small_vectors import read_vectors
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One found item."""
-
-    rank: int
-    score: float
-    item_id: str | int
-    title: str | None
-    modalities: list[str] = field(default_factory=list)
+from unisono.transforms.space.space import Space
 
 
 class Searcher:
-    """The published run of a store, held in memory: exact search over its item vectors.
+    """The items of a run, held in memory for exact search.
 
     Args:
-        store: to search.
+        run: The run.
+
+    Attributes:
+        items: item_id, title, modalities: a row per item.
+        vectors: The item vectors, float32 [n, dim], unit rows, in the order of `items`.
 
     Raises:
-        JobError: nothing is published there.
+        JobError: The run has no items.
     """
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.manifest = store.published()
-        columns = ["item_id", "title", "modalities", "vector"]
-        parts = [read_table(store, r, columns) for r in self.manifest.part("items")]
-        if not parts:
-            raise JobError(f"store: the published run in {store.root} has no items/; run `unisono embed` first")
-        self.items = pa.concat_tables(parts).combine_chunks()
-        self.vectors, _ = read_vectors(self.items)
-        self.space = read_space(store, self.manifest)
-        self.job = read_job(store, self.manifest)
+    def __init__(self, run: PublishedRun) -> None:
+        self.run = run
+        self.items: pa.Table = run.table("items", ["item_id", "title", "modalities"]).combine_chunks()
+        self.vectors: np.ndarray = run.vectors()[1]
 
-    def embed_query(self, modality: str, raw: str | bytes) -> np.ndarray:
-        """Encodes a raw query and maps it into the joint space: float32 [dim], unit norm.
+    @property
+    def space(self) -> Space:
+        """The joint space of the items."""
+        return self.run.space
 
-        A text asks every modality whose encoder takes words: text itself, and pictures or sounds through a text
-        tower (CLIP, CLAP). Each answers with a unit vector; the query is their mean, scaled to unit norm.
+    @cached_property
+    def _targets(self) -> np.ndarray:
+        """The item vectors as `top_k` multiplies them: converted once, not at every request."""
+        return self.vectors.astype(np.float64)
+
+    # --- queries ---
+
+    def search(
+        self,
+        *,
+        text: str | None = None,
+        image: str | bytes | None = None,
+        audio: str | bytes | None = None,
+        item: str | int | None = None,
+        k: int = 10,
+    ) -> pa.Table:
+        """Finds the items nearest to one query; see `unisono.Run.search`.
 
         Raises:
-            JobError: the run has no such modality, or the query cannot be used.
+            JobError: There is not exactly one query, or the query cannot be used.
         """
-        asked = self._text_encoders() if modality == "text" else self._own_encoder(modality)
-        if not asked:
+        queries = {"text": text, "image": image, "audio": audio, "item": item}
+        given = [name for name, query in queries.items() if query is not None]
+        if len(given) != 1:
+            raise JobError(f"search: give exactly one of text, image, audio, item; got {', '.join(given) or 'none'}")
+        if item is not None:
+            row = self.row_of(item)
+            return self.nearest(self.vectors[row], k, leave_out=row)
+        query = next(q for q in (text, image, audio) if q is not None)
+        return self.nearest(self.embed_query(given[0], query if text is not None else _media_bytes(given[0], query)), k)
+
+    def similar(self, item_ids: object, k: int = 10) -> pa.Table:
+        """Finds the items nearest to each of many items; see `unisono.Run.similar`.
+
+        Raises:
+            JobError: An item is not in the run, or `k` is below 1.
+        """
+        ids = self.run.ids_of("items", item_ids, "item")
+        rows = self._rows_of(ids)
+        found, scores = self._top(self.vectors[rows], k, leave_out=rows)
+        kept = found >= 0
+        query, place = np.nonzero(kept)
+        return pa.table({
+            "query_item_id": ids.take(pa.array(query)),
+            "rank": pa.array(place + 1, pa.int64()),
+            "item_id": one_chunk(self.items["item_id"]).take(pa.array(found[kept])),
+            "score": pa.array(scores[kept], pa.float32()),
+        })  # fmt: skip
+
+    def nearest(self, query: np.ndarray, k: int, leave_out: int | None = None) -> pa.Table:
+        """Finds the `k` items of highest inner product with one query; ties go to the earlier row.
+
+        Args:
+            query: float32 [dim].
+            k: At least 1.
+            leave_out: The row of an item that must not be found. None means every item can be found.
+
+        Returns:
+            rank int64 (1 is best), score float32, item_id, title, modalities.
+
+        Raises:
+            JobError: `k` is below 1.
+        """
+        found, scores = self._top(query[None], k, None if leave_out is None else np.array([leave_out]))
+        rows = found[0][found[0] >= 0]
+        ranks = {"rank": pa.array(np.arange(1, len(rows) + 1)), "score": pa.array(scores[0, : len(rows)], pa.float32())}
+        chosen = self.items.take(pa.array(rows))
+        return pa.table(ranks | {name: one_chunk(chosen[name]) for name in chosen.column_names})
+
+    def _top(self, queries: np.ndarray, k: int, leave_out: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        if k < 1:
+            raise JobError(f"k: {k}; give 1 or more")
+        if not len(self.vectors):
+            return np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
+        exclude = None if leave_out is None else (np.arange(len(queries)), leave_out)
+        return top_k(queries, self._targets, k, exclude)
+
+    # --- from what is asked to a vector or a row ---
+
+    def embed_query(self, modality: str, raw: str | bytes) -> np.ndarray:
+        """Encodes a raw query and maps it into the joint space.
+
+        A text is encoded by every modality whose encoder takes text: the text encoder, and the text tower of an image
+        or audio encoder (CLIP, CLAP). The query is the mean of their unit vectors, scaled to unit length.
+
+        Args:
+            modality: `text`, `image` or `audio`.
+            raw: The text, or the bytes of the media file.
+
+        Returns:
+            float32 [dim], unit length.
+
+        Raises:
+            JobError: The run has no such modality, or the query cannot be used.
+        """
+        encoders = self._text_encoders() if modality == "text" else self._own_encoder(modality)
+        if not encoders:
             have = ", ".join(self.space.modalities)
-            takes = " and none of their encoders takes words" if modality == "text" else ""
-            raise JobError(f"--{modality}: the published run has no {modality} modality; it has {have}{takes}")
+            takes = ", and none of their encoders takes text" if modality == "text" else ""
+            raise JobError(f"{modality}: the run has no modality {modality}; it has {have}{takes}")
         try:
-            parts = [self.space.project(m, e.encode([e.prepare(raw)]))[0] for m, e in asked.items()]
+            parts = [self.space.project(m, e.encode([e.prepare(raw)]))[0] for m, e in encoders.items()]
         except InputError as e:
-            raise JobError(f"--{modality}: {e}") from e
+            raise JobError(f"{modality}: {e}") from e
         if len(parts) == 1:
             return np.asarray(parts[0])
         total = np.sum(parts, axis=0, dtype=np.float64)
         return np.asarray(total / max(float(np.linalg.norm(total)), 1e-12), np.float32)
 
     def _own_encoder(self, modality: str) -> dict[str, Encoder]:
+        """Loads the encoder of a modality, by the modality's name; empty if the run does not have the modality."""
         if modality not in self.space.modalities:
             return {}
-        encoder = get_encoder(self.job.encoder_spec(modality))
+        encoder = get_encoder(self.run.job_of("space").encoder_spec(modality))
         fitted = self.space.info.encoder_ids.get(modality)
         if fitted and fitted != encoder.encoder_id:
             raise JobError(
-                f"--{modality}: the run was made with encoder {fitted}, this machine has {encoder.encoder_id}; "
+                f"{modality}: the run was made with encoder {fitted}, this machine has {encoder.encoder_id}; "
                 "install the same version and checkpoint"
             )
         return {modality: encoder}
 
     def _text_encoders(self) -> dict[str, Encoder]:
-        """What takes a text query into the embedding space of each modality that it can be asked of."""
-        found = {}
+        """Loads an encoder of text queries for each modality that has one, by the modality's name."""
+        job, found = self.run.job_of("space"), {}
         for modality in self.space.modalities:
-            if modality not in self.job.modalities:  # behaviour: nothing encodes it
+            if modality not in job.modalities:  # `behaviour`: nothing encodes it
                 continue
-            if modality != "text" and not may_take_queries(self.job.encoder_spec(modality)):
+            if modality != "text" and not may_take_queries(job.encoder_spec(modality)):
                 continue
             encoder = self._own_encoder(modality)[modality]
             tower = text_tower_of(encoder)
@@ -103,82 +182,44 @@ class Searcher:
                 found[modality] = tower or encoder
         return found
 
-    def row_of(self, item_id: str) -> int:
-        """The row of an item.
+    def row_of(self, item_id: str | int) -> int:
+        """Returns the row of an item.
 
         Raises:
-            JobError: there is no such item.
+            JobError: The item is not in the run.
         """
-        ids = self.items["item_id"]
-        try:
-            row = pc.index(ids, pa.scalar(item_id).cast(ids.type)).as_py()
-        except pa.ArrowInvalid:
-            row = -1
-        if row < 0:
-            raise JobError(f"--item: no item {item_id!r} in the published run {self.manifest.run_id}")
-        return int(row)
+        return int(self._rows_of(self.run.ids_of("items", item_id, "item"))[0])
 
-    def nearest(self, query: np.ndarray, k: int, leave_out: int | None = None) -> list[Hit]:
-        """The `k` items of highest inner product, ties by row; without the row `leave_out`."""
-        scores = self.vectors @ query
-        k = min(k, len(scores) - (leave_out is not None))
-        if leave_out is not None:
-            scores[leave_out] = -np.inf
-        if k == 0:
-            return []
-        top = np.argpartition(-scores, k - 1)[:k] if k < len(scores) else np.arange(len(scores))
-        order = top[np.lexsort((top, -scores[top]))]
-        rows = self.items.select(["item_id", "title", "modalities"]).take(pa.array(order)).to_pylist()
-        return [
-            Hit(rank, round(float(scores[i]), 4), r["item_id"], r["title"], r["modalities"])
-            for rank, (i, r) in enumerate(zip(order.tolist(), rows, strict=True), start=1)
-        ]
+    def _rows_of(self, ids: pa.Array) -> np.ndarray:
+        rows = pc.index_in(ids, value_set=one_chunk(self.items["item_id"]))
+        if rows.null_count:
+            first = ids.filter(rows.is_null())[0].as_py()
+            raise JobError(f"item: no item {first!r} in items/ of run {self.run.manifest.run_id}")
+        return rows.to_numpy().astype(np.int64)
 
 
+def _media_bytes(modality: str, value: str | bytes) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    try:
+        return files.read_bytes(value)
+    except (OSError, ValueError) as e:
+        why = getattr(e, "strerror", None) or "no such file"
+        raise JobError(f"{modality}: cannot read {value} ({why})") from e
 
 
+def print_hits(console: Console, hits: pa.Table, title: str | None = None) -> None:
+    """Prints the items that `Searcher.nearest` found.
 
-
-
-
-def search(
-    store: Store,
-    *,
-    text: str | None = None,
-    image: str | None = None,
-    audio: str | None = None,
-    item: str | None = None,
-    k: int = 10,
-) -> Sequence[Hit]:
-    """Finds the items nearest to one query: a text, an image or audio file, or another item (itself left out).
-
-    Raises:
-        JobError: not exactly one query, or it cannot be used.
+    Args:
+        console: Where to print.
+        hits: rank, score, item_id, title, modalities.
+        title: A line above the table. None means no such line.
     """
-    given = {m: v for m, v in (("text", text), ("image", image), ("audio", audio), ("item", item)) if v is not None}
-    if len(given) != 1:
-        raise JobError(f"search: give exactly one of --text, --image, --audio, --item; got {len(given)}")
-    modality, value = next(iter(given.items()))
-    searcher = Searcher(store)
-    if modality == "item":
-        row = searcher.row_of(value)
-        return searcher.nearest(searcher.vectors[row], k, leave_out=row)
-    raw: str | bytes = value
-    if modality != "text":
-        try:
-            raw = files.read_bytes(value)
-        except (OSError, ValueError) as e:
-            why = getattr(e, "strerror", None) or "no such file"
-            raise JobError(f"--{modality}: cannot read {value} ({why})") from e
-    return searcher.nearest(searcher.embed_query(modality, raw), k)
-
-
-def print_hits(console: Console, hits: Sequence[Hit], title: str | None = None) -> None:
-    """Prints search results as a table."""
-    table = Table(
-        "rank", "score", "id", "title", "modalities", title=title, title_justify="left", box=None, padding=(0, 2)
-    )
-    for h in hits:
-        # As Text: a title may look like markup, "Screw [M4]".
-        table.add_row(str(h.rank), f"{h.score:.3f}", Text(str(h.item_id)), Text(h.title or ""), " ".join(h.modalities))
+    heads: Sequence[str] = ("rank", "score", "id", "title", "modalities")
+    table = Table(*heads, title=title, title_justify="left", box=None, padding=(0, 2))
+    for h in hits.to_pylist():
+        cells = str(h["rank"]), f"{h['score']:.3f}", Text(str(h["item_id"]))
+        # As Text: rich would take a title such as "Screw [M4]" for markup.
+        table.add_row(*cells, Text(h["title"] or ""), " ".join(h["modalities"]))
     console.print(table)

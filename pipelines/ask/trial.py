@@ -18,24 +18,16 @@ from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import concat_tables, one_chunk, sort_by_id
 from unisono.transforms.behaviour.behaviour import BEHAVIOUR, add_pairs, count_pairs, embed_pairs, join_behaviour
 from unisono.transforms.measure.rank_metrics import Ranked
-from unisono.transforms.privacy.forget import check_forget, leave_out
-from unisono.transforms.rank.ranking import (
-    RankingSpec,
-    Shelf,
-    distinct_pairs,
-    diversify,
-    item_bias,
-    late_matrix,
-    rank_items,
-)
-from unisono.transforms.read.interactions import check_interactions, clean_interactions
+from unisono.transforms.privacy.forget import check_forget
+from unisono.transforms.rank.lists import diversify
+from unisono.transforms.rank.ranking import RankingSpec, distinct_pairs, make_shelf, rank_items
+from unisono.transforms.read.interactions import check_interactions, clean_rows, read_rows
 from unisono.transforms.space.fit.methods import possible_axes
 from unisono.transforms.space.fit.moments import Moments
 from unisono.transforms.space.fit.run import fit_run
 from unisono.transforms.space.fit.step import sample_fraction
 from unisono.transforms.space.fuse import fuse_table
 from unisono.transforms.store.item_matrix import ItemMatrix
-from unisono.transforms.store.parquet import read_row_group
 from unisono.transforms.store.runs import Store, read_table, table_bytes
 from unisono.transforms.store.small_vectors import scale_metadata
 from unisono.transforms.users.popularity import add_users, count_items, count_users
@@ -77,17 +69,10 @@ def read_events(job: Job) -> tuple[pa.Table, int]:
     Those who are forgotten are left out; ids stay as they are, for nothing of this is written.
     """
     log = check_interactions(job.log)
-    gone = pa.array([], pa.string())
-    if path := job.privacy.forget:
-        gone = check_forget(path, log.user_type, "interactions.user", None).load()
-    parts, lost = [], 0
-    for file in log.files:
-        for group in range(len(file.row_groups)):
-            for table in read_row_group(file.path, group, log.spec.columns):
-                events, dead = clean_interactions(leave_out(table, log.spec.user, gone)[0], log.spec)
-                parts.append(events.cast(log.schema))
-                lost += dead.num_rows
-    return concat_tables(parts), lost
+    path = job.privacy.forget
+    gone = check_forget(path, log.user_type, "interactions.user", None).load() if path else None
+    cleaned = [clean_rows(raw, log, gone) for raw in read_rows(log)]
+    return concat_tables([c.events for c in cleaned]), sum(c.dead.num_rows for c in cleaned)
 
 
 def without(job: Job, dropped: Collection[str]) -> Job:
@@ -180,13 +165,8 @@ def rank_users_items(
     if spec.counts_users:
         age = spec.popularity_half_life_days
         popularity = add_users([count_users(train, age)], age)
-    bias = item_bias(items.matrix, [] if hidden is None else [hidden], popularity, spec.popularity_gain, spec.caution)
-    if spec.fusion == "early":
-        shelf = Shelf(items.matrix, np.asarray(items.matrix.vectors), bias)
-    else:
-        weights = dict(spec.weights)
-        late = {m: v for m, v in items.modalities.items() if weights.get(m, 1.0) > 0}
-        shelf = Shelf(items.matrix, late_matrix(late, weights), bias, tuple(late))
+    late = {m: items.modalities[m] for m in job.late_modalities if m in items.modalities}
+    shelf = make_shelf(items.matrix, late, spec, [] if hidden is None else [hidden], popularity)
     seen = distinct_pairs(train.filter(pc.is_in(train["user_id"], value_set=who))) if spec.exclude_seen else None
     ranked = rank_items(users, seen, shelf, spec)
     if spec.diversity:

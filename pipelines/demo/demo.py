@@ -12,6 +12,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from unisono.pipelines.ask.published import PublishedRun
 from unisono.pipelines.ask.search import Searcher, print_hits
 from unisono.pipelines.demo.shop import ShopPaths, generate_shop
 from unisono.pipelines.launch import run_job
@@ -246,7 +247,7 @@ def print_recovery(console: Console, store: Store, manifest: Manifest, shop: Sho
 
 def print_searches(console: Console, store: Store, shop: ShopPaths) -> None:
     """Prints the results of a search by text, by image and by audio."""
-    searcher = Searcher(store)
+    searcher = Searcher(PublishedRun.open(store))
     catalog = pq.read_table(shop.catalog, columns=["item_id", "title", "image_uri", "audio_uri"])
     faulty = pq.read_table(shop.truth_faults)["item_id"].combine_chunks()
     whole = catalog.filter(pc.invert(pc.is_in(catalog["item_id"], faulty))).drop_null()

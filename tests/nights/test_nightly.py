@@ -18,7 +18,7 @@ import yaml
 
 from tests.conftest import Run, run_with
 from tests.paths import ROOT, STAMPS
-from unisono.pipelines.ask.published import read_space
+from unisono.pipelines.ask.published import PublishedRun
 from unisono.pipelines.launch import run_job
 from unisono.transforms.base import files
 from unisono.transforms.base.errors import JobError
@@ -76,7 +76,7 @@ def test_a_vector_is_the_weighted_sum_of_its_modalities(run: Run) -> None:
 
 def test_three_readers_see_unit_vectors_of_one_length_and_unique_ids(run: Run) -> None:
     pattern = run.store.run_path(run.manifest.run_id, "items", "*.parquet")
-    dim = read_space(run.store, run.manifest).dim
+    dim = PublishedRun(run.store, run.manifest).space.dim
     n = counts(run)["items.rows"]
 
     # pyarrow, without any code of Unisono
@@ -121,7 +121,7 @@ def test_the_manifest_names_every_file_with_its_hash_and_rows(run: Run) -> None:
 
 
 def test_parquet_metadata_names_run_space_and_encoders(run: Run) -> None:
-    space = read_space(run.store, run.manifest)
+    space = PublishedRun(run.store, run.manifest).space
     for part in ("items", "users"):
         said = pq.read_schema(run.store.path(run.manifest.part(part)[0].path)).metadata
         assert said[b"unisono.space_id"].decode() == space.space_id

@@ -17,6 +17,7 @@ from apache_beam.internal import cloudpickle_pickler
 
 from tests.nights.test_users_in_the_graph import ITEMS, Shop, part
 from unisono.pipelines.ask.explain import explain
+from unisono.pipelines.ask.published import PublishedRun
 from unisono.pipelines.ask.trial import read_events
 from unisono.pipelines.graph import nightly
 from unisono.pipelines.job.load import load_job, parse_job
@@ -144,11 +145,11 @@ def test_no_file_names_a_user_or_holds_the_key(shop, key):
     # `explain` takes the raw user id.
     item = served["item_ids"][0][0].as_py()
     owner = next(u for u in shop.log["user"].to_pylist() if hidden(u) == names[0])
-    found = explain(store, owner, item)
+    found = explain(PublishedRun.open(store), owner, item)
     assert found.score == pytest.approx(served["scores"][0][0].as_py(), abs=1e-5)
     assert len(found.events) == shop.log["user"].to_pylist().count(owner)
-    with pytest.raises(JobError, match="--user: 'nobody' is not in users/"):
-        explain(store, "nobody", item)
+    with pytest.raises(JobError, match="user: 'nobody' is not in users/"):
+        explain(PublishedRun.open(store), "nobody", item)
 
 
 def test_the_graph_carries_the_name_of_the_key_and_not_the_key(shop, key, monkeypatch):
@@ -180,10 +181,10 @@ def test_pseudonyms_of_another_key_or_none_are_not_mixed_with_published_ones(sho
     with pytest.raises(JobError, match="this job's are of no key"):
         shop.run("two", events=slice(2000, 4000), **FOLD)
     with pytest.raises(JobError, match=f"{NAME} holds another key here"):
-        explain(store, "u07", "i001")
+        explain(PublishedRun.open(store), "u07", "i001")
     monkeypatch.delenv(NAME)
     with pytest.raises(JobError, match=f"{NAME} is not set"):
-        explain(store, "u07", "i001")
+        explain(PublishedRun.open(store), "u07", "i001")
     monkeypatch.setenv(NAME, OTHER)
     store = shop.run("two", privacy=HIDE, **{"profiles": {"incremental": "restart"}})
     assert store.published().privacy.pseudonyms.key_fingerprint != said
@@ -314,7 +315,7 @@ def test_a_run_with_noise_shows_noised_vectors_and_nothing_else_from_the_log(sho
     written = everything_written(Store(str(Path(store.root) / "runs" / "one")))
     assert not re.findall(r"\bu99\b|user=", written)
     with pytest.raises(JobError, match=r"explain: the published profiles are noised"):
-        explain(store, "u07", "i001")
+        explain(PublishedRun.open(store), "u07", "i001")
     run_job(str(shop.root / "job.yaml"), "two", [], items=False, users=True)
     assert "a release is (8, 1e-05)-private; 2 so far" in capsys.readouterr().out
     again = Store(store.root)

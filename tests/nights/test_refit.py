@@ -11,7 +11,7 @@ import pytest
 from unisono.pipelines.ask.search import Searcher
 from unisono.pipelines.demo.shop import generate_shop
 from unisono.pipelines.graph import nightly
-from unisono.pipelines.job.config import load_job
+from unisono.pipelines.job.load import load_job
 from unisono.pipelines.job.plan import plan_run
 from unisono.pipelines.launch import beam_options, launch
 from unisono.transforms.base.tables import from_vector_column

@@ -17,7 +17,8 @@ import yaml
 from tests.transforms.behaviour.test_behaviour import draw
 from unisono.pipelines.ask.evaluate_space import evaluate_space
 from unisono.pipelines.ask.explain import explain
-from unisono.pipelines.ask.search import search
+from unisono.pipelines.ask.published import PublishedRun
+from unisono.pipelines.ask.search import Searcher
 from unisono.pipelines.graph import nightly
 from unisono.pipelines.job.load import load_job
 from unisono.pipelines.job.plan import plan_run
@@ -116,7 +117,8 @@ def test_behaviour_is_a_modality_under_every_method(shop, method):
     assert space_of(store)["info"]["encoder_ids"]["behaviour"].startswith("behaviour-8-100-2-1-")
     users = part(store, "users")
     assert users["behaviour_affinity"].null_count == 0
-    assert search(store, text="oak drum", k=3)[0].score > 0.2  # A search works although behaviour has no encoder.
+    hits = Searcher(PublishedRun.open(store)).search(text="oak drum", k=3)  # `behaviour` has no encoder to ask
+    assert hits["score"][0].as_py() > 0.2
     if method in ("gcca", "ridge"):
         found = evaluate_space(load_job(str(shop.root / "job.yaml")), folds=2)["methods"][method]
         assert {"behaviour→text", "text→behaviour"} <= found["pairs"].keys()
@@ -130,7 +132,7 @@ def test_without_behaviour_embeddings_text_is_the_only_modality(shop):
     users = part(store, "users")
     assert users["behaviour_affinity"].null_count == users.num_rows
     served = part(store, "recommendations")
-    found = explain(store, "u07", served["item_ids"][7][0].as_py())
+    found = explain(PublishedRun.open(store), "u07", served["item_ids"][7][0].as_py())
     assert found.score == pytest.approx(served["scores"][7][0].as_py(), abs=1e-5)
     assert [m for m, _ in found.modalities] == ["text"]
 
@@ -263,11 +265,11 @@ def test_small_item_vectors_are_ranked_and_explained(shop, dtype):
         item, score = served["item_ids"][row][0].as_py(), served["scores"][row][0].as_py()
         at = items["item_id"].to_pylist().index(item)
         assert score == pytest.approx(profiles[row] @ vectors[at], abs=1e-6)
-        found = explain(store, users["user_id"][row].as_py(), item)
+        found = explain(PublishedRun.open(store), users["user_id"][row].as_py(), item)
         assert found.score == pytest.approx(score, abs=1e-5)
         assert sum(p for _, p in found.modalities) == pytest.approx(score, abs=1e-5)
         assert sum(p for *_, p in found.events) + found.rest == pytest.approx(score, abs=1e-5)
         assert abs(found.rest) < 1e-5
         assert {m.partition(" ")[0] for m, _ in found.modalities} >= {"text", "behaviour"}
-    unseen = explain(store, "u00", f"i{ITEMS - 1}")
+    unseen = explain(PublishedRun.open(store), "u00", f"i{ITEMS - 1}")
     assert "behaviour (predicted)" in dict(unseen.modalities)

@@ -1,4 +1,4 @@
-"""What a person types and sees: one line on a mistake, exit codes, search results."""
+"""The command line: results, one line on a mistake, exit codes."""
 
 from __future__ import annotations
 
@@ -6,37 +6,44 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
+import unisono as api
 from tests.conftest import Run
 from tests.paths import ROOT
+from tests.small_shop import make_shop, write_job
 from unisono.pipelines.cli import main
 
 
 class Done(NamedTuple):
-    """What a command left behind."""
+    """The exit code and the output of a command."""
 
     returncode: int
     stdout: str
     stderr: str
 
 
+Command = Callable[..., Done]
+WriteJob = Callable[..., str]
+
+
 def in_a_process(*args: str) -> Done:
-    """Runs the command as a user does: also shows what Beam or a library would print."""
+    """Runs the command in a process of its own: its output includes what Beam or a library prints."""
     command = [sys.executable, "-m", "unisono.pipelines.cli", *args]
     done = subprocess.run(command, capture_output=True, text=True)
     return Done(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture
-def unisono(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """Runs the command in this process, sparing seconds of imports."""
+def unisono(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs the command in this process, which saves seconds of imports."""
 
     def run_command(*args: str) -> Done:
         monkeypatch.setattr(sys, "argv", ["unisono", *args])
@@ -56,11 +63,12 @@ def one_line(done: Done, code: int = 1) -> str:
 
 
 @pytest.fixture
-def job(tmp_path: Path):
+def job(tmp_path: Path) -> WriteJob:
+    """Writes a job file over three items of text, with some keys replaced."""
     table = pa.table({"id": ["a", "b", "c"], "t": ["red shoe", "blue hat", "green coat"]})
     pq.write_table(table, tmp_path / "c.parquet")
 
-    def write(**changes) -> str:
+    def write(**changes: object) -> str:
         body = {"store": "out", "catalog": {"path": "c.parquet", "id": "id", "text": "t"}} | changes
         (tmp_path / "job.yaml").write_text(yaml.safe_dump(body))
         return str(tmp_path / "job.yaml")
@@ -86,22 +94,22 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("changes", "said"), MISTAKES.values(), ids=MISTAKES)
-def test_a_bad_job_is_one_line_and_exit_code_1(unisono, job, changes, said: str) -> None:
+def test_a_bad_job_is_one_line_and_exit_code_1(unisono: Command, job: WriteJob, changes: dict, said: str) -> None:
     assert said in one_line(unisono("nightly", "--config", job(**changes)))
 
 
-def test_a_bad_page_inside_a_file_is_one_line_too(job, tmp_path: Path) -> None:
+def test_a_bad_page_inside_a_file_is_one_line_too(job: WriteJob, tmp_path: Path) -> None:
     path = tmp_path / "c.parquet"
     pq.write_table(pa.table({"id": [f"i{i}" for i in range(5000)], "t": ["x"] * 5000}), path, compression="zstd")
     data = bytearray(path.read_bytes())
-    data[200:400] = bytes(200)  # inside the first column chunk; the footer stays good
+    data[200:400] = bytes(200)  # in the first column chunk, so the footer stays good
     path.write_bytes(data)
     line = one_line(in_a_process("embed", "--config", job()))
     assert str(path) in line
     assert "row group 0" in line
 
 
-def test_multi_threading_is_refused(job) -> None:
+def test_multi_threading_is_refused(job: WriteJob) -> None:
     line = one_line(in_a_process("embed", "--config", job(), "--direct_running_mode", "multi_threading"), code=2)
     assert "loses elements" in line
 
@@ -116,11 +124,13 @@ def test_multi_threading_is_refused(job) -> None:
     ],
     ids=lambda a: " ".join(a) if isinstance(a, tuple) else "",
 )
-def test_what_neither_we_nor_beam_know_is_refused(unisono, job, args: tuple[str, ...], said: str) -> None:
+def test_what_neither_unisono_nor_beam_knows_is_refused(
+    unisono: Command, job: WriteJob, args: tuple[str, ...], said: str
+) -> None:
     assert said in one_line(unisono("nightly", "--config", job(), *args), code=2)
 
 
-def test_titles_that_look_like_markup_are_shown_as_they_are(unisono, job, tmp_path: Path) -> None:
+def test_titles_that_look_like_markup_are_shown_as_they_are(unisono: Command, job: WriteJob, tmp_path: Path) -> None:
     titles = ["Screw [M4] lamp", "Screw [/M4] bolt", "Nut :smile: lamp"]
     pq.write_table(pa.table({"id": ["a[x]", "b", "c"], "t": titles}), tmp_path / "c.parquet")
     assert unisono("embed", "--config", job()).returncode == 0
@@ -129,7 +139,7 @@ def test_titles_that_look_like_markup_are_shown_as_they_are(unisono, job, tmp_pa
 
 
 @pytest.mark.parametrize("lost", ["items", "space", "config.yaml", "manifest.json"])
-def test_a_damaged_run_is_one_line(unisono, job, tmp_path: Path, lost: str) -> None:
+def test_search_in_a_damaged_run_is_one_line(unisono: Command, job: WriteJob, tmp_path: Path, lost: str) -> None:
     assert unisono("embed", "--config", job(), "--run-id", "r").returncode == 0
     run_dir = tmp_path / "out/runs/r"
     if lost == "manifest.json":
@@ -140,7 +150,73 @@ def test_a_damaged_run_is_one_line(unisono, job, tmp_path: Path, lost: str) -> N
     line = one_line(unisono("search", "--store", str(tmp_path / "out"), "--text", "shoe"))
     assert lost.split(".")[0] in line
 
-def test_embed_says_what_it_made_and_logs_off_a_terminal(job) -> None:
+
+@pytest.mark.parametrize("lost", ["users", "config.yaml"])
+def test_explain_in_a_damaged_run_is_one_line(unisono: Command, tmp_path: Path, lost: str) -> None:
+    job = str(write_job(make_shop(tmp_path), "s"))
+    assert unisono("nightly", "--config", job, "--run-id", "r").returncode == 0
+    at = ("--store", str(tmp_path / "s"), "--user", "u1", "--item", "i1")
+    assert unisono("explain", *at).returncode == 0
+    path = tmp_path / "s/runs/r" / lost
+    for file in path.iterdir() if path.is_dir() else [path]:
+        file.unlink()
+    assert lost in one_line(unisono("explain", *at))
+
+
+# --- each command is the function of the same name ---------------------------------------------------------
+
+
+RUNS: dict[str, dict[str, Any]] = {
+    "nightly": {},
+    "embed": {"users": False},
+    "profile": {"items": False, "users": True, "recommend": False},
+    "recommend": {"items": False, "users": False, "recommend": True},
+}
+
+
+@pytest.mark.parametrize("command", RUNS)
+def test_a_run_is_handed_to_the_api(unisono: Command, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    calls = []
+    monkeypatch.setattr(api, "run", lambda *args, **kwargs: calls.append((args, kwargs)))
+    assert unisono(command, "--config", "job.yaml", "--run-id", "x", "--runner", "DirectRunner").returncode == 0
+    assert calls == [(("job.yaml", "x"), RUNS[command] | {"beam_options": ["--runner", "DirectRunner"]})]
+
+
+def test_search_and_explain_print_what_the_api_returns(unisono: Command, run: Run) -> None:
+    opened = api.open(run.store.root)
+    user, item = opened.users(["user_id"])["user_id"][0].as_py(), opened.items(["item_id"])["item_id"][0].as_py()
+    at = ("--store", run.store.root)
+    hits = json.loads(unisono("search", *at, "--item", item, "-k", "4", "--json").stdout)
+    expected = opened.search(item=item, k=4).to_pylist()
+    assert [h["item_id"] for h in hits] == [h["item_id"] for h in expected]
+    assert [h["score"] for h in hits] == pytest.approx([h["score"] for h in expected], abs=5e-5)
+    assert list(hits[0]) == ["rank", "score", "item_id", "title", "modalities"]
+    found = json.loads(unisono("explain", *at, "--user", user, "--item", item, "--json").stdout)
+    assert found == json.loads(json.dumps(asdict(opened.explain(user, item))))
+    shown = unisono("explain", *at, "--user", user, "--item", item, "--events", "1").stdout
+    assert f"score {found['score']:.4f} by {found['query']}" in shown
+    assert f"{len(found['events']) - 1} more events" in shown
+
+
+def test_help_and_version_load_nothing_heavy() -> None:
+    code = """
+import sys
+sys.argv = ["unisono", "--help"]
+from unisono.pipelines import cli
+try:
+    cli.main()
+except SystemExit as e:
+    assert e.code == 0
+heavy = ("apache_beam", "numpy", "pyarrow", "pydantic", "torch")
+print("heavy:", *[m for m in sys.modules if m.split(".")[0] in heavy])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(command in done.stdout for command in (*RUNS, "search", "explain", "evaluate", "demo"))
+    assert done.stdout.splitlines()[-1] == "heavy:"
+
+
+def test_embed_says_what_it_made_and_logs_off_a_terminal(job: WriteJob) -> None:
     done = in_a_process("embed", "--config", job(), "--run-id", "first", "--runner", "DirectRunner")
     assert done.returncode == 0, done.stderr
     assert "item vectors" in done.stdout
@@ -148,12 +224,12 @@ def test_embed_says_what_it_made_and_logs_off_a_terminal(job) -> None:
     assert "\x1b" not in done.stdout + done.stderr  # no terminal codes in a log
 
 
-def test_profile_without_a_log(unisono, job) -> None:
+def test_profile_without_a_log(unisono: Command, job: WriteJob) -> None:
     assert "interactions: missing" in one_line(unisono("profile", "--config", job()))
 
 
 @pytest.mark.parametrize("kind", ["text", "image", "audio", "item"])
-def test_search(unisono, run: Run, kind: str) -> None:
+def test_search(unisono: Command, run: Run, kind: str) -> None:
     catalog = {r["item_id"]: r for r in pq.read_table(run.shop.catalog).to_pylist()}
     faulty = set(pq.read_table(run.shop.truth_faults)["item_id"].to_pylist())
     item = next(i for i, r in catalog.items() if i not in faulty and all(r.values()))
@@ -166,9 +242,9 @@ def test_search(unisono, run: Run, kind: str) -> None:
     assert [h["score"] for h in hits] == sorted((h["score"] for h in hits), reverse=True)
     assert all(h["title"] == catalog[h["item_id"]]["title"] and h["modalities"] for h in hits)
     if kind == "item":
-        assert item not in {h["item_id"] for h in hits}  # itself is left out
+        assert item not in {h["item_id"] for h in hits}
     else:
-        assert hits[0]["item_id"] == item  # its own words, picture or sound find it
+        assert hits[0]["item_id"] == item  # an item is found by its own title, picture or sound
 
 
 @pytest.mark.parametrize(
@@ -178,13 +254,13 @@ def test_search(unisono, run: Run, kind: str) -> None:
         (("--text", "a", "--item", "b"), "exactly one"),
         ((), "exactly one"),
         (("--image", "/nowhere.png"), "cannot read /nowhere.png"),
-        (("--audio", str(ROOT / "README.md")), "--audio: not_audio"),
+        (("--audio", str(ROOT / "README.md")), "audio: not_audio"),
     ],
     ids=["item", "two", "none", "missing file", "not audio"],
 )
-def test_search_mistakes(unisono, run: Run, args: tuple[str, ...], said: str) -> None:
+def test_a_query_that_cannot_be_used_is_one_line(unisono: Command, run: Run, args: tuple[str, ...], said: str) -> None:
     assert said in one_line(unisono("search", "--store", run.store.root, *args))
 
 
-def test_search_in_an_empty_store(unisono, tmp_path: Path) -> None:
+def test_search_in_an_empty_store(unisono: Command, tmp_path: Path) -> None:
     assert "has no published run" in one_line(unisono("search", "--store", str(tmp_path), "--text", "x"))

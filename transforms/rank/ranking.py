@@ -237,6 +237,29 @@ class Shelf:
     modalities: tuple[str, ...] = ()
 
 
+def make_shelf(
+    items: ItemMatrix,
+    parts: Mapping[str, np.ndarray],
+    spec: RankingSpec,
+    hidden: Sequence[pa.Table],
+    popularity: pa.Table | None,
+) -> Shelf:
+    """Makes items ready to be ranked.
+
+    Args:
+        items: the item matrix.
+        parts: for late fusion, the items' vectors in each modality whose scores are added, see `late_matrix`. Early
+            fusion does not use them.
+        spec: the settings.
+        hidden: tables of `item_id`, the items that must not be recommended.
+        popularity: how many users interacted with each item, see `item_bias`. None means that it does not count.
+    """
+    bias = item_bias(items, hidden, popularity, spec.popularity_gain, spec.caution)
+    if spec.fusion == "early":
+        return Shelf(items, np.asarray(items.vectors), bias)
+    return Shelf(items, late_matrix(parts, spec.weights), bias, tuple(parts))
+
+
 def rank_items(users: pa.Table, seen: pa.Table | None, shelf: Shelf, spec: RankingSpec) -> pa.Table:
     """Finds each user's best items on a shelf.
 
@@ -363,12 +386,8 @@ class _RankSliceFn(beam.DoFn):
         self, files: Sequence[str | HasPath], hidden: Sequence[pa.Table], popularity: Sequence[pa.Table]
     ) -> Shelf:
         items = per_process(files, self._root, self._cache_dir)
-        spec = self._spec
-        bias = item_bias(items, hidden, next(iter(popularity), None), spec.popularity_gain, spec.caution)
-        if self._spec.fusion == "early":
-            return Shelf(items, np.asarray(items.vectors), bias)
         parts = {m: modality_vectors(files, m, self._root, self._cache_dir) for m in self._modalities}
-        return Shelf(items, late_matrix(parts, dict(self._spec.weights)), bias, self._modalities)
+        return make_shelf(items, parts, self._spec, hidden, next(iter(popularity), None))
 
 
 @with_output_types(ShardTable)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,14 @@ from unisono.transforms.base.tables import is_id_type, one_chunk, with_column
 from unisono.transforms.privacy.forget import Forget, leave_out
 from unisono.transforms.privacy.pseudonyms import Pseudonyms
 from unisono.transforms.store import dead_letters
-from unisono.transforms.store.parquet import ParquetFile, ReadRowGroups, list_parquet, plain_type, require_column
+from unisono.transforms.store.parquet import (
+    ParquetFile,
+    ReadRowGroups,
+    list_parquet,
+    plain_type,
+    read_row_group,
+    require_column,
+)
 
 STAGE = "interactions"
 TIME_TYPE = pa.timestamp("us", tz="UTC")
@@ -284,6 +291,51 @@ def _letters(table: pa.Table, spec: InteractionsSpec, fault: np.ndarray, reasons
     return pa.table(columns, schema=dead_letters.SCHEMA)
 
 
+@dataclass(frozen=True, eq=False)
+class CleanRows:
+    """What raw rows of a log became.
+
+    Attributes:
+        events: see `clean_interactions`; the schema is `Interactions.schema`.
+        dead: the dead letters.
+        kept: the raw rows without those of forgotten people, user ids replaced by pseudonyms.
+        found: user_id, the forgotten people whose rows were left out.
+    """
+
+    events: pa.Table
+    dead: pa.Table
+    kept: pa.Table
+    found: pa.Table
+
+
+def clean_rows(
+    raw: pa.Table, at: Interactions, gone: pa.Array | None, users: pa.Array | None = None
+) -> CleanRows:
+    """Cleans raw rows of a log: pseudonyms first, because dead letters contain the user id, then forgotten people.
+
+    Args:
+        raw: the columns `at.spec.columns`, as in the logs.
+        at: the logs.
+        gone: the ids of the forgotten people, as `Forget.load` returns them. None means nobody.
+        users: only rows of these users are cleaned, `at.user_type`. None means all rows.
+    """
+    kept = at.hide_users(raw)
+    if users is not None:
+        kept = kept.filter(pc.is_in(_plain(kept[at.spec.user]).cast(at.user_type), value_set=users))
+    found = pa.table({"user_id": pa.array([], at.user_type)})
+    if gone is not None:
+        kept, found = leave_out(kept, at.spec.user, gone)
+    events, dead = clean_interactions(kept, at.spec, at.latest_us)
+    return CleanRows(events.cast(at.schema), dead, kept, found)  # the ids of two files may differ in width
+
+
+def read_rows(at: Interactions) -> Iterator[pa.Table]:
+    """Reads the raw rows of all logs on this machine, in tables of bounded size."""
+    for file in at.files:
+        for group in range(len(file.row_groups)):
+            yield from read_row_group(file.path, group, at.spec.columns)
+
+
 # --- Beam --------------------------------------------------------------------------------------------------
 
 
@@ -327,18 +379,15 @@ class _CleanFn(beam.DoFn):
     def process(self, element: tuple[int, int, pa.Table]) -> Iterable[object]:
         _, _, raw = element
         at = self._interactions
-        table = at.hide_users(raw)  # This comes first, because dead letters contain the user id.
-        if self._gone is not None:
-            table, found = leave_out(table, at.spec.user, self._gone)
-            if found.num_rows:
-                yield beam.pvalue.TaggedOutput("found", found)
-        events, dead = clean_interactions(table, at.spec, at.latest_us)
+        rows = clean_rows(raw, at, self._gone)
+        if rows.found.num_rows:
+            yield beam.pvalue.TaggedOutput("found", rows.found)
         yield beam.pvalue.TaggedOutput("rows", raw.num_rows)
-        if dead.num_rows:
-            yield beam.pvalue.TaggedOutput("dead", dead)
-            yield beam.pvalue.TaggedOutput("users_of_dead", _users_without(table, events, at))
-        advance("interactions", done=raw.num_rows, dead=dead.num_rows)
-        yield events.cast(at.schema)  # The ids of two files may differ in width.
+        if rows.dead.num_rows:
+            yield beam.pvalue.TaggedOutput("dead", rows.dead)
+            yield beam.pvalue.TaggedOutput("users_of_dead", _users_without(rows.kept, rows.events, at))
+        advance("interactions", done=raw.num_rows, dead=rows.dead.num_rows)
+        yield rows.events
 
 
 def _users_without(table: pa.Table, events: pa.Table, at: Interactions) -> pa.Table:

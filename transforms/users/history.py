@@ -136,6 +136,27 @@ def _first_events(rank: np.ndarray, users: int) -> np.ndarray:
 # --- what does not count -----------------------------------------------------------------------------------
 
 
+def leave_out_repeats_and_robots(
+    history: History, session_minutes: float | None, max_events_per_day: int | None, drop_robots: bool
+) -> tuple[History, pa.Table]:
+    """Keeps the events that profiles are made from.
+
+    Args:
+        history: events of any number of users.
+        session_minutes: see `once_a_session`. None means that repeats count.
+        max_events_per_day: see `limit_a_day`. None means no limit.
+        drop_robots: see `limit_a_day`.
+
+    Returns:
+        The remaining history, and the dead letters of `limit_a_day`.
+    """
+    if session_minutes is not None:
+        history = once_a_session(history, session_minutes)
+    if max_events_per_day is None:
+        return history, dead_letters.SCHEMA.empty_table()
+    return limit_a_day(history, max_events_per_day, drop_robots)
+
+
 def once_a_session(history: History, session_minutes: float) -> History:
     """Keeps, of each user's events with one item and one weight in one session, the newest.
 

@@ -27,7 +27,7 @@ from unisono.transforms.store.dead_letters import dead_letters_of_rows
 from unisono.transforms.store.item_matrix import HasPath, ItemMatrix, first_schema, modality_vectors, per_process
 from unisono.transforms.users.attention import ModalityView, refine_profiles, view_modality
 from unisono.transforms.users.directions import directions_of, popular_direction
-from unisono.transforms.users.history import STAGE, limit_a_day, once_a_session, order_history
+from unisono.transforms.users.history import STAGE, leave_out_repeats_and_robots, order_history
 from unisono.transforms.users.interests import find_interests, interest_type
 from unisono.transforms.users.state import (
     UserState,
@@ -166,12 +166,10 @@ def build_profiles(
     items = around.items
     history, unknown = order_history(table, items)
     counts = {"events.rows": table.num_rows, "events.unknown_item": unknown, "events.set_aside": 0}
-    used, dead = len(history.time), dead_letters.SCHEMA.empty_table()
-    everybody = history.user_ids
-    if spec.session_minutes is not None:
-        history = once_a_session(history, spec.session_minutes)
-    if spec.max_events_per_day is not None:
-        history, dead = limit_a_day(history, spec.max_events_per_day, spec.robots == "drop")
+    used, everybody = len(history.time), history.user_ids
+    history, dead = leave_out_repeats_and_robots(
+        history, spec.session_minutes, spec.max_events_per_day, spec.robots == "drop"
+    )
     counts["events.set_aside"] = used - len(history.time)
     sums = sum_history(history, items, spec.half_life_days, spec.recent_events)
     if state is not None:

@@ -1,6 +1,9 @@
-"""`unisono evaluate --what space`: from embeddings/ of a published run, without an encoder."""
+"""`unisono evaluate --what space`: it reads the embeddings of a published run and needs no encoder."""
+
+from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -27,24 +30,29 @@ DIMS = {"audio": 24, "image": 24, "text": 24}
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory):
-    """A store with a published run of embeddings alone, and a job file; no media lie anywhere."""
-    root = tmp_path_factory.mktemp("evaluated")
-    store = Store(str(root / "store"))
-    table = table_of(draw(900, DIMS, missing=0.2, factors=8))
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a published run of 900 embeddings, and a job file."""
+    return write_store(tmp_path_factory.mktemp("evaluated"), 900)
+
+
+def write_store(root: Path, items: int, part: str = "embeddings") -> Path:
+    """Writes a published run that has one part alone, in three shards, and a job file that names the store."""
+    root.mkdir(exist_ok=True)
+    store, shard = Store(str(root / "store")), items // 3
+    table = table_of(draw(items, DIMS, missing=0.2, factors=8))
     records = []
     for i in range(3):
-        data = table_bytes(table.slice(i * 300, 300))
-        records.append(write_file(store, "embeddings", shard_path("r", "embeddings", i, 3), data, i, 300))
+        data = table_bytes(table.slice(i * shard, shard))
+        records.append(write_file(store, part, shard_path("r", part, i, 3), data, i, shard))
     files.write_bytes(store.run_path("r", "manifest.json"), Manifest("r", "now", tuple(records)).to_json().encode())
     files.write_bytes(store.path("LATEST"), b"r\n")
-    kind = (np.arange(900) % 3).astype(str)
+    kind = (np.arange(items) % 3).astype(str)
     pq.write_table(pa.table({"item_id": table["item_id"], "kind": kind, "title": kind}), root / "catalog.parquet")
     (root / "job.yaml").write_text("store: store\ncatalog: {path: catalog.parquet, id: item_id, text: title}\n")
     return root / "job.yaml"
 
 
-def test_every_closed_form_on_the_same_folds(job):
+def test_every_closed_form_on_the_same_folds(job: Path) -> None:
     names = ["none", "procrustes", "ridge", "gcca", "anchors", "cca"]
     result = evaluate_space(load_job(str(job)), names, ["mean", "concat", "weighted"], folds=2, label="kind")
     assert result["items"] == 900
@@ -69,7 +77,7 @@ def test_every_closed_form_on_the_same_folds(job):
     print_evaluation(result)
 
 
-def test_command(job):
+def test_the_command_prints_tables_or_json(job: Path) -> None:
     out = CliRunner().invoke(app, ["evaluate", "--config", str(job), "--what", "space", "--folds", "1", "--json"])
     assert out.exit_code == 0, out.output
     result = json.loads(out.stdout)
@@ -86,12 +94,19 @@ def test_command(job):
         pytest.param({"label": "colour"}, r"--label: no column 'colour'", id="label"),
     ],
 )
-def test_bad_arguments_are_named(job, arguments, message):
+def test_bad_arguments_are_named(job: Path, arguments: dict, message: str) -> None:
     with pytest.raises(JobError, match=message):
         evaluate_space(load_job(str(job)), **arguments)
 
 
-def test_what_is_measured_is_what_numpy_says():
+def test_a_run_without_enough_embeddings_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"evaluate: 30 items with embeddings; 50 or more are needed"):
+        evaluate_space(load_job(str(write_store(tmp_path / "few", 30))))
+    with pytest.raises(JobError, match=r"store: run r in .* has no embeddings/; run `unisono embed` first"):
+        evaluate_space(load_job(str(write_store(tmp_path / "none", 60, "items"))))
+
+
+def test_what_is_measured_is_what_numpy_computes() -> None:
     batch = draw(400, DIMS, missing=0.2, factors=8)
     table = table_of(batch)
     rng = np.random.default_rng(3)
@@ -114,8 +129,8 @@ def test_what_is_measured_is_what_numpy_says():
     assert isotropy(x[:1]) is None
 
 
-def test_imputing_spares_part_of_what_is_lost():
-    """Each modality sees another half of the factors: what is missing can be guessed in part only."""
+def test_imputation_makes_up_for_part_of_what_is_lost() -> None:
+    """A missing modality can be predicted in part only, because each modality has noise of its own."""
     batch = draw(3000, DIMS, missing=0.0, factors=6)
     table = table_of({m: (x[2000:], p[2000:]) for m, (x, p) in batch.items()})
     fit = {m: (x[:2000], p[:2000]) for m, (x, p) in batch.items()}
@@ -125,7 +140,7 @@ def test_imputing_spares_part_of_what_is_lost():
     assert 0 < found["impute"]["drop"] < found["plain"]["drop"]
 
 
-def test_padding_for_none():
+def test_embeddings_are_padded_for_the_method_none() -> None:
     batch = draw(60)
     x = embeddings_of(pad_embeddings(table_of(batch)))
     assert {v.shape[1] for v, _ in x.values()} == {12}

@@ -16,7 +16,8 @@ import yaml
 from PIL import Image
 
 from tests.checkpoints import save_open_clip
-from unisono.pipelines.ask.search import Searcher, search
+from unisono.pipelines.ask.published import PublishedRun
+from unisono.pipelines.ask.search import Searcher
 from unisono.transforms.base.tables import from_vector_column
 from unisono.transforms.encode.microbatch import MicroBatcher
 from unisono.transforms.encode.shard import encode_table
@@ -158,7 +159,8 @@ def test_words_ask_the_pictures_too(clip: Path, tmp_path: Path) -> None:
     store = Store(str(tmp_path / "out"))
     query = "a red bell"
     # By hand: the text encoder's vector and CLIP's text vector, each in the joint space, their mean.
-    space = Searcher(store).space
+    searcher = Searcher(PublishedRun.open(store))
+    space = searcher.space
     lite = get_encoder(EncoderSpec("text", "lite"))
     tower = family.load(EncoderSpec("text", "open_clip", (("device", "cpu"), ("weights", str(clip)))))
     parts = [
@@ -166,14 +168,13 @@ def test_words_ask_the_pictures_too(clip: Path, tmp_path: Path) -> None:
         space.project("image", tower.encode([tower.prepare(query)]))[0],
     ]
     expected = np.add(*parts) / np.linalg.norm(np.add(*parts))
-    got = Searcher(store).embed_query("text", query)
+    got = searcher.embed_query("text", query)
     np.testing.assert_allclose(got, expected, atol=1e-6)
     assert not np.allclose(got, parts[0], atol=1e-3)
-    searcher = Searcher(store)
     best = int(np.argmax(searcher.vectors @ expected))
-    assert search(store, text=query, k=3)[0].item_id == searcher.items["item_id"][best].as_py()
+    assert searcher.search(text=query, k=3)["item_id"][0] == searcher.items["item_id"][best]
     # And a picture finds itself.
-    assert search(store, image=str(tmp_path / names[7]), k=40)[0].rank == 1
+    assert searcher.search(image=str(tmp_path / names[7]), k=40)["rank"][0].as_py() == 1
 
 
 def test_words_ask_pictures_where_there_is_no_text(clip: Path, tmp_path: Path) -> None:
@@ -184,4 +185,5 @@ def test_words_ask_pictures_where_there_is_no_text(clip: Path, tmp_path: Path) -
     job.write_text(yaml.safe_dump(body))
     done = unisono("embed", "--config", str(job))
     assert done.returncode == 0, done.stderr
-    assert len(search(Store(str(tmp_path / "out")), text="a red bell", k=3)) == 3
+    store = Store(str(tmp_path / "out"))
+    assert len(Searcher(PublishedRun.open(store)).search(text="a red bell", k=3)) == 3

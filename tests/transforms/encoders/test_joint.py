@@ -14,7 +14,8 @@ import soundfile
 from PIL import Image
 
 from tests.conftest import run_with
-from unisono.pipelines.ask.search import search
+from unisono.pipelines.ask.published import PublishedRun
+from unisono.pipelines.ask.search import Searcher
 from unisono.pipelines.demo.shop import generate_shop
 from unisono.transforms.base.errors import Reason
 from unisono.transforms.base.tables import from_vector_column
@@ -153,5 +154,6 @@ def test_a_run_with_a_joint_modality(omni: Path, tmp_path: Path) -> None:
     assert present.sum() > 40
     assert {"joint"} < {m for row in items["modalities"].to_pylist() for m in row}
     np.testing.assert_allclose(np.linalg.norm(vectors[present], axis=1), 1, atol=1e-5)
-    hits = search(run.store, text="red lamp", k=3)  # by the joint encoder's text side: the run has no text modality
+    # The run has no modality text: the text side of the joint encoder is asked.
+    hits = Searcher(PublishedRun.open(run.store)).search(text="red lamp", k=3)
     assert len(hits) == 3

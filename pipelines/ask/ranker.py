@@ -1,0 +1,155 @@
+"""Ranks a run's items for stored users and for sessions, with the functions that the nightly graph uses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from unisono.pipelines.ask.log import LogTotals, pseudonyms_of, total_log
+from unisono.pipelines.ask.published import PublishedRun, id_array
+from unisono.pipelines.ask.sessions import session_events
+from unisono.transforms.base.errors import JobError
+from unisono.transforms.base.tables import one_chunk
+from unisono.transforms.rank.lists import diversify, recommendation_schema
+from unisono.transforms.rank.ranking import RankingSpec, Shelf, distinct_pairs, make_shelf, rank_items
+from unisono.transforms.store.item_matrix import ItemMatrix, modality_vectors, per_process
+from unisono.transforms.store.parquet import list_parquet, read_row_group, require_column
+from unisono.transforms.users.profiles import Surroundings, build_profiles, popular_direction
+
+
+class Ranker:
+    """The items of a run, ready to be ranked. What a request needs first is read once and kept.
+
+    Args:
+        run: The run. Its own job file says how items are ranked; the job file of the run that made the profiles
+            says how a profile is made.
+
+    Raises:
+        JobError: The run has no items.
+    """
+
+    def __init__(self, run: PublishedRun) -> None:
+        self.run = run
+        self.job = run.job
+        self.profile_job = run.job_of("users") if run.manifest.part("users") else run.job
+        # The lists do not depend on the slices.
+        self.spec: RankingSpec = replace(self.job.ranking or RankingSpec(), slices=1)
+        self.items: ItemMatrix = per_process(run.records("items"), run.store.root)
+        self._shelves: dict[bool, Shelf] = {}
+
+    # --- requests ---
+
+    def for_users(self, users: object, k: int | None = None, use_log: bool = True) -> pa.Table:
+        """Ranks items for users with a stored profile; see `unisono.Run.recommend`.
+
+        Returns:
+            `recommendation_schema`: one row per asked user, in the order of `users`.
+
+        Raises:
+            JobError: A user has no profile, or the log cannot be read.
+        """
+        spec = self._spec(k)
+        pseudonyms = pseudonyms_of(self.run, self.profile_job)
+        asked = id_array(users, "user") if pseudonyms else self.run.ids_of("users", users, "user")
+        known = pseudonyms.of(asked) if pseudonyms else asked
+        distinct = known.unique()
+        profiles = self.run.rows("users", distinct, "user", asked.unique().to_pylist())
+        seen = self.totals.of_users(distinct) if self.spec.exclude_seen and use_log else None
+        ranked = self._rank(profiles, seen, spec, use_log)
+        ranked = ranked.take(pc.index_in(known, value_set=one_chunk(ranked["user_id"])))
+        return ranked.set_column(0, "user_id", asked)
+
+    def for_sessions(self, events: object, k: int | None = None, use_log: bool = True) -> pa.Table:
+        """Ranks items for sessions of recent events; see `unisono.Run.recommend`.
+
+        Returns:
+            `recommendation_schema`: one row per session, by user_id. A session without a profile has empty lists.
+
+        Raises:
+            JobError: An event cannot be used, or the log cannot be read.
+        """
+        spec = self._spec(k)
+        table = session_events(events, self.profile_job, self.items.id_type)
+        profiles = self.session_profiles(table, use_log)
+        seen = distinct_pairs(table) if self.spec.exclude_seen else None
+        ranked = self._rank(profiles, seen, spec, use_log)
+        everybody = one_chunk(table["user_id"]).unique()
+        without = everybody.filter(pc.invert(pc.is_in(everybody, value_set=one_chunk(ranked["user_id"]))))
+        nothing: list[list[object]] = [[]] * len(without)
+        schema = recommendation_schema(ranked["user_id"].type, self.items.id_type)
+        empty = pa.table([without, nothing, nothing], schema=schema)
+        return pa.concat_tables([ranked.cast(schema), empty]).sort_by("user_id").combine_chunks()
+
+    def session_profiles(self, events: pa.Table, use_log: bool = True) -> pa.Table:
+        """Builds the profiles of sessions as the nightly graph builds those of users.
+
+        Args:
+            events: user_id, item_id, time, weight, as `session_events` returns them.
+            use_log: Cold sessions get a profile that leans on what everybody likes, which is read from the log.
+
+        Returns:
+            `profile_schema`, by user_id. A session that leaves no direction, and no log to lean on, has no row.
+        """
+        job = self.profile_job
+        modalities = {m: self._modality(m) for m in job.space_modalities}
+        around = Surroundings(self.items, modalities, with_vectors=self.spec.fusion == "late")
+        built = build_profiles(events, around, job.profiles)
+        leans = job.interactions is not None and not job.privacy.noise  # with noise, no profile may lean on others
+        if built.counts["users.without_profile"] and use_log and leans:
+            built = build_profiles(events, replace(around, prior=self._prior), job.profiles)
+        return built.users
+
+    # --- what requests share ---
+
+    @cached_property
+    def totals(self) -> LogTotals:
+        """What ranking needs to know of everybody's events: reads the whole log once."""
+        return total_log(self.run, self.job if self.job.interactions else self.profile_job)
+
+    @cached_property
+    def _prior(self) -> np.ndarray | None:
+        return popular_direction(self.totals.counts, self.items)
+
+    @cached_property
+    def _hidden(self) -> list[pa.Table]:
+        """The items that `ranking.filter` does not let through, as tables with `item_id`."""
+        column, id_column = self.job.ranking.filter if self.job.ranking else None, self.job.catalog.id
+        if column is None:
+            return []
+        found = list_parquet(self.job.catalog.path, "catalog.path")
+        require_column(found, column, "ranking.filter", pa.types.is_boolean, "booleans")
+        hidden = []
+        for file in found:
+            for group in range(len(file.row_groups)):
+                for table in read_row_group(file.path, group, [id_column, column]):
+                    shut = table.filter(pc.invert(pc.fill_null(table[column], False)))
+                    hidden.append(pa.table({"item_id": shut[id_column].drop_null()}))
+        return hidden
+
+    def _modality(self, name: str) -> np.ndarray:
+        return modality_vectors(self.run.records("items"), name, self.run.store.root)
+
+    def _spec(self, k: int | None) -> RankingSpec:
+        if k is not None and k < 1:
+            raise JobError(f"k: {k}; give 1 or more")
+        return self.spec if k is None else replace(self.spec, k=k)
+
+    def _shelf(self, use_log: bool) -> Shelf:
+        use_log = use_log and self.spec.counts_users
+        if use_log not in self._shelves:
+            popularity = None
+            if use_log:
+                shards = len(self.run.manifest.part("users")) or 1
+                popularity = self.totals.popularity(shards, self.spec.popularity_half_life_days)
+            spec = self.spec if use_log else replace(self.spec, caution=0.0)
+            parts = {m: self._modality(m) for m in self.job.late_modalities}
+            self._shelves[use_log] = make_shelf(self.items, parts, spec, self._hidden, popularity)
+        return self._shelves[use_log]
+
+    def _rank(self, profiles: pa.Table, seen: pa.Table | None, spec: RankingSpec, use_log: bool) -> pa.Table:
+        ranked = rank_items(profiles, seen, self._shelf(use_log), spec)
+        return diversify(ranked, self.items, spec.k, spec.diversity) if spec.diversity else ranked
