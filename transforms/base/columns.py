@@ -1,4 +1,4 @@
-"""Column suffixes, metadata keys and counter names that several steps share, and small helpers on rows."""
+"""Names of columns, metadata keys and counters that several steps share, and small helpers for rows."""
 
 from __future__ import annotations
 
@@ -8,29 +8,44 @@ import pyarrow.compute as pc
 
 from unisono.transforms.base.tables import from_vector_column, hash_ids, same_id_kind
 
-EMBEDDING = "_embedding"  # ends the name of a column of embeddings, after its modality
+EMBEDDING = "_embedding"  # suffix of a column of embeddings, after the modality
+SPACE = b"unisono.space_id"  # metadata of items/, users/ and state/
+HALF_LIFE = b"unisono.half_life_days"  # metadata of state/
+COMPARABLE = b"unisono.comparable"  # metadata of items/: JSON list of earlier space_ids with comparable vectors
+NOT_COMPARABLE = b"unisono.not_comparable"  # metadata of items/: why vectors of the published space are not comparable
+COUNT = "users.forgotten"  # the counter of people who were left out (`privacy.forget`)
 
 
 def embeddings_of(table: pa.Table) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Views a table's `<m>_embedding` columns by modality: embeddings [n, d], present bool [n]."""
+    """Returns a table's `<m>_embedding` columns by modality: embeddings [n, dim] and present, bool [n]."""
     names = [name for name in table.column_names if name.endswith(EMBEDDING)]
     return {name.removesuffix(EMBEDDING): from_vector_column(table[name]) for name in names}
 
 
 def in_sample(ids: pa.Array | pa.ChunkedArray, fraction: float) -> np.ndarray:
-    """Chooses about a fraction of the ids by their hash, the same on every machine: bool [n].
+    """Draws about a fraction of the ids by their hash, the same ids on every machine.
 
-    The high bits decide, and shards go by the low ones, so that every shard gives its part.
+    The high bits of the hash decide. The low bits choose an id's shard, so every shard has about the same fraction.
+
+    Args:
+        ids: strings or integers without nulls, [n].
+        fraction: 0 to 1; 1 or more means all.
+
+    Returns:
+        bool [n], True for the ids that were drawn.
     """
     if fraction >= 1.0:
         return np.ones(len(ids), bool)
     return hash_ids(ids) < np.uint64(int(fraction * 2.0**64))
 
-COMPARABLE, NOT_COMPARABLE = b"unisono.comparable", b"unisono.not_comparable"  # in the metadata of items/
-
 
 def common_rows(ids: pa.ChunkedArray, known: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the ids that both columns have: rows in the first, rows in the second, int64 [c] each."""
+    """Finds the ids that two columns have in common.
+
+    Returns:
+        The rows of these ids in `ids` and in `known`, int64 [c] each. There are none if one column holds strings and
+        the other one integers.
+    """
     if not same_id_kind(ids.type, known.type):
         return np.empty(0, np.int64), np.empty(0, np.int64)
     at = pc.index_in(ids, value_set=known.cast(ids.type).combine_chunks()).to_numpy()
@@ -39,12 +54,12 @@ def common_rows(ids: pa.ChunkedArray, known: pa.ChunkedArray) -> tuple[np.ndarra
 
 
 def row_lengths(vectors: np.ndarray) -> np.ndarray:
-    """Returns the L2 norm of each row, [n], in the dtype of `vectors` [n, dim], without a copy of the matrix."""
+    """Returns the L2 norm of each row of a float matrix, [n], in its dtype, without a copy of the matrix."""
     return np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
 
 
 def unit_rows(vectors: np.ndarray, lengths: np.ndarray | None = None) -> np.ndarray:
-    """Scales rows to unit L2 norm; rows of zeros stay zero.
+    """Scales each row of a float matrix to unit L2 norm; a row of zeros stays.
 
     Args:
         vectors: float [n, dim].
@@ -53,9 +68,3 @@ def unit_rows(vectors: np.ndarray, lengths: np.ndarray | None = None) -> np.ndar
     """
     norm = np.linalg.norm(vectors, axis=1, keepdims=True) if lengths is None else lengths[:, None]
     return np.divide(vectors, norm, out=np.zeros_like(vectors), where=norm > 0)
-
-SPACE = b"unisono.space_id"  # in the metadata of items/, users/ and state/
-
-HALF_LIFE = b"unisono.half_life_days"
-
-COUNT = "users.forgotten"
