@@ -352,7 +352,7 @@ def peak_bytes(process: subprocess.Popen) -> int:
     stop.set()
     thread.join()
     if code:
-        raise SystemExit(f"{process.args!r} ended with exit code {code}")
+        raise SystemExit(f"{process.args!r} ended with {code}")
     return peak[0]
 
 

@@ -136,15 +136,15 @@ def heldout_retrieval(embeddings: pa.Table, dim: int = 64) -> dict[str, tuple[fl
 
 
 def served_recall(served: pa.Table, shop: ShopPaths, k: int) -> tuple[pa.Array, np.ndarray]:
-    """Measures how much of each user's held-out items is among the first k recommended ones.
+    """Measures which fraction of a user's held-out items is among the first k recommended items.
 
     Args:
-        served: user_id, item_ids, best first.
-        shop: the demo's files.
-        k: at least 1.
+        served: user_id, item_ids (best first).
+        shop: the shop with the held-out interactions.
+        k: the number of recommended items that count.
 
     Returns:
-        The users with held-out items, and recall@k of each of them, float64 [users].
+        The users who have held-out items, and the fraction for each of them, float64 [users].
     """
     heldout = pq.read_table(shop.heldout)
     users, lists = served["user_id"].combine_chunks(), served["item_ids"].combine_chunks()

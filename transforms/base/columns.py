@@ -54,12 +54,12 @@ def common_rows(ids: pa.ChunkedArray, known: pa.ChunkedArray) -> tuple[np.ndarra
 
 
 def row_lengths(vectors: np.ndarray) -> np.ndarray:
-    """Returns the L2 norm of each row, [n], in the dtype of `vectors` [n, dim], without a copy of the matrix."""
+    """Returns the L2 norm of each row of a float matrix, [n], in its dtype, without a copy of the matrix."""
     return np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
 
 
 def unit_rows(vectors: np.ndarray, lengths: np.ndarray | None = None) -> np.ndarray:
-    """Scales rows to unit L2 norm; rows of zeros stay zero.
+    """Scales each row of a float matrix to unit L2 norm; a row of zeros stays.
 
     Args:
         vectors: float [n, dim].

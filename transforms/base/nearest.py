@@ -1,7 +1,7 @@
-"""Nearest rows of a matrix, and measures of a space that are made of them.
+"""Exact nearest rows, and measures made of them: does a row find its pair, and its neighbours the same label?
 
-Scores are computed in float64 and compared in float32, so that equal vectors have equal scores however the rows are
-split into blocks. `rank.topk` searches large catalogues faster; it needs numba.
+NumPy only. Scores are computed in float64 and compared in float32. So equal vectors have equal scores, however the rows
+are split into blocks. `rank.topk` finds the best items of large catalogues faster; it needs numba.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from unisono.transforms.base.columns import unit_rows
 
-_BLOCK_VALUES = 1 << 22  # scores that are held at once: 32 MiB of float64
+_BLOCK_VALUES = 1 << 22  # scores that are in memory at once: 32 MiB of float64
 
 
 def _block_rows(columns: int) -> int:
@@ -24,6 +24,11 @@ def _finite(vectors: np.ndarray) -> np.ndarray:
     if not np.isfinite(vectors).all():
         raise ValueError("vectors hold NaN or infinity; finite values are needed")
     return vectors
+
+
+def _unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Scales rows to unit L2 norm in float64; a row of zeros stays, so its cosine with any row is 0."""
+    return unit_rows(_finite(vectors))
 
 
 def _check_k(k: int) -> None:
@@ -42,15 +47,15 @@ def paired_ranks(queries: np.ndarray, targets: np.ndarray) -> np.ndarray:
         targets: float [n, dim]; row i is the own target of query i.
 
     Returns:
-        float64 [n], 1 is best. Equal scores share the middle of their ranks: if all n targets have equal scores, the
-        rank is (n + 1) / 2. A row of zeros has a cosine of 0 with every row.
+        float64 [n]; 1 is the best rank. Targets with equal scores share the middle of their ranks: if all n scores are
+        equal, each rank is (n + 1) / 2.
 
     Raises:
         ValueError: the shapes differ, there is no row, or a value is not finite.
     """
     if queries.shape != targets.shape or queries.ndim != 2 or len(queries) == 0:
-        raise ValueError(f"queries {queries.shape}, targets {targets.shape}: two equal [n > 0, dim] needed")
-    queries, targets = unit_rows(_finite(queries)), unit_rows(_finite(targets))
+        raise ValueError(f"queries {queries.shape}, targets {targets.shape}: two equal shapes [n > 0, dim] are needed")
+    queries, targets = _unit_rows(queries), _unit_rows(targets)
     ranks = np.empty(len(queries))
     step = _block_rows(len(targets))
     for start in range(0, len(queries), step):
@@ -66,16 +71,16 @@ def retrieval(queries: np.ndarray, targets: np.ndarray, ks: Sequence[int] = (1, 
     """Measures how well queries find their own targets.
 
     Args:
-        queries: see `paired_ranks`.
-        targets: see `paired_ranks`.
-        ks: each at least 1.
+        queries: float [n, dim].
+        targets: float [n, dim]; row i is the own target of query i.
+        ks: the lengths k at which recall is measured, each 1 or more.
 
     Returns:
-        `recall@k` for each k, the fraction of ranks ≤ k; `median_rank`; `mrr`, the mean of 1 / rank; `n`, the number of
-        queries.
+        `recall@k` for each k (the fraction of ranks up to k), `median_rank`, `mrr` (the mean of 1 / rank), and `n`. The
+        ranks are those of `paired_ranks`.
 
     Raises:
-        ValueError: a k is below 1, or `paired_ranks` raises it.
+        ValueError: a k is below 1, the shapes differ, there is no row, or a value is not finite.
     """
     for k in ks:
         _check_k(k)
@@ -85,13 +90,17 @@ def retrieval(queries: np.ndarray, targets: np.ndarray, ks: Sequence[int] = (1, 
 
 
 def chance_recall(n: int, k: int) -> float:
-    """Returns the mean recall@k of a random order of n candidates."""
+    """Returns the mean recall@k of a random order of n candidates.
+
+    Raises:
+        ValueError: k is below 1.
+    """
     _check_k(k)
     return min(k, n) / n
 
 
 def chance_mrr(n: int) -> float:
-    """Returns the mean reciprocal rank of a random order of n candidates: the n-th harmonic number, divided by n."""
+    """Returns the mean reciprocal rank of a random order of n candidates: the n-th harmonic number divided by n."""
     return float((1 / np.arange(1, n + 1)).mean())
 
 
@@ -99,19 +108,21 @@ def chance_mrr(n: int) -> float:
 
 
 def same_label_neighbours(vectors: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Returns the mean fraction of a row's k nearest other rows that have the same label.
+    """Measures which fraction of a row's k nearest other rows has the row's label, on average over rows.
+
+    Nearest means the highest cosine; among equal cosines, the row with the lower index comes first.
 
     Args:
-        vectors: float [n, dim]; rows are compared by cosine, and of equal cosines the lower row comes first.
-        labels: [n], any dtype that can be compared.
-        k: at least 1. If there are fewer than k other rows, all of them count.
+        vectors: float [n, dim].
+        labels: [n], of any dtype whose values can be compared.
+        k: the number of neighbours; if there are fewer other rows, all of them are taken.
 
     Raises:
         ValueError: there are fewer than two rows, the lengths differ, or a value is not finite.
     """
     if len(vectors) != len(labels) or len(vectors) < 2:
-        raise ValueError(f"{len(vectors)} vectors, {len(labels)} labels: equal numbers, 2 or more, needed")
-    unit = unit_rows(_finite(vectors))
+        raise ValueError(f"{len(vectors)} vectors, {len(labels)} labels: equal numbers, 2 or more, are needed")
+    unit = _unit_rows(vectors)
     rows = np.arange(len(unit))
     neighbours, _ = top_k(unit, unit, min(k, len(unit) - 1), exclude=(rows, rows))
     _, codes = np.unique(labels, return_inverse=True)
@@ -119,7 +130,11 @@ def same_label_neighbours(vectors: np.ndarray, labels: np.ndarray, k: int) -> fl
 
 
 def chance_same_label(labels: np.ndarray) -> float:
-    """Returns the mean of `same_label_neighbours` for vectors that do not depend on the labels."""
+    """Returns the mean of `same_label_neighbours` for random vectors.
+
+    Args:
+        labels: [n], of any dtype whose values can be compared.
+    """
     _, counts = np.unique(labels, return_counts=True)
     n = int(counts.sum())
     return float((counts * (counts - 1)).sum() / (n * (n - 1)))
@@ -129,15 +144,15 @@ def chance_same_label(labels: np.ndarray) -> float:
 
 
 def best_columns(scores: np.ndarray, k: int, ties: np.ndarray | None = None) -> np.ndarray:
-    """Finds the k highest scores of each row.
+    """Finds the columns of each row's k highest scores.
 
     Args:
         scores: float [n, m].
         k: at least 1.
-        ties: [n, m]: of equal scores, the lower value comes first. None means the lower column.
+        ties: [n, m]; among equal scores, the lower value comes first. None means that the lower column comes first.
 
     Returns:
-        Column indices, int64 [n, min(k, m)], best first.
+        int64 [n, min(k, m)], best first.
     """
     k = min(k, scores.shape[1])
     if ties is not None:
@@ -145,7 +160,7 @@ def best_columns(scores: np.ndarray, k: int, ties: np.ndarray | None = None) -> 
     if k < scores.shape[1]:
         chosen = np.argpartition(-scores, k - 1, axis=1)[:, :k]
         least = np.take_along_axis(scores, chosen, 1).min(1, keepdims=True)
-        # Of the scores equal to the k-th, argpartition takes any. Where not all of them fit, the first must win.
+        # Of scores equal to the k-th highest, argpartition takes any. Where there are too many, take the first ones.
         crowded = np.flatnonzero((scores >= least).sum(1) > k)
         if len(crowded):
             part, edge = scores[crowded], least[crowded]
@@ -166,17 +181,19 @@ def top_k(
     k: int,
     exclude: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Finds each query's k items with the highest inner product, exactly.
+    """Finds for each query the k items with the highest inner products, exactly.
+
+    Among equal scores, the item with the lower index comes first.
 
     Args:
         queries: float [n, dim].
         items: float [m, dim].
         k: at least 1.
-        exclude: query indices and item indices, integers [p] each: pairs that must not appear.
+        exclude: pairs that must not appear: query indices and item indices, integers [p] each. None means no pairs.
 
     Returns:
-        Item indices int64 and scores float32, [n, min(k, m)] each, best first; of equal scores, the lower index comes
-        first. If `exclude` leaves a query fewer items, the remaining places hold −1 and −inf.
+        indices: int64 [n, min(k, m)], item indices, best first. Where `exclude` leaves fewer items, the rest is −1.
+        scores: float32 [n, min(k, m)]; −inf where the index is −1.
 
     Raises:
         ValueError: k is below 1, there is no item, or a value is not finite.
@@ -205,12 +222,16 @@ def top_k(
 
 
 def neighbour_overlap(a: np.ndarray, b: np.ndarray, k: int = 10) -> float:
-    """Returns the mean fraction of a row's k nearest other rows in `a` that are also among the k nearest in `b`.
+    """Measures how well the neighbours in two spaces agree.
 
     Args:
-        a: float [n, dim], compared by cosine.
-        b: float [n, other dim], rows of the same items.
-        k: at least 1. If there are fewer than k other rows, all of them count.
+        a: float [n, dim_a], the vectors of n items in one space.
+        b: float [n, dim_b], the vectors of the same items in the other space.
+        k: the number of neighbours; if there are fewer other rows, all of them are taken.
+
+    Returns:
+        The fraction of a row's k nearest other rows (by cosine) in `a` that are also among those in `b`, on average
+        over rows.
 
     Raises:
         ValueError: the lengths differ, there are fewer than two rows, or a value is not finite.
@@ -219,5 +240,5 @@ def neighbour_overlap(a: np.ndarray, b: np.ndarray, k: int = 10) -> float:
         raise ValueError(f"{len(a)} and {len(b)} rows: equal numbers, 2 or more, are needed")
     rows = np.arange(len(a))
     k = min(k, len(a) - 1)
-    first, second = (top_k(u, u, k, exclude=(rows, rows))[0] for u in (unit_rows(_finite(x)) for x in (a, b)))
+    first, second = (top_k(u, u, k, exclude=(rows, rows))[0] for u in (_unit_rows(a), _unit_rows(b)))
     return float((first[:, :, None] == second[:, None, :]).any(2).mean())
