@@ -42,7 +42,8 @@ def test_comparing_is_the_mean_cosine_and_the_shared_neighbours():
     found = compare(new, old)
     assert found.mean_cosine == pytest.approx((new.astype(float) * old).sum(1).mean())
     nearest = [np.argsort(-(x @ x.T - 3 * np.eye(80)), axis=1)[:, :10] for x in (new, old)]
-    assert found.top10_overlap == pytest.approx(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(*nearest, strict=True)]))
+    shared = [len(set(a) & set(b)) / 10 for a, b in zip(*nearest, strict=True)]
+    assert found.top10_overlap == pytest.approx(np.mean(shared))
 
 
 def test_a_turned_space_is_turned_back():
