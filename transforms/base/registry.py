@@ -33,7 +33,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
     """Entries by name, in the order in which a user sees them.
 
     Args:
-        key: the job-file key whose value is one of the names, such as `space.method`. Error messages start with it.
+        key: the job-file key that takes one of the names, such as `space.method`. Error messages start with it.
         entries: the entry of each name.
     """
 

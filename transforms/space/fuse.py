@@ -176,7 +176,7 @@ def _squares(vectors: np.ndarray) -> np.ndarray:
 
 
 def _name_lists(used: np.ndarray, names: Sequence[str]) -> pa.Array:
-    """Lists the names whose column is True, for each row of bool [n, len(names)]: list<string> [n]."""
+    """Lists for each row of bool [n, len(names)] the names where it is True: list<string> [n]."""
     ends = np.cumsum(used.sum(1), dtype=np.int32)
     values = pa.array(names, pa.string()).take(pa.array(np.nonzero(used)[1]))
     return pa.ListArray.from_arrays(pa.array(np.concatenate([np.zeros(1, np.int32), ends])), values)

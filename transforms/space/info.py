@@ -67,7 +67,7 @@ class FusionReport:
     findings: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the report in JSON types, the findings beside the other keys."""
+        """Returns the report in JSON types. The findings stand on the same level as the other keys."""
         shares = {m: asdict(share) for m, share in self.modalities.items()}
         return {**self.findings, "method": self.method, "impute": self.impute, "modalities": shares}
 
@@ -143,16 +143,16 @@ class SpaceInfo:
         pairs: how many items have both modalities of a pair, by "a-b".
         unseen_pairs: the pairs of modalities that no item has both of, as "a-b".
         left_out: the modalities that could not be fitted, each with the reason.
-        unaligned: the modalities that were fitted alone, because no item has them together with another one.
-        findings: what the method reports in addition, in JSON types, such as `spectrum` or `training`. Its keys stand
-            beside the other keys in space.json.
+        unaligned: the modalities that could not be aligned with another one, for example because no item has both.
+        findings: what the method reports in addition, in JSON types, such as `spectrum` or `training`. In space.json
+            its keys stand on the same level as the others.
         fusion: how modalities are fused. None means that no fusion was fitted.
         settings: the settings that the space depends on, see `FitSettings.key`. None means that it was not fitted by a
             run.
-        encoder_ids: the encoder_id of each modality whose embeddings the space was fitted on.
+        encoder_ids: for each modality, the encoder_id of the embeddings that the space was fitted on.
         refit: how the run came to this space. None means that it was not fitted by a run.
-        comparable: the space_ids of earlier spaces whose vectors may be compared with those of this space, the newest
-            first. None means that no space was published when this one was fitted.
+        comparable: the space_ids of earlier spaces. Their vectors may be compared with the vectors of this space. The
+            newest comes first. None means that no space was published when this one was fitted.
         not_comparable: why `comparable` is empty, or nothing.
     """
 

@@ -58,7 +58,7 @@ class Space:
     """Maps each modality into the joint space and weighs the modalities of an item.
 
     The steps for an item: project each present modality, scale to unit length, mix, scale to unit length, weigh,
-    impute, apply the outputs, scale to unit length. A step whose part is None is left out.
+    impute, apply the outputs, scale to unit length. A step is left out if its part is None.
 
     Attributes:
         method: the name of the method that fitted the projections.
@@ -338,6 +338,6 @@ def _under(tensors: Tensors, name: str) -> Tensors:
 
 
 def comparable_metadata(space: Space) -> dict[bytes, bytes]:
-    """Returns the metadata of an item file that name the spaces whose vectors may be compared with the file's."""
+    """Returns the metadata for files of item vectors that name the earlier spaces, see `SpaceInfo.comparable`."""
     known, why = list(space.info.comparable or ()), space.info.not_comparable
     return {COMPARABLE: json.dumps(known).encode()} | ({NOT_COMPARABLE: why.encode()} if why else {})

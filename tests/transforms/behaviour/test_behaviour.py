@@ -1,4 +1,4 @@
-"""Behaviour embeddings: against loops over users and NumPy's SVD."""
+"""Behaviour embeddings against loops over users and NumPy's decompositions."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import pytest
 
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import from_vector_column, shard_of, split_by_shard
+from unisono.transforms.behaviour import behaviour
 from unisono.transforms.behaviour.behaviour import BehaviourSpec, add_pairs, count_pairs, embed_pairs, join_behaviour
 from unisono.transforms.read.interactions import TIME_TYPE
 
 
 def draw(strings: bool, n: int = 1500, users: int = 60, items: int = 40) -> pa.Table:
-    """Two crowds, each with a half of the items."""
+    """Draws events of two groups of users. Each group mostly chooses its own half of the items."""
     rng = np.random.default_rng(2)
     user = rng.integers(0, users, n)
     item = (rng.integers(0, items // 2, n) + (user % 2) * (items // 2) + (rng.random(n) < 0.1) * 7) % items
@@ -67,7 +68,7 @@ def test_embeddings_are_the_svd_of_the_information(shift):
     expected = u[:, :12] * np.sqrt(s[:12])
     vectors = from_vector_column(found["behaviour_embedding"])[0]
     assert found["item_id"].to_pylist() == ids
-    np.testing.assert_allclose(vectors @ vectors.T, expected @ expected.T, atol=1e-4)  # signs are free
+    np.testing.assert_allclose(vectors @ vectors.T, expected @ expected.T, atol=1e-4)  # the signs of axes are arbitrary
     crowd = np.array([int(i[1:]) < 20 for i in ids])
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     alike = unit @ unit.T
@@ -94,16 +95,16 @@ def test_many_items_go_through_the_sparse_solver():
 
 
 def test_untouched_items_are_null():
-    behaviour = embed_pairs(count_pairs(draw(True), 10), BehaviourSpec(dim=4))
+    embedded = embed_pairs(count_pairs(draw(True), 10), BehaviourSpec(dim=4))
     table = pa.table({"item_id": pa.array(["i03", "new", "i17"])})
-    joined = join_behaviour(table, behaviour)
+    joined = join_behaviour(table, embedded)
     vectors, present = from_vector_column(joined["behaviour_embedding"])
     assert present.tolist() == [True, False, True]
-    place = behaviour["item_id"].to_pylist().index("i17")
-    np.testing.assert_array_equal(vectors[2], behaviour["behaviour_embedding"][place].as_py())
+    place = embedded["item_id"].to_pylist().index("i17")
+    np.testing.assert_array_equal(vectors[2], embedded["behaviour_embedding"][place].as_py())
 
 
-def test_nobody_turned_to_anything():
+def test_a_log_without_events():
     empty = draw(True).slice(0, 0)
     found = embed_pairs(add_pairs([count_pairs(empty, 10)]), BehaviourSpec(dim=4))
     assert found.num_rows == 0
@@ -129,6 +130,12 @@ def test_ridge_embeddings_carry_the_partial_correlations_of_who_likes_what(power
     positive = (vectors * np.maximum(values, 0) ** (2 * power)) @ vectors.T
     embedded = from_vector_column(found["behaviour_embedding"])[0].astype(float)
     np.testing.assert_allclose(embedded @ embedded.T, positive, atol=1e-5)
+
+
+def test_more_pairs_than_a_worker_can_hold_are_refused(monkeypatch):
+    monkeypatch.setattr(behaviour, "_MOST_PAIRS", 100)
+    with pytest.raises(JobError, match=r"^behaviour: 1,[0-9]{3} pairs of items, more than 100; lower"):
+        embed_pairs(count_pairs(draw(True), 10), BehaviourSpec(dim=4))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Partial correlations against regressions and EASE's own form."""
+"""Partial correlations against ridge regressions, and their leading axes against NumPy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_equal_to_the_geometric_mean_of_two_ridge_regressions() -> None:
     found = partial_correlations(scipy.sparse.csr_array(x.T @ x), 7.0)
     n = x.shape[1]
     weights = np.zeros((n, n))
-    for j in range(n):  # each item from all others: EASE, without the matrix identity
+    for j in range(n):  # predict each item from all others: EASE, without its matrix identity
         rest = [i for i in range(n) if i != j]
         gram = x[:, rest].T @ x[:, rest] + 7.0 * np.eye(n - 1)
         weights[rest, j] = np.linalg.solve(gram, x[:, rest].T @ x[:, j])

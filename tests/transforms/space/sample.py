@@ -25,7 +25,7 @@ def draw(n=1500, dims=DIMS, missing=0.5, seed=0, factors=4):
 
 
 def draw_views(n=2000, dims=DIMS, missing=0.0, seed=0, factors=4, noise=1.0):
-    """Draws views of common factors of different strength, whose eigenvalues therefore lie apart."""
+    """Draws views of common factors of different strength: their eigenvalues lie apart."""
     rng = np.random.default_rng(seed)
     common = rng.standard_normal((n, factors)) * np.linspace(2.0, 0.6, factors)
     batch = {}

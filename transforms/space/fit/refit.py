@@ -53,9 +53,14 @@ def compare(new: np.ndarray, old: np.ndarray) -> Comparison:
 
 @dataclass(frozen=True, eq=False)
 class Turn:
-    """How a new space was turned to the published one, see `RefitReport` for the fields.
+    """How a new space was turned to the published one.
 
-    `before`, `turned` and `rotation` are None if the space could not be turned. `not_anchored` then says why.
+    Attributes:
+        common: the number of items that both have.
+        before: the new vectors compared with the published ones before the turn. None without a turn.
+        turned: the same after the turn. None without a turn.
+        rotation: the turn, one list for each row, rounded to six digits. None without a turn.
+        not_anchored: why the space was not turned. None if it was.
     """
 
     common: int
@@ -101,7 +106,7 @@ def anchor(
 def lineage(
     space: Space, published: Space, mean_cosine: float | None, not_anchored: str | None
 ) -> tuple[tuple[str, ...], str]:
-    """Lists the earlier spaces whose vectors may be compared with those of a new one.
+    """Lists the earlier spaces that a new one can be compared with, vector by vector.
 
     Args:
         space: the new space.

@@ -15,7 +15,7 @@ class Solution:
 
     Attributes:
         maps: for each modality float64 [d_m, dim]. A modality's mean is subtracted before its map is applied.
-        unaligned: the modalities that were fitted alone, because no item has them together with another one.
+        unaligned: the modalities that could not be aligned with another one, for example because no item has both.
         findings: what the method reports in addition, in JSON types, see `SpaceInfo.findings`.
     """
 

@@ -10,7 +10,7 @@ import scipy.linalg
 
 from unisono.transforms.space.fit.moments import Moments
 
-_RANK_FLOOR = 1e-10  # directions whose variance is below this fraction of the largest one count as having none
+_RANK_FLOOR = 1e-10  # a variance below this fraction of the largest one counts as zero
 _OAS_FACTOR = 15.0  # multiplies OAS; of 5, 10, 15, 20, 30 the best on the demo and the stamps (docs/quality.md)
 
 
@@ -61,8 +61,8 @@ def default_regularization(covariance: np.ndarray, n: int) -> float:
 def shared_regularization(moments: Moments, modalities: Sequence[str]) -> float:
     """Returns one r for all modalities: the geometric mean of their default ones.
 
-    A modality whose own covariance is harder to estimate may be just as strongly related to the others. A separate r
-    for each modality lowered the demo's R@10 by 3% (docs/quality.md).
+    The covariance of one modality may be harder to estimate, although the modality is as strongly related to the others
+    as any. A separate r for each modality lowered the demo's R@10 by 3% (docs/quality.md).
     """
     own = [default_regularization(moments.covariance(m, m), moments.count(m)) for m in modalities]
     return float(np.exp(np.mean(np.log(np.maximum(own, 1e-12)))))

@@ -17,7 +17,7 @@ from unisono.transforms.space.parts.linear import ZERO
 
 Array = Any  # np.ndarray if `xp` is NumPy, torch.Tensor if `xp` is torch
 
-_MASKED = -1e30  # a score whose exponential is zero
+_MASKED = -1e30  # the exponential of this score is zero
 
 
 # --- formulas ----------------------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ def residual(xp: ModuleType, y: Array, g: Array, w1: Array, w2: Array) -> Array:
 
 
 def masked_softmax(xp: ModuleType, scores: Array, mask: Array) -> Array:
-    """Computes the softmax over axis 0 of the entries whose mask is True. All other entries are zero."""
+    """Computes the softmax over axis 0 of the entries where the mask is True. All other entries are zero."""
     masked = xp.where(mask, scores, xp.full_like(scores, _MASKED))
     powers = xp.exp(masked - xp.amax(masked, axis=0, keepdims=True)) * mask
     total = powers.sum(axis=0, keepdims=True)
@@ -141,7 +141,7 @@ def pool(xp: ModuleType, p: Mapping[str, Array], parts: Array, present: Array) -
 
 
 class _Trained:
-    """A part whose trained weights are stored as float32 and applied in float64."""
+    """A part that stores its trained weights as float32 and applies them in float64."""
 
     weights: Mapping[str, np.ndarray]
 
@@ -227,7 +227,7 @@ class CrossAttention(_Trained):
 
 
 class TrainedWeigher(_Trained):
-    """A weigher whose weights a formula computes from an item's vectors.
+    """A weigher that computes the weights of an item from its vectors by a formula.
 
     A class sets `formula`, such as `gate`, and `kind`.
     """

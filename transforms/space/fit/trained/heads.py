@@ -91,7 +91,7 @@ class HeadsObjective:
     def further_loss(
         self, params: Tensors, code: torch.Tensor, parts: torch.Tensor, goals: torch.Tensor, present: np.ndarray
     ) -> torch.Tensor:
-        """Computes the loss beside the agreement of the two views: SigLIP between each pair of modalities.
+        """Computes the rest of the loss: the mean of SigLIP over the pairs of modalities.
 
         Args:
             params: the parameters.

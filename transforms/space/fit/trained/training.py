@@ -20,7 +20,7 @@ Params = dict[str, np.ndarray]
 Tensors = Mapping[str, "torch.Tensor"]
 LEAST_ROWS = 40  # items with two modalities or more; with fewer of them nothing is trained
 _VALIDATION = (0.1, 200, 2000, 0.3)  # a fraction of the rows, at least, at most, and never more than this fraction
-_CUT = 0.3
+_CUT = 0.3  # the learning rate is multiplied by this when it is reduced
 _SPLIT = np.uint64(0x9E3779B97F4A7C15)  # makes the split independent of the hash by which the sample was drawn
 
 
@@ -133,12 +133,12 @@ def train(objective: Objective, recipe: Recipe, rates: list[float] | None = None
         rates: trains one epoch at each of these learning rates, without validation. None means that the validation
             score decides.
 
-    Guarantees: on the CPU of one machine the same rows, recipe and objective have the same result bit for bit. torch
-    runs in one thread meanwhile; with matrices of this size that is as fast as several. On CUDA results agree up to
+    Guarantees: on the CPU of one machine the same rows, recipe and objective have the same result bit for bit. For this
+    torch runs in one thread, which is as fast as several with matrices of this size. On CUDA results agree up to
     rounding errors.
 
     Raises:
-        JobError: torch is not installed, or the loss is not finite.
+        JobError: torch is not installed, or a parameter is no longer finite.
     """
     torch = _torch()
     threads = torch.get_num_threads()

@@ -12,7 +12,7 @@ from unisono.transforms.space.fit.spec import SpaceSpec
 from unisono.transforms.space.fit.trained import autoencoder, contrastive, cross_attention, heads
 from unisono.transforms.space.fit.trained.training import Recipe
 
-METHODS = ["contrastive", "attention", "autoencoder"]
+TRAINED = ["contrastive", "attention", "autoencoder"]
 
 
 def make_table(vectors, present):
@@ -54,4 +54,4 @@ def spaces(circles):
         patch.setattr(heads, "_REFIT_ROWS", 0)
         for module in (contrastive, cross_attention, autoencoder):
             patch.setattr(module, "RECIPE", recipe)
-        return {m: fit(circles[0], m) for m in [*METHODS, "gcca"]}
+        return {m: fit(circles[0], m) for m in [*TRAINED, "gcca"]}

@@ -1,4 +1,4 @@
-"""The method `contrastive`: its loss beside the views is the mean of SigLIP over the pairs of modalities."""
+"""The method `contrastive`: the loss between pairs of modalities, and the code of an item."""
 
 import numpy as np
 import pytest

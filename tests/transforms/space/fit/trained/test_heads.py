@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.transforms.space.fit.trained.conftest import METHODS, fit
+from tests.transforms.space.fit.trained.conftest import TRAINED, fit
 from unisono.transforms.base.columns import embeddings_of
 from unisono.transforms.base.nearest import chance_recall, retrieval
 from unisono.transforms.base.tables import to_vector_column
@@ -18,7 +18,7 @@ def _recall(space, table, a, b):
     return retrieval(space.project(a, e[a][0]), space.project(b, e[b][0]))["recall@10"]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TRAINED)
 def test_training_finds_what_no_linear_map_can(method, spaces, circles):
     space, held = spaces[method], circles[1]
     chance = chance_recall(held.num_rows, 10)
@@ -33,7 +33,7 @@ def test_training_finds_what_no_linear_map_can(method, spaces, circles):
     assert training["rows"] + training["validation_rows"] == 900
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TRAINED)
 def test_two_trainings_give_the_same_bits(method, circles):
     small = circles[0].slice(0, 200)
     one, two = (fit(small, method, epochs=2) for _ in range(2))
@@ -43,7 +43,7 @@ def test_two_trainings_give_the_same_bits(method, circles):
     assert other.info.findings["training"]["history"] != one.info.findings["training"]["history"]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TRAINED)
 def test_absent_rows_may_hold_anything(method, circles):
     e = embeddings_of(circles[0])
     junk = {m: (np.where(p[:, None], x, v), p) for (m, (x, p)), v in zip(e.items(), (np.nan, 1e30, -7.0), strict=True)}
@@ -56,7 +56,7 @@ def test_absent_rows_may_hold_anything(method, circles):
     assert one.to_bytes() == two.to_bytes()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TRAINED)
 def test_a_single_modality_is_its_principal_components(method, circles):
     table = circles[0].select(["item_id", "text_embedding"])
     space = fit(table, method)
