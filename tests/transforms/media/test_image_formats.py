@@ -6,7 +6,6 @@ import gzip
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from tests.media_files import image_file, smooth_pixels
 from unisono.transforms.base.errors import InputError, Reason
