@@ -1,4 +1,4 @@
-"""Builds tiny checkpoints with random weights in the true on-disk formats."""
+"""Saves tiny checkpoints with random weights, in the true formats of their libraries."""
 
 from __future__ import annotations
 
@@ -16,14 +16,23 @@ TEXTS = [
     "木头椅子",
     "rain",
     "x",
-    "the loud drum sings a song for kids in the rain " * 12,  # past every tiny checkpoint's maximum
+    "the loud drum sings a song for kids in the rain " * 12,  # longer than the maximum of every tiny checkpoint
 ]
 
 _MODULES = "sentence_transformers.models."
 
 
 def save_tokenizer(directory: Path, max_tokens: int = 48, closing: bool = True) -> int:
-    """Saves a WordPiece tokenizer over `WORDS` and single characters; tells the size of its vocabulary."""
+    """Saves a WordPiece tokenizer of `WORDS` and single characters.
+
+    Args:
+        directory: where it is saved.
+        max_tokens: the longest input that it states.
+        closing: whether it adds special tokens at both ends.
+
+    Returns:
+        The size of its vocabulary.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -45,9 +54,15 @@ def save_tokenizer(directory: Path, max_tokens: int = 48, closing: bool = True) 
 
 
 def save_transformer(directory: Path, kind: str = "bert", seed: int = 0, width: int = 32) -> None:
-    """Saves a two-layer `bert`, `roberta`, `qwen2` or `t5` encoder with its tokenizer, as save_pretrained does.
+    """Saves a two-layer text encoder with its tokenizer, as `save_pretrained` does.
 
-    Weights are wide enough that different texts get clearly different embeddings.
+    The weights are large enough that different texts get clearly different embeddings.
+
+    Args:
+        directory: where it is saved.
+        kind: `bert`, `roberta`, `qwen2` or `t5`.
+        seed: of the random weights.
+        width: the length of its token vectors.
     """
     import torch
     import transformers as hf
@@ -86,7 +101,17 @@ def save_sentence_files(
     prompts: dict[str, str] | None = None,
     width: int = 32,
 ) -> None:
-    """Adds sentence-transformers' files around a saved transformer, in the format of published checkpoints."""
+    """Adds the files of sentence-transformers to a saved transformer, in the format of published checkpoints.
+
+    Args:
+        directory: of the transformer.
+        pooling: keys of the pooling's configuration.
+        dense: the output length of a dense layer. None means that there is none.
+        normalize: whether a normalisation comes last.
+        max_tokens: the longest input that is stated. None means that none is.
+        prompts: the prompts by name. None means that there is no file for them.
+        width: the length of the token vectors.
+    """
     kinds = ["Transformer", "Pooling", *(["Dense"] if dense else []), *(["Normalize"] if normalize else [])]
     paths = ["", *(f"{i}_{kind}" for i, kind in enumerate(kinds[1:], 1))]
     modules = [
@@ -98,13 +123,9 @@ def save_sentence_files(
     write_json(directory / "modules.json", modules)
     write_json(directory / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **pooling})
     if max_tokens:
-        write_json(
-            directory / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False}
-        )
+        write_json(directory / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
     if prompts is not None:
-        write_json(
-            directory / "config_sentence_transformers.json", {"prompts": prompts, "default_prompt_name": None}
-        )
+        write_json(directory / "config_sentence_transformers.json", {"prompts": prompts, "default_prompt_name": None})
     if dense:
         import torch
         from safetensors.torch import save_file
@@ -118,7 +139,14 @@ def save_sentence_files(
 
 
 def save_clap(directory: Path, truncation: str = "rand_trunc", padding: str = "repeatpad", seconds: int = 1) -> None:
-    """Saves a tiny ClapModel with the processor's files; its window is `seconds` at 48 kHz."""
+    """Saves a tiny ClapModel with the files of its processor.
+
+    Args:
+        directory: where it is saved.
+        truncation: `rand_trunc` or `fusion`.
+        padding: of shorter clips.
+        seconds: length of the model's window, at 48 kHz.
+    """
     import torch
     import transformers as hf
 
@@ -149,11 +177,11 @@ def save_clap(directory: Path, truncation: str = "rand_trunc", padding: str = "r
     }
     config = hf.ClapConfig(text_config=text, audio_config=audio, projection_dim=24)
     model = hf.ClapModel(config)
-    with torch.no_grad():  # the library's own start is so small that all embeddings would be alike
+    with torch.no_grad():  # the library starts with such small weights that all embeddings would be alike
         for name, weight in model.named_parameters():
             if weight.ndim > 1 and "batch_norm" not in name:
                 weight.normal_(0, 2.5 / weight[0].numel() ** 0.5)
-        for name, values in model.named_buffers():  # of features in decibels
+        for name, values in model.named_buffers():  # statistics of features in decibels
             if name.startswith("audio_model.audio_encoder.batch_norm.running"):
                 values.fill_(-30 if name.endswith("mean") else 400)
     model.save_pretrained(directory)
@@ -161,7 +189,7 @@ def save_clap(directory: Path, truncation: str = "rand_trunc", padding: str = "r
 
 
 def save_omni(directory: Path) -> None:
-    """Saves a tiny EmbeddingGemma2, which takes text, image and audio in one input, as sentence-transformers has it."""
+    """Saves a tiny EmbeddingGemma2 with the files of sentence-transformers. It takes text, image and audio in one input."""
     import torch
     import transformers as hf
     from sentence_transformers.base.modules import Normalize
@@ -243,7 +271,13 @@ def save_omni(directory: Path) -> None:
 
 
 def resave(directory: Path, modules: list[Any], **options: Any) -> None:
-    """Has sentence-transformers write a saved transformers model anew, in its own format."""
+    """Saves a model of transformers again, in the format of sentence-transformers.
+
+    Args:
+        directory: of the model; it is overwritten.
+        modules: the modules that follow the transformer.
+        options: further arguments for `SentenceTransformer`.
+    """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Transformer
 
@@ -252,7 +286,7 @@ def resave(directory: Path, modules: list[Any], **options: Any) -> None:
 
 
 def save_clip(directory: Path) -> None:
-    """Saves a tiny CLIPModel with its processor, as sentence-transformers' CLIP models are."""
+    """Saves a tiny CLIPModel with its processor, in the form of sentence-transformers' CLIP models."""
     import torch
     import transformers as hf
 
@@ -270,10 +304,11 @@ def save_clip(directory: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON as the libraries do."""
+    """Writes a JSON file."""
     path.write_text(json.dumps(value, indent=2))
 
 
+# Configurations of tiny CLIP models, one for each kind of architecture that open_clip has.
 CLIPS: dict[str, dict[str, Any]] = {
     "vit": {"vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8}},
     "vit-quickgelu-oblong": {
@@ -309,7 +344,14 @@ CLIPS: dict[str, dict[str, Any]] = {
 
 
 def save_open_clip(directory: Path, kind: str = "vit", seed: int = 0, preprocess: dict[str, Any] | None = None) -> None:
-    """Saves a tiny CLIP of `CLIPS` with random weights, as open_clip's own hub repositories are laid out."""
+    """Saves a tiny CLIP in the layout of open_clip's hub repositories.
+
+    Args:
+        directory: where it is saved.
+        kind: a key of `CLIPS`.
+        seed: of the random weights.
+        preprocess: open_clip's `preprocess_cfg`.
+    """
     import open_clip
     import torch
     from safetensors.torch import save_file
@@ -320,7 +362,7 @@ def save_open_clip(directory: Path, kind: str = "vit", seed: int = 0, preprocess
     write_json(directory / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": preprocess or {}})
     torch.manual_seed(seed)
     model = open_clip.create_model(f"local-dir:{directory}")
-    with torch.no_grad():  # as they start, such small towers give all inputs nearly one embedding
+    with torch.no_grad():  # with their initial weights, such small towers give all inputs nearly the same embedding
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
                 scale = 1.0 if "embedding" in name else parameter[0].numel() ** -0.5

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.paths import ROOT
+from tests.without_extras import run_without_extras
 
 # From the bottom of the house to its top. A file may import its own folder and any folder named before it.
 ORDER = (
@@ -100,25 +99,7 @@ def test_no_two_modules_import_each_other_in_a_circle() -> None:
         visit(name, ())
 
 
-# The libraries that only extras bring. A base install (lite encoders, local runs) has none of them.
-EXTRAS = (
-    "torch", "transformers", "open_clip", "sentence_transformers", "google.cloud", "pandas", "polars", "duckdb",
-    "implicit",
-)  # fmt: skip
-
-
 def test_every_module_can_be_imported_without_the_extras() -> None:
     names = [f"unisono.{module_of(p)}" for p in MODULES if module_of(p) != "unisono"]
-    code = f"""
-import sys
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if any(name == e or name.startswith(e + ".") for e in {EXTRAS!r}):
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Block())
-import importlib
-for name in {names!r}:
-    importlib.import_module(name)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    done = run_without_extras(f"import importlib\nfor name in {names!r}:\n    importlib.import_module(name)\n")
     assert done.returncode == 0, done.stderr

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from unisono.pipelines.ask.published import PublishedRun
 from unisono.pipelines.ask.search import Searcher
 from unisono.pipelines.demo.shop import generate_shop
 from unisono.pipelines.graph import nightly
@@ -85,10 +86,10 @@ def test_demo_refit_small_vectors_and_readers(tmp_path):
     quality = json.loads(Path(store.run_path("four", "quality.json")).read_text())
     assert quality["sizes"]["int8"] > 0.95
     assert any(items["imputed"].to_pylist())
-    searcher = Searcher(store)
+    searcher = Searcher(PublishedRun.open(store))
     np.testing.assert_allclose(np.linalg.norm(searcher.vectors, axis=1), 1, atol=1e-6)
-    hit = searcher.nearest(searcher.vectors[searcher.row_of("item-00007")], 1)[0]
-    assert hit.item_id == "item-00007"
+    hit = searcher.nearest(searcher.vectors[searcher.row_of("item-00007")], 1)
+    assert hit["item_id"].to_pylist() == ["item-00007"]
     assert searcher.embed_query("text", "a red guitar").shape == (16,)
     users = [read_table(store, r) for r in store.manifest("four").part("users")]
     assert users[0].schema.field("vector").type == pa.list_(pa.float32(), 16)

@@ -1,9 +1,7 @@
-"""The modality `joint`: an item's text, image and audio in one input, through the stage and through a whole run."""
+"""The modality `joint` in the stage: an item's text, image and audio in one input."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +11,13 @@ import pytest
 import soundfile
 from PIL import Image
 
-from tests.conftest import run_with
-from unisono.pipelines.ask.published import PublishedRun
-from unisono.pipelines.ask.search import Searcher
-from unisono.pipelines.demo.shop import generate_shop
 from unisono.transforms.base.errors import Reason
 from unisono.transforms.base.tables import from_vector_column
 from unisono.transforms.encode.microbatch import MicroBatcher
 from unisono.transforms.encode.reuse import add_previous
 from unisono.transforms.encode.shard import encode_table, join_parts
 from unisono.transforms.encoders.base import Encoder, EncoderSpec
-from unisono.transforms.encoders.sentence import st as st
+from unisono.transforms.encoders.sentence import st
 from unisono.transforms.media.fetch import MediaSource
 
 PARTS = ("text", "image", "audio")
@@ -39,12 +33,6 @@ def library(omni: Path) -> Any:
     from sentence_transformers import SentenceTransformer
 
     return SentenceTransformer(str(omni), device="cpu")
-
-
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(3) as threads:
-        yield threads
 
 
 @pytest.fixture
@@ -65,7 +53,8 @@ def sound(seed: int) -> np.ndarray:
     return (0.5 * np.sin(np.arange(8000) * 0.05 * seed)).astype(np.float32)
 
 
-def heard(seed: int) -> dict[str, Any]:
+def as_audio(seed: int) -> dict[str, Any]:
+    """Wraps a sound as sentence-transformers takes it."""
     return {"array": sound(seed), "sampling_rate": 16_000}
 
 
@@ -88,11 +77,11 @@ ROWS = {
     "useless": (None, "broken.png", "gone.wav"),
 }
 SAMPLES = {
-    "all": {"text": "red lamp", "image": picture(1), "audio": heard(1)},
+    "all": {"text": "red lamp", "image": picture(1), "audio": as_audio(1)},
     "text": "green chair",
-    "media": {"image": picture(2), "audio": heard(2)},
+    "media": {"image": picture(2), "audio": as_audio(2)},
     "blank": picture(1),
-    "broken": {"text": "red chair", "audio": heard(1)},
+    "broken": {"text": "red chair", "audio": as_audio(1)},
     "lost": {"text": "red drum", "image": picture(1)},
 }
 
@@ -106,7 +95,8 @@ def test_missing_parts_are_left_out(encoder: Encoder, library: Any, source: Medi
     for name, sample in SAMPLES.items():
         expected = library.encode_document([sample])[0]
         assert got[name] @ expected / np.linalg.norm(expected) >= 0.9999, name
-    assert result.table.select(["text", "image", "audio"]) == raw.select(["text", "image", "audio"])  # for the others
+    # The raw columns stay for the encoders of the single modalities.
+    assert result.table.select(["text", "image", "audio"]) == raw.select(["text", "image", "audio"])
     told = sorted((d.item_id, d.modality, d.reason, d.detail.partition(":")[0], d.uri) for d in result.letters)
     assert told == [
         ("broken", "joint", Reason.NOT_AN_IMAGE, "image", "broken.png"),
@@ -114,7 +104,7 @@ def test_missing_parts_are_left_out(encoder: Encoder, library: Any, source: Medi
         ("useless", "joint", Reason.NOT_AN_IMAGE, "image", "broken.png"),
         ("useless", "joint", Reason.NOT_FOUND, "audio", "gone.wav"),
     ]
-    # what may come back is tried again tomorrow
+    # An item that lost a part has no hash, so the next run tries it again.
     hashes = dict(zip(ROWS, result.table["joint_hash"].to_pylist(), strict=True))
     assert {n for n, h in hashes.items() if h} == {"all", "text", "media", "blank"}
 
@@ -139,21 +129,3 @@ def test_unchanged_items_are_reused(encoder: Encoder, source: MediaSource, pool:
     assert (first.encoded, second.encoded, second.reused) == (3, 2, 1)
     assert second.table["joint_embedding"][0] == first.table["joint_embedding"][0]
     assert second.table["joint_embedding"][1] != first.table["joint_embedding"][1]
-
-
-def test_a_run_with_a_joint_modality(omni: Path, tmp_path: Path) -> None:
-    shop = generate_shop(tmp_path / "shop" / "shop", items=60, users=10)
-    encoders = {"text": "none", "joint": {"model": f"st/{omni}", "max_pixels": 10_000, "audio_seconds": 1}}
-    limits = {"max_dead_letter_fraction": 0.5}
-    run = run_with(tmp_path / "run", shop, shards=2, encoders=encoders, interactions=None, limits=limits)
-    embeddings, items = run.part("embeddings"), run.part("items")
-    names = embeddings.schema.names
-    assert {"joint_embedding", "image_embedding", "audio_embedding"} <= set(names)
-    assert not {"text", "image", "audio", "joint", "text_embedding"} & set(names)
-    vectors, present = from_vector_column(items["joint_vector"])
-    assert present.sum() > 40
-    assert {"joint"} < {m for row in items["modalities"].to_pylist() for m in row}
-    np.testing.assert_allclose(np.linalg.norm(vectors[present], axis=1), 1, atol=1e-5)
-    # The run has no modality text: the text side of the joint encoder is asked.
-    hits = Searcher(PublishedRun.open(run.store)).search(text="red lamp", k=3)
-    assert len(hits) == 3
