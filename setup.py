@@ -1,5 +1,7 @@
 """Packaging. Extras keep the base install light: `lite` encoders and local runs need none of them."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 MODELS = ["torch>=2.4", "torchvision", "transformers>=4.56", "open_clip_torch>=2.30"]
@@ -28,8 +30,22 @@ PACKAGES = ["unisono", *(f"unisono.{p}" for f in FOLDERS for p in (f, *(f"{f}.{q
 
 setup(
     name="unisono",
-    version="0.1.0",
+    version="0.2.0.dev0",
     description="Multimodal item vectors and user profiles for recommenders, on Apache Beam",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="the Unisono developers",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
     packages=PACKAGES,
     package_dir={"unisono": "unisono", **{f"unisono.{f}": f for f in FOLDERS}},
