@@ -29,6 +29,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -126,7 +127,7 @@ def run_script(root: Path, interests: int) -> None:
     from scipy.sparse import csr_matrix
 
     items = pl.read_parquet(root / "store/runs/items/items/*.parquet", columns=["item_id", "vector", "text_vector"])
-    vectors, text = (np.stack(items[c].to_numpy()) for c in ("vector", "text_vector"))
+    vectors, text = (np.stack(list(items[c].to_numpy())) for c in ("vector", "text_vector"))
     rows = items.select("item_id").with_row_index("row")
     types = pl.DataFrame({"event": list(WEIGHTS), "weight": list(WEIGHTS.values())})
     log = (
@@ -201,7 +202,7 @@ def _script_interests(
     return out
 
 
-_SHARED: dict[str, object] = {}  # what the forked processes see
+_SHARED: dict[str, Any] = {}  # what the forked processes see
 
 
 def _script_block(start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -319,7 +320,7 @@ def peak_bytes(process: subprocess.Popen) -> int:
     stop.set()
     thread.join()
     if code:
-        raise SystemExit(f"{process.args} ended with {code}")
+        raise SystemExit(f"{process.args!r} ended with {code}")
     return peak[0]
 
 

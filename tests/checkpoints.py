@@ -264,7 +264,7 @@ def save_clip(directory: Path) -> None:
     config = hf.CLIPConfig(text_config=text, vision_config=vision, projection_dim=20, initializer_factor=3.0)
     hf.CLIPModel(config).save_pretrained(directory)
     tokenizer = hf.PreTrainedTokenizerFast.from_pretrained(directory)
-    shape = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    shape: dict[str, Any] = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     hf.CLIPProcessor(hf.CLIPImageProcessor(**shape), tokenizer).save_pretrained(directory)
     resave(directory, [])
 

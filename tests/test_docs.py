@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import shlex
 from importlib import import_module
@@ -39,13 +40,8 @@ _SPAN = re.compile(r"`([^`]+)`")
 def rows_of_table(page: Path, head: str) -> list[list[str]]:
     """The cells of the table whose first line is `head`."""
     lines = page.read_text().splitlines()
-    start = lines.index(head)
-    rows = []
-    for line in lines[start + 2 :]:
-        if not line.startswith("|"):
-            return rows
-        rows.append([cell.strip() for cell in line.strip("|").split("|")])
-    return rows
+    body = itertools.takewhile(lambda line: line.startswith("|"), lines[lines.index(head) + 2 :])
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in body]
 
 
 def fences(page: Path, kind: str) -> list[str]:

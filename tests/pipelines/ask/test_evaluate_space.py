@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from tests.transforms.space.test_space_methods import draw, moments_of, table_of
+from tests.transforms.space.test_space_methods import draw, map_of, moments_of, table_of
 from unisono.pipelines.ask.evaluate_space import evaluate_space, pad_embeddings, print_evaluation
 from unisono.pipelines.cli import app
 from unisono.pipelines.job.config import load_job
@@ -97,7 +97,7 @@ def test_what_is_measured_is_what_numpy_says():
     rng = np.random.default_rng(3)
     space = linear_space("x", dict.fromkeys(DIMS, np.zeros(24)), {m: rng.standard_normal((24, 8)) for m in DIMS})
     measured = measure_space(space, table)
-    z = {m: batch[m][0].astype(float) @ space.projections[m].map for m in DIMS}
+    z = {m: batch[m][0].astype(float) @ map_of(space, m) for m in DIMS}
     z = {m: y / np.linalg.norm(y, axis=1, keepdims=True) for m, y in z.items()}
     both = batch["text"][1] & batch["image"][1]
     score = z["text"][both] @ z["image"][both].T

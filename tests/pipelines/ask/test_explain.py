@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +40,7 @@ def shop(tmp_path_factory) -> Path:
 
 
 def run(shop: Path, name: str, **sections: dict) -> Store:
-    job = {
+    job: dict[str, Any] = {
         "store": name,
         "catalog": {"path": "catalog.parquet", "id": "item_id", "text": ["text"]},
         "interactions": {

@@ -5,8 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,7 +47,7 @@ class ByteStatistics:
     def cost(self, prepared: np.ndarray) -> int:
         return 1
 
-    def encode(self, batch: list[np.ndarray]) -> np.ndarray:
+    def encode(self, batch: Sequence[np.ndarray]) -> np.ndarray:
         self.batches.append(len(batch))
         if len(batch) > self.most:
             raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
@@ -78,7 +81,7 @@ def image_table(images, dtype=None) -> pa.Table:
     return pa.table({"item_id": ids, "image": pa.array(images, dtype or pa.string())})
 
 
-def encoded(table: pa.Table, modality: str = "image") -> dict[str, list[float] | None]:
+def encoded(table: pa.Table, modality: str = "image") -> dict[Any, Any]:
     return dict(zip(table["item_id"].to_pylist(), table[f"{modality}_embedding"].to_pylist(), strict=True))
 
 
@@ -187,7 +190,7 @@ def test_prefetch_keeps_order_and_bounds_what_waits(pool) -> None:
         return Loaded(i, nbytes=100)
 
     seen = []
-    for item in load_ahead([lambda i=i: job(i) for i in range(60)], pool, held_items=50, held_bytes=1000):
+    for item in load_ahead([partial(job, i) for i in range(60)], pool, held_items=50, held_bytes=1000):
         time.sleep(0.002)
         with lock:
             running -= 1
@@ -202,7 +205,7 @@ def test_prefetch_runs_ahead_of_a_slow_consumer(pool) -> None:
         return Loaded(i)
 
     started = time.monotonic()
-    for _ in load_ahead([lambda i=i: job(i) for i in range(20)], pool):
+    for _ in load_ahead([partial(job, i) for i in range(20)], pool):
         time.sleep(0.02)
     assert time.monotonic() - started < 0.7  # one after the other would be 0.8
 

@@ -140,7 +140,7 @@ def test_text_keeps_the_cosines_of_its_features() -> None:
     encoder = lite("text")
     texts = [encoder.prepare(t) for t in examples("text", 60)]
     # By hand: sublinear counts of words, word pairs and padded character n-grams, each view with unit norm.
-    views = ({}, {})
+    views: tuple[dict[str, dict[int, int]], ...] = ({}, {})
     for i, text in enumerate(texts):
         words = text.split()
         grams = words + [f"{a} {b}" for a, b in itertools.pairwise(words)]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,7 +144,7 @@ def test_embedding_depends_on_its_batch_by_rounding_only(bert: Path) -> None:
 def test_forward_batches_keep_to_their_tokens_and_pad_little(bert: Path) -> None:
     texts = ["chair " * n for n in np.random.default_rng(0).integers(1, 30, 200)]
     expected = family.load(spec_of(bert)).encode(texts)
-    encoder = family.load(spec_of(bert, batch_tokens=99))
+    encoder: Any = family.load(spec_of(bert, batch_tokens=99))
     masks: list[torch.Tensor] = []
     hook = encoder._model.register_forward_pre_hook(
         lambda module, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
@@ -262,7 +263,11 @@ def test_describe_loads_neither_torch_nor_transformers(bert: Path) -> None:
 
 
 def _drop(*names: str) -> Callable[[Path], None]:
-    return lambda path: [(path / name).unlink() for name in names] and None
+    def drop(path: Path) -> None:
+        for name in names:
+            (path / name).unlink()
+
+    return drop
 
 
 def _pickle_only(path: Path) -> None:
@@ -288,7 +293,7 @@ def _lose_a_tensor(path: Path) -> None:
     save_file(tensors, path / "model.safetensors", {"format": "pt"})
 
 
-REFUSED: dict[str, tuple[Callable[[Path], None], dict, str]] = {
+REFUSED: dict[str, tuple[Callable[[Path], object], dict, str]] = {
     "no-config": (_drop("config.json"), {}, r"no file config\.json in .*save_pretrained"),
     "no-weights": (_drop("model.safetensors"), {}, r"no file model\.safetensors"),
     "pickled-weights": (_pickle_only, {}, r"pytorch_model\.bin .*only safetensors.*safe_serialization=True"),
@@ -296,7 +301,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], dict, str]] = {
     "lfs-pointer": (_lfs, {}, r"Git LFS pointer.*git lfs pull"),
     "no-tokenizer": (_drop("tokenizer.json"), {}, r"no tokenizer\.json"),
     "bad-json": (
-        lambda p: (p / "config.json").write_text("{") and None, {}, r"config\.json cannot be read as JSON"
+        lambda p: (p / "config.json").write_text("{"), {}, r"config\.json cannot be read as JSON"
     ),
     "module": (
         lambda p: write_json(p / "modules.json", [{"type": "x.CLIPModel"}]), {}, r"CLIPModel.*Pooling"

@@ -38,10 +38,16 @@ def example(seed: int, levels: int | None, users: int = 60, items: int = 30) -> 
     return scores, relevant, Ranked(np.where(falling > -np.inf, order, -1), falling)
 
 
+def pairs_of(relevant: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Users and items of the cells that are not zero."""
+    users, items = np.nonzero(relevant)
+    return users, items
+
+
 @pytest.mark.parametrize("levels", [None, 4], ids=["distinct", "ties"])
 def test_measures_equal_set_code(levels: int | None) -> None:
     _, relevant, ranked = example(1, levels)
-    found = measure_users(ranked, np.nonzero(relevant), relevant.shape[1], KS)
+    found = measure_users(ranked, pairs_of(relevant), relevant.shape[1], KS)
     for u in range(len(relevant)):
         wanted = set(np.flatnonzero(relevant[u]).tolist())
         row = [i for i in ranked.items[u].tolist() if i >= 0]
@@ -60,7 +66,7 @@ def test_measures_equal_set_code(levels: int | None) -> None:
 
 def test_ndcg_equals_sklearn() -> None:
     scores, relevant, ranked = example(2, None)
-    found = measure_users(ranked, np.nonzero(relevant), relevant.shape[1], KS)
+    found = measure_users(ranked, pairs_of(relevant), relevant.shape[1], KS)
     real = np.where(np.isfinite(scores), scores, -1.0)  # what was seen stands last there
     for k in KS:
         for u in range(1, len(relevant)):
@@ -70,7 +76,7 @@ def test_ndcg_equals_sklearn() -> None:
 @pytest.mark.parametrize("levels", [None, 3], ids=["distinct", "ties"])
 def test_auc_equals_sklearn(levels: int | None) -> None:
     scores, relevant, ranked = example(3, levels)
-    found = area_under_curve(ranked, np.nonzero(relevant), relevant.shape[1])
+    found = area_under_curve(ranked, pairs_of(relevant), relevant.shape[1])
     for u in range(len(relevant)):
         candidates = np.isfinite(scores[u])
         truth = relevant[u, candidates]
@@ -130,4 +136,4 @@ def test_bootstrap_holds_the_truth_as_often_as_it_says() -> None:
 def test_impossible_lengths_are_refused() -> None:
     _, relevant, ranked = example(6, None)
     with pytest.raises(JobError, match="--k"):
-        measure_users(ranked, np.nonzero(relevant), relevant.shape[1], [0])
+        measure_users(ranked, pairs_of(relevant), relevant.shape[1], [0])

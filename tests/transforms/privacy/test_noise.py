@@ -93,8 +93,8 @@ def test_vectors_are_clipped_and_noised(clip):
 
 def test_two_histories_are_told_apart_no_better_than_promised():
     spec, n = NoiseSpec(1.0, 0.05, 1.0), 400_000
-    one = add_noise(np.tile(np.float32([1, 0]), (n, 1)), spec)[:, 0]
-    other = add_noise(np.tile(np.float32([-1, 0]), (n, 1)), spec)[:, 0]
+    one = add_noise(np.tile(np.array([1, 0], np.float32), (n, 1)), spec)[:, 0]
+    other = add_noise(np.tile(np.array([-1, 0], np.float32), (n, 1)), spec)[:, 0]
     # The best test at ε: above the crossing of the two densities, Δ = 2 apart.
     threshold = spec.epsilon * spec.sigma**2 / 2
     told = np.mean(one > threshold) - np.exp(spec.epsilon) * np.mean(other > threshold)
@@ -106,7 +106,7 @@ def test_a_profile_shows_its_noised_vector_and_nothing_else():
     users = pa.table(
         [
             ["b", "d"],
-            to_vector_column(np.float32([[1, 0, 0], [0, 1, 0]])),
+            to_vector_column(np.array([[1, 0, 0], [0, 1, 0]], np.float32)),
             [[{"vector": [1, 0, 0], "weight": 1.0, "item_id": "secret"}], []],
             pa.array([0.5, 0.6], pa.float32()),
             [3, 4],

@@ -379,6 +379,7 @@ def test_too_few_pairs_leave_the_closed_form(circles):
     np.testing.assert_allclose(space.project("text", x), closed.project("text", x), atol=1e-6)
     fused = fit_fusion(closed, few, FusionSpec("gated"))
     assert fused.info["fusion"]["training"]["epoch"] == 0
+    assert fused.weigher is not None
     assert fused.weigher.weigh(np.ones((3, BLOCK_ROWS, 8)), np.ones((3, BLOCK_ROWS), bool)) == pytest.approx(0.5)
 
 

@@ -16,6 +16,7 @@ from unisono.transforms.space.fit.methods import METHODS, fit_space, max_dim
 from unisono.transforms.space.fit.moments import Moments
 from unisono.transforms.space.fit.spec import SpaceSpec
 from unisono.transforms.space.parts.anchors import AnchorMap
+from unisono.transforms.space.parts.linear import LinearMap
 from unisono.transforms.space.space import Space
 
 DIMS = {"audio": 7, "image": 9, "text": 12}
@@ -59,6 +60,13 @@ def same_up_to_sign(got, want, tolerance=1e-6):
     np.testing.assert_allclose(got, want * sign, atol=tolerance * np.abs(want).max(), rtol=0)
 
 
+def map_of(space: Space, modality: str) -> np.ndarray:
+    """The matrix of a modality whose projection is linear."""
+    part = space.projections[modality]
+    assert isinstance(part, LinearMap)
+    return part.map
+
+
 def principal(x, k):
     return PCA(k, svd_solver="full").fit(x).components_.T
 
@@ -74,7 +82,7 @@ def test_none_is_centred_cosines(missing):
         np.testing.assert_allclose(got, want, atol=1e-6)
     pooled = np.mean([np.cov(rows_of(batch, m).T, ddof=0) for m in SAME], axis=0)
     short = fit_space(moments_of(batch), SpaceSpec("none", 3))
-    same_up_to_sign(short.projections["text"].map, np.linalg.eigh(pooled)[1][:, ::-1][:, :3])
+    same_up_to_sign(map_of(short, "text"), np.linalg.eigh(pooled)[1][:, ::-1][:, :3])
 
 
 @pytest.mark.parametrize("remove", [0, 2])
@@ -90,9 +98,9 @@ def test_zca_is_the_inverse_square_root(r, remove):
         top = principal(x, 9)[:, :remove]
         whitening = whitening @ (np.eye(9) - top @ top.T)
         # The map is the whitening, turned by one orthonormal matrix that all modalities share.
-        got = space.projections[m].map
+        got = map_of(space, m)
         np.testing.assert_allclose(got @ got.T, whitening @ whitening.T, atol=1e-6 * np.abs(whitening).max() ** 2)
-    turns = [np.linalg.lstsq(space.projections[m].map, space.projections["text"].map, rcond=None)[0] for m in SAME]
+    turns = [np.linalg.lstsq(map_of(space, m), map_of(space, "text"), rcond=None)[0] for m in SAME]
     assert space.info["whitening"] == "zca"
     assert all(np.isfinite(t).all() for t in turns)
 
@@ -105,8 +113,8 @@ def test_pca_whitening_gives_unit_variances():
         x = rows_of(batch, m)
         pca = PCA(6, svd_solver="full").fit(x)
         deviation = np.sqrt(pca.explained_variance_ * (len(x) - 1) / len(x))
-        same_up_to_sign(space.projections[m].map, pca.components_.T / deviation)
-        np.testing.assert_allclose(np.cov((x @ space.projections[m].map).T, ddof=0), np.eye(6), atol=1e-6)
+        same_up_to_sign(map_of(space, m), pca.components_.T / deviation)
+        np.testing.assert_allclose(np.cov((x @ map_of(space, m)).T, ddof=0), np.eye(6), atol=1e-6)
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.5])
@@ -115,7 +123,7 @@ def test_procrustes_is_that_of_scipy(hub, missing):
     batch = draw(missing=missing)
     dim = 7  # as short as the shortest, so that SciPy can pad neither side
     space = fit_space(moments_of(batch), SpaceSpec("procrustes", dim, hub=hub))
-    axes = space.projections[hub].map
+    axes = map_of(space, hub)
     same_up_to_sign(axes, principal(rows_of(batch, hub), dim))
     for m in DIMS:
         if m == hub:
@@ -127,7 +135,7 @@ def test_procrustes_is_that_of_scipy(hub, missing):
         else:  # the polar factor of XᵀY, by another road than the SVD
             cross = x.T @ y
             want = cross @ scipy.linalg.fractional_matrix_power(cross.T @ cross, -0.5)
-        np.testing.assert_allclose(space.projections[m].map, want, atol=1e-6)
+        np.testing.assert_allclose(map_of(space, m), want, atol=1e-6)
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.5])
@@ -135,7 +143,7 @@ def test_procrustes_is_that_of_scipy(hub, missing):
 def test_ridge_is_that_of_scikit_learn(r, missing):
     batch = draw(missing=missing)
     space = fit_space(moments_of(batch), SpaceSpec("ridge", 8, r, hub="text"))
-    axes = space.projections["text"].map
+    axes = map_of(space, "text")
     for m in ("audio", "image"):
         x, y = rows_of(batch, m, "text"), rows_of(batch, "text", m) @ axes
         strength = r * np.trace(np.cov(x.T, ddof=0)) / x.shape[1]
@@ -145,7 +153,7 @@ def test_ridge_is_that_of_scikit_learn(r, missing):
             want = np.linalg.lstsq(own, (x - x.mean(0)).T @ (y - y.mean(0)) / len(x), rcond=None)[0]
         else:
             want = Ridge(alpha=len(x) * strength).fit(x, y).coef_.T
-        np.testing.assert_allclose(space.projections[m].map, want, atol=1e-6)
+        np.testing.assert_allclose(map_of(space, m), want, atol=1e-6)
     assert fit_space(moments_of(batch), SpaceSpec("ridge", 8)).info["hub"] in DIMS
 
 
@@ -154,8 +162,8 @@ def test_csa_weighting_scales_axes_by_their_correlation():
     flat = fit_space(moments_of(batch), SpaceSpec("gcca", 4, 0.1, weighting=0.0))
     bent = fit_space(moments_of(batch), SpaceSpec("gcca", 4, 0.1, weighting=2.0))
     for m in DIMS:
-        want = flat.projections[m].map * np.array(flat.info["spectrum"]) ** 2
-        np.testing.assert_allclose(bent.projections[m].map, want, atol=1e-9)
+        want = map_of(flat, m) * np.array(flat.info["spectrum"]) ** 2
+        np.testing.assert_allclose(map_of(bent, m), want, atol=1e-9)
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.5])

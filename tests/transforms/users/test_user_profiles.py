@@ -66,7 +66,7 @@ def test_interests_are_wards_clusters_and_their_medoids(items, most, split):
     history, _ = order_history(table, items)
     found = find_interests(history, history.weight, items, most, split).to_pylist()
     vectors = np.asarray(items.vectors, np.float64)
-    sizes = set()
+    sizes: set[int] = set()
     for u, interests in enumerate(found):
         mine = slice(history.first[u], history.first[u + 1])
         total = np.bincount(history.rows[mine], history.weight[mine], ITEMS)
@@ -111,7 +111,9 @@ def test_the_prior_weighs_items_by_how_many_turned_to_them(items):
     n = np.random.default_rng(0).integers(1, 50, ITEMS)
     counts = pa.table({"item_id": [*IDS, "gone"], "n": [*n.tolist(), 9]})
     mean = n @ np.asarray(items.vectors, np.float64)
-    np.testing.assert_allclose(popular_direction(counts, items), mean / np.linalg.norm(mean), atol=1e-6)
+    found = popular_direction(counts, items)
+    assert found is not None
+    np.testing.assert_allclose(found, mean / np.linalg.norm(mean), atol=1e-6)
 
 
 def test_cold_users_lean_on_the_prior_and_less_with_every_event(items):
