@@ -1,7 +1,8 @@
-"""The wheel and the source archive: what lies in them, and that they work beside packages of the same names as ours."""
+"""The wheel and the source archive: their contents, and that they work beside packages named as our folders."""
 
 from __future__ import annotations
 
+import email
 import os
 import shutil
 import subprocess
@@ -14,12 +15,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.paths import ROOT
 
 FOLDERS = ("transforms", "pipelines", "runners")
 FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
-CACHE = "left_by_numba.nbi"  # what a compiled loop leaves in a __pycache__
+CACHE = "left_by_numba.nbi"  # the name of a file that a compiled loop leaves in a __pycache__
 ITEMS = 60
 # The build backend called as pip calls it, in this environment: it needs no package index.
 BUILD_WHEEL = "import sys, setuptools.build_meta as b; print(b.build_wheel(sys.argv[1]))"
@@ -60,7 +63,7 @@ def wheel_of(name: str, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clean copy of what is packaged, with one compiler's cache in it."""
+    """A clean copy of everything that is packaged, with a file in it as numba leaves one."""
     copy = tmp_path_factory.mktemp("tree")
     for name in FILES:
         shutil.copy(ROOT / name, copy / name)
@@ -79,7 +82,7 @@ def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sdist(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The archive as Beam's stager makes it of `--setup_file` where the package `build` is not installed."""
+    """The archive that Beam's stager makes for `--setup_file` if the package `build` is not installed."""
     out = tmp_path_factory.mktemp("sdist")
     call([sys.executable, "setup.py", "sdist", "--dist-dir", str(out)], tree)
     (archive,) = out.glob("*.tar.gz")
@@ -88,10 +91,10 @@ def sdist(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def scratch(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with our wheel and, installed after it, strangers named as our folders are.
+    """An environment with our wheel and, installed after it, packages of other people with the names of our folders.
 
-    The dependencies come from this environment's site-packages, which a .pth file appends to the import path. Files
-    with the ending .pth are not read there, so an editable install of ours has no effect.
+    The dependencies come from this environment's site-packages: a .pth file appends them to the import path. Python
+    does not read further .pth files there, so an editable installation of ours has no effect.
     """
     base = tmp_path_factory.mktemp("scratch")
     call([sys.executable, "-m", "venv", "--without-pip", str(base / "env")], base)
@@ -109,7 +112,7 @@ def scratch(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def demo(scratch: Path) -> Path:
-    """The store that `unisono demo` makes in the scratch environment; the working directory has no source tree."""
+    """The store that `unisono demo` makes in the scratch environment, run from a directory without our source tree."""
     call([str(scratch / "env" / "bin" / "unisono"), "demo", "--items", str(ITEMS)], scratch)
     return scratch / "out" / "demo" / "store"
 
@@ -139,6 +142,20 @@ def test_a_wheel_says_whose_it_is_and_on_which_terms(wheel: Path) -> None:
     assert "License-Expression: Apache-2.0" in head
     assert "Author: the Unisono developers" in head
     assert readme.startswith("# Unisono")
+
+
+def test_the_constraints_name_a_version_of_every_requirement(wheel: Path) -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))  # each line is name==version
+    versions = {canonicalize_name(name): version for name, version in pinned.items()}
+    with zipfile.ZipFile(wheel) as z:
+        (name,) = (n for n in z.namelist() if n.endswith(".dist-info/METADATA"))
+        found = email.message_from_bytes(z.read(name)).get_all("Requires-Dist", [])
+    assert found
+    for required in map(Requirement, found):
+        if required.name == "unisono":  # an extra that is made of other extras
+            continue
+        assert versions[canonicalize_name(required.name)] in required.specifier, required
 
 
 def test_an_sdist_builds_the_same_wheel(tree: Path, wheel: Path, sdist: Path, tmp_path: Path) -> None:
