@@ -33,8 +33,8 @@ test: $(VENV)/.test types
 TYPES := build/types/unisono
 types:
 	mkdir -p $(TYPES)
-	for f in transforms pipelines runners; do ln -sfn $(CURDIR)/$$f $(TYPES)/$$f; done
-	for f in __init__.py py.typed; do ln -sfn $(CURDIR)/unisono/$$f $(TYPES)/$$f; done
+	for f in transforms pipelines runners; do ln -sfnr $$f $(TYPES)/$$f; done
+	for f in __init__.py py.typed; do ln -sfnr unisono/$$f $(TYPES)/$$f; done
 
 ruff: $(VENV)/.test
 	$(BIN)/ruff check .

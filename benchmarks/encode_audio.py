@@ -212,4 +212,4 @@ MEASURES = {
     "features": features,
     "extractor": extractor,
 }
-RATIOS = [("features", "extractor")]  # reported besides the ratios of the pipeline to every other way
+RATIOS = [("features", "extractor")]  # a further ratio to report

@@ -51,7 +51,7 @@ def build_wheel(tree: Path, out: Path) -> Path:
 
 
 def wheel_of(name: str, folder: Path) -> Path:
-    """Makes a wheel of somebody else's package, whose import fails."""
+    """Makes a wheel of somebody else's package. Importing that package fails."""
     path, info = folder / f"{name}-1.0-py3-none-any.whl", f"{name}-1.0.dist-info"
     with zipfile.ZipFile(path, "w") as z:
         z.writestr(f"{name}/__init__.py", "raise ImportError('the package of somebody else')\n")
