@@ -1,5 +1,7 @@
 """Packaging. The base install makes item vectors of texts; extras add pictures, sounds, people and models."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 IMAGE = ["pillow>=11", "scikit-image>=0.24"]  # pictures, and the image encoder of the family `lite`
@@ -32,8 +34,22 @@ PACKAGES = ["unisono", *(f"unisono.{p}" for f in FOLDERS for p in (f, *(f"{f}.{q
 
 setup(
     name="unisono",
-    version="0.1.0",
+    version="0.2.0.dev0",
     description="Multimodal item vectors and user profiles for recommenders, on Apache Beam",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="the Unisono developers",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
     packages=PACKAGES,
     package_dir={"unisono": "unisono", **{f"unisono.{f}": f for f in FOLDERS}},

@@ -1,4 +1,4 @@
-"""Times `unisono demo` in a fresh process, and the memory of it and its children, against their limits.
+"""Measures the time and the memory of `unisono demo` in a new process, and compares them with their limits.
 
     .venv/bin/python benchmarks/demo.py [--items 2000]
 """
@@ -23,21 +23,25 @@ SHELL = "import sys; from unisono.pipelines.cli import main; sys.argv = ['unison
 
 
 def watch(process: psutil.Popen, stop: threading.Event) -> int:
-    """Samples the resident memory of a process and its children until it ends; gives the peak, in bytes."""
+    """Samples the resident memory of a process and its children until `stop` is set.
+
+    Returns:
+        the largest sum seen, in bytes.
+    """
     peak = 0
     while not stop.wait(0.05):
         total = 0
         try:
             for p in (process, *process.children(recursive=True)):
                 total += p.memory_info().rss
-        except psutil.Error:  # one of them ended between the two calls
+        except psutil.Error:  # a process ended between the two calls
             continue
         peak = max(peak, total)
     return peak
 
 
 def run_demo(out: Path, items: int) -> tuple[float, int]:
-    """Runs the demo; gives seconds and peak bytes."""
+    """Runs the demo and returns its time in seconds and its peak memory in bytes."""
     started = time.monotonic()
     process = psutil.Popen(
         [sys.executable, "-c", SHELL, "demo", "--out", str(out), "--items", str(items)],
@@ -57,7 +61,7 @@ def run_demo(out: Path, items: int) -> tuple[float, int]:
 
 
 def main() -> None:
-    """Prints JSON: the ratios to the limits first."""
+    """Runs the demo twice and prints JSON, the ratios to the limits first."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--items", type=int, default=2000)
     items = parser.parse_args().items
@@ -74,7 +78,7 @@ def main() -> None:
         "limit_seconds": LIMIT_S,
         "peak_bytes": max(peak, peak_again),
         "limit_bytes": LIMIT_BYTES,
-        "seconds_again": round(again, 1),  # the shop is there, its embeddings are reused
+        "seconds_again": round(again, 1),  # with the shop already made, and its embeddings reused
         "items": items,
         "cores": psutil.cpu_count(),
         "python": platform.python_version(),

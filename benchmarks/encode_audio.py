@@ -1,7 +1,8 @@
-"""Sounds of 10 s through CLAP's audio tower: see `benchmarks/encode.py`.
+"""Sounds of 10 s through CLAP's audio tower: a part of `benchmarks/encode.py`.
 
-Besides the pipeline, its limit and stock Beam: transformers' extractor and model in a plain loop (`library`), and the
-features alone, the project's (`features`) beside the extractor's (`extractor`), over waveforms in memory.
+Besides the pipeline, its limit and stock Beam it measures transformers' extractor and model in a plain loop
+(`library`). It also measures the features alone, over waveforms in memory: ours (`features`) and those of transformers
+(`extractor`).
 """
 
 from __future__ import annotations
@@ -9,24 +10,20 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
-import logging
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from encode import Clock, Measured, encode_stage, resident_bytes, stock_pipeline
 
-logging.getLogger().setLevel(logging.ERROR)
-warnings.simplefilter("ignore")
+from benchmarks.encode import Clock, Measured, encode_stage, resident_bytes, stock_pipeline
 
 RATE = 48_000
 SECONDS = 10
 
 
 def write_sounds(folder: Path, n: int, rate: int = RATE, seconds: float = SECONDS) -> None:
-    """Writes `n` different stereo FLACs of 16 bits: chords that fade in and out, and noise."""
+    """Writes `n` different stereo FLAC files of 16 bits: chords that fade in and out, with noise."""
     import soundfile
 
     folder.mkdir(exist_ok=True)
@@ -41,7 +38,7 @@ def write_sounds(folder: Path, n: int, rate: int = RATE, seconds: float = SECOND
 
 
 def prepare(folder: Path, args: argparse.Namespace) -> None:
-    """Writes the sounds and a checkpoint of the size of laion/clap-htsat-unfused with random weights."""
+    """Writes the sounds, and a checkpoint with random weights in the size of laion/clap-htsat-unfused."""
     import torch
     import transformers as hf
 
@@ -51,7 +48,7 @@ def prepare(folder: Path, args: argparse.Namespace) -> None:
     model = made(hf.ClapConfig())
     model.save_pretrained(folder / "clap")
     hf.ClapFeatureExtractor(truncation="rand_trunc").save_pretrained(folder / "clap")
-    torch.save(AudioTower(str(folder / "clap")).state_dict(), folder / "state.pt")  # what PytorchModelHandler loads
+    torch.save(AudioTower(str(folder / "clap")).state_dict(), folder / "state.pt")  # for PytorchModelHandler
 
 
 def _paths(folder: Path) -> list[str]:
@@ -59,7 +56,7 @@ def _paths(folder: Path) -> list[str]:
 
 
 def _read(path: str) -> np.ndarray:
-    """A file as the extractor wants it: mono, at the model's rate (the files have it already)."""
+    """Reads a file as mono, which the extractor needs. The files already have the model's sample rate."""
     import soundfile
 
     samples, _ = soundfile.read(io.BytesIO(Path(path).read_bytes()), dtype="float32", always_2d=True)
@@ -76,7 +73,7 @@ def _library(folder: Path) -> tuple[Any, Any]:
 
 
 def pipeline(folder: Path, args: argparse.Namespace) -> Measured:
-    """The project's stage, from file names to an embedding column."""
+    """Measures the encode stage, from file names to a column of embeddings."""
     import pyarrow as pa
 
     from unisono.transforms.encoders.base import EncoderSpec
@@ -92,7 +89,7 @@ def pipeline(folder: Path, args: argparse.Namespace) -> Measured:
 
 
 def limit(folder: Path, args: argparse.Namespace) -> Measured:
-    """The forward loop alone, over features that are already tensors in memory."""
+    """Measures the forward loop alone, over features that are already tensors in memory."""
     started = time.perf_counter()
     import torch
 
@@ -110,7 +107,7 @@ def limit(folder: Path, args: argparse.Namespace) -> Measured:
 
 
 def library(folder: Path, args: argparse.Namespace) -> Measured:
-    """transformers' extractor and model in a loop over batches, files read and mixed down one after another."""
+    """Measures transformers' extractor and model in a loop over batches. Files are read one after another."""
     started = time.perf_counter()
     import torch
 
@@ -132,7 +129,7 @@ def library(folder: Path, args: argparse.Namespace) -> Measured:
 
 
 class AudioTower:
-    """What a user hands to PytorchModelHandler: a factory of the model, with the audio tower as `forward`."""
+    """The model class for PytorchModelHandler: a CLAP model whose `forward` is the audio tower."""
 
     def __new__(cls, path: str) -> Any:
         import transformers as hf
@@ -144,7 +141,7 @@ class AudioTower:
 
 
 class ReadAndExtract:
-    """A file's features, one at a time, as the model's card has it."""
+    """Computes the features of one file, as the model card shows it."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -159,7 +156,7 @@ class ReadAndExtract:
 
 
 def stock(folder: Path, args: argparse.Namespace) -> Measured:
-    """What a user would write: one element a sound, transformers' extractor in a Map, RunInference."""
+    """Measures what a user would write: one element for each sound, transformers' extractor in a Map, RunInference."""
     from apache_beam.ml.inference.pytorch_inference import PytorchModelHandlerTensor
 
     handler = PytorchModelHandlerTensor(
@@ -173,7 +170,7 @@ def stock(folder: Path, args: argparse.Namespace) -> Measured:
 
 
 def features(folder: Path, args: argparse.Namespace) -> Measured:
-    """The project's features alone, over waveforms in memory."""
+    """Measures our features alone, over waveforms in memory."""
     started = time.perf_counter()
     import torch
 
@@ -192,7 +189,7 @@ def features(folder: Path, args: argparse.Namespace) -> Measured:
 
 
 def extractor(folder: Path, args: argparse.Namespace) -> Measured:
-    """transformers' extractor alone, over waveforms in memory."""
+    """Measures transformers' extractor alone, over waveforms in memory."""
     started = time.perf_counter()
     import transformers as hf
 
@@ -215,4 +212,4 @@ MEASURES = {
     "features": features,
     "extractor": extractor,
 }
-RATIOS = [("features", "extractor")]  # besides the pipeline to all others
+RATIOS = [("features", "extractor")]  # a further ratio to report

@@ -1,4 +1,4 @@
-"""JPEGs of 640×480 through a CLIP image tower: see `benchmarks/encode.py`."""
+"""JPEGs of 640×480 through a CLIP image tower: a part of `benchmarks/encode.py`."""
 
 from __future__ import annotations
 
@@ -6,21 +6,17 @@ import argparse
 import io
 import itertools
 import json
-import logging
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from encode import Clock, Measured, encode_stage, resident_bytes, stock_pipeline
 
-logging.getLogger().setLevel(logging.ERROR)
-warnings.simplefilter("ignore")
+from benchmarks.encode import Clock, Measured, encode_stage, resident_bytes, stock_pipeline
 
 
 def write_jpegs(folder: Path, n: int, height: int = 480, width: int = 640) -> None:
-    """Writes `n` different JPEGs of about 100 kB at quality 88: gradients, waves and noise."""
+    """Writes `n` different JPEGs of about 100 kB with quality 88: gradients, waves and noise."""
     from PIL import Image
 
     folder.mkdir(exist_ok=True)
@@ -46,7 +42,7 @@ def prepare(folder: Path, args: argparse.Namespace) -> None:
     (folder / "clip" / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
     model = open_clip.create_model(args.architecture)
     save_file(model.state_dict(), folder / "clip" / "open_clip_model.safetensors")
-    torch.save(model.state_dict(), folder / "state.pt")  # what PytorchModelHandler loads
+    torch.save(model.state_dict(), folder / "state.pt")  # for PytorchModelHandler
 
 
 def _paths(folder: Path) -> list[str]:
@@ -54,7 +50,7 @@ def _paths(folder: Path) -> list[str]:
 
 
 def pipeline(folder: Path, args: argparse.Namespace) -> Measured:
-    """The project's stage, from file names to an embedding column."""
+    """Measures the encode stage, from file names to a column of embeddings."""
     import pyarrow as pa
 
     from unisono.transforms.encoders.base import EncoderSpec
@@ -73,7 +69,7 @@ def pipeline(folder: Path, args: argparse.Namespace) -> Measured:
 
 
 def limit(folder: Path, args: argparse.Namespace) -> Measured:
-    """The forward loop alone, over batches that are already float tensors in memory."""
+    """Measures the forward loop alone, over batches that are already float tensors in memory."""
     started = time.perf_counter()
     import open_clip
     import torch
@@ -94,7 +90,7 @@ def limit(folder: Path, args: argparse.Namespace) -> Measured:
 
 
 class ImageTower:
-    """What a user hands to PytorchModelHandler: a factory of the model, with the image tower as `forward`."""
+    """The model class for PytorchModelHandler: a CLIP model whose `forward` is the image tower."""
 
     def __new__(cls, architecture: str) -> Any:
         import open_clip
@@ -105,7 +101,7 @@ class ImageTower:
 
 
 def decode_as_open_clip_does(path: str) -> Any:
-    """A picture as a float tensor, one at a time."""
+    """Decodes one picture to a float tensor."""
     import open_clip
     from PIL import Image
 
@@ -114,7 +110,7 @@ def decode_as_open_clip_does(path: str) -> Any:
 
 
 def stock(folder: Path, args: argparse.Namespace) -> Measured:
-    """What a user would write: one element a picture, decoded by open_clip's transform, RunInference."""
+    """Measures what a user would write: one element for each picture, open_clip's transform in a Map, RunInference."""
     from apache_beam.ml.inference.pytorch_inference import PytorchModelHandlerTensor
 
     handler = PytorchModelHandlerTensor(

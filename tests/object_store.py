@@ -35,7 +35,7 @@ def object_store(bucket: str) -> Iterator[None]:
 
 def upload(directory: Path, prefix: str) -> None:
     """Copies a directory into the store."""
-    from google.cloud import storage
+    from google.cloud import storage  # type: ignore[attr-defined]
 
     bucket, _, root = prefix.removeprefix("gs://").partition("/")
     client = storage.Client()

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -88,10 +89,12 @@ def test_three_readers_see_unit_vectors_of_one_length_and_unique_ids(run: Run) -
     np.testing.assert_allclose(np.linalg.norm(by_arrow, axis=1), 1, atol=1e-6)
     assert len(set(table["item_id"].to_pylist())) == n
 
-    rows, ids, lengths, low, high = duckdb.sql(
+    answer = duckdb.sql(
         f"""select count(*), count(distinct item_id), count(distinct len(vector)),
             min(list_dot_product(vector, vector)), max(list_dot_product(vector, vector)) from '{pattern}'"""
-    ).fetchall()[0]
+    )
+    assert answer is not None
+    rows, ids, lengths, low, high = answer.fetchall()[0]
     assert (rows, ids, lengths) == (n, n, 1)
     assert low == pytest.approx(1, abs=1e-5)
     assert high == pytest.approx(1, abs=1e-5)
@@ -257,7 +260,7 @@ def test_integer_ids_stay_integers(run: Run, tmp_path: Path) -> None:
         table = pq.read_table(getattr(run.shop, name))
         table = table.set_column(table.schema.get_field_index(column), column, number(table[column]))
         pq.write_table(table, tmp_path / f"{name}.parquet")
-    paths = {n: {"path": str(tmp_path / f"{n}.parquet")} for n in ("catalog", "interactions")}
+    paths: dict[str, Any] = {n: {"path": str(tmp_path / f"{n}.parquet")} for n in ("catalog", "interactions")}
     other = run_with(tmp_path / "run", run.shop, shards=4, **paths)
     items = other.part("items")
     assert items.schema.field("item_id").type == pa.int32()
@@ -268,7 +271,7 @@ def test_integer_ids_stay_integers(run: Run, tmp_path: Path) -> None:
 
 def test_null_and_duplicate_ids_and_items_with_nothing_are_catalog_dead_letters(run: Run, tmp_path: Path) -> None:
     table = pq.read_table(run.shop.catalog).select(["item_id", "title", "description", "image_uri", "audio_uri"])
-    nothing = {"title": None, "description": None, "image_uri": None, "audio_uri": None}
+    nothing: dict[str, Any] = {"title": None, "description": None, "image_uri": None, "audio_uri": None}
     extra = [{"item_id": None, "title": "no id"} | {k: None for k in nothing if k != "title"}]
     extra += [{"item_id": "item-00050", "title": "again", "image_uri": None}, {"item_id": "bare"} | nothing]
     extra_table = pa.Table.from_pylist([nothing | e for e in extra], schema=table.schema)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -62,7 +63,7 @@ IMAGE = "--sdk_container_image=europe-docker.example/unisono:1"
 def test_the_graph_is_a_dataflow_job(bucket: str, job: str) -> None:
     plan = plan_run(load_job(job), "df", items=True, users=True)
     options = beam_options([*DATAFLOW, *PLACES, IMAGE, "--dry_run=true", "--no_auth"])
-    result = launch(lambda root: nightly.build(root, plan), options, {})
+    result: Any = launch(lambda root: nightly.build(root, plan), options, {})
     pipeline = result.job.proto_pipeline
     names = " ".join(t.unique_name for t in pipeline.components.transforms.values())
     for step in ("ReadCatalog", "ShardByItem", "EncodeImage", "FitSpace", "Fuse", "BuildProfiles", "Publish"):

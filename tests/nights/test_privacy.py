@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -35,7 +37,7 @@ from unisono.transforms.store.small_vectors import read_vectors
 KEY, OTHER = "correct horse battery staple, and more", "another key that is just as long as the first"
 NAME = "UNISONO_TEST_KEY"
 HIDE = {"pseudonyms": {"key_env": NAME}}
-RANK = {"ranking": {"k": 5, "device": "cpu"}, "parts": {"recommend": True}}
+RANK: dict[str, dict[str, Any]] = {"ranking": {"k": 5, "device": "cpu"}, "parts": {"recommend": True}}
 FOLD = {"profiles": {"incremental": True, "interests": 0}}
 
 
@@ -160,7 +162,12 @@ def test_the_graph_carries_the_name_of_the_key_and_not_the_key(shop, key, monkey
     for codec in ("bz2", "zlib"):  # Beam compresses a graph's functions with one of these.
         module = getattr(cloudpickle_pickler, codec)
         real = module.compress
-        monkeypatch.setattr(module, "compress", lambda s, *a, real=real, **k: pickled.append(s) or real(s, *a, **k))
+
+        def compress(data, *args, real=real, **kwargs):
+            pickled.append(data)
+            return real(data, *args, **kwargs)
+
+        monkeypatch.setattr(module, "compress", compress)
     pipeline = beam.Pipeline()
     nightly.build(pipeline, plan)
     proto = pipeline.to_runner_api().SerializeToString()
@@ -206,10 +213,13 @@ def test_dataflow_needs_an_image_that_has_the_key(key, tmp_path):
 def test_the_forgotten_leave_a_run_as_if_they_had_never_been_there(shop, capsys):
     bad = pa.table({"user": ["u03"], "item": [None], "time": [1_770_000_000]}).cast(shop.log.schema)
     shop.log, gone = pa.concat_tables([shop.log, bad]), pa.array(["u03", "u11"])
-    settings = {"behaviour": {"dim": 12}, "profiles": {"min_events": 70}}
-    ranking = {"ranking": {"k": 5, "device": "cpu", "popularity_penalty": 0.3}, "parts": {"recommend": True}}
+    settings: dict[str, Any] = {"behaviour": {"dim": 12}, "profiles": {"min_events": 70}}
+    ranking: dict[str, Any] = {
+        "ranking": {"k": 5, "device": "cpu", "popularity_penalty": 0.3},
+        "parts": {"recommend": True},
+    }
     path = forget(shop, "u03", "u11", "u03", None, "never here")
-    store = shop.run("r", privacy={"forget": path}, **settings, **{k: dict(v) for k, v in ranking.items()})
+    store = shop.run("r", privacy={"forget": path}, **settings, **deepcopy(ranking))
     print_summary(store, store.published(), 0)
     assert re.search(r"people forgotten +2 ", capsys.readouterr().out)
     assert store.published().privacy == PrivacyStatement(
@@ -222,7 +232,7 @@ def test_the_forgotten_leave_a_run_as_if_they_had_never_been_there(shop, capsys)
     assert set(measured["user_id"].to_pylist()) == set(shop.log["user"].to_pylist()) - {"u03", "u11"}
     never = Shop(new_folder(shop.root / "never"))
     never.log = shop.log.filter(pc.invert(pc.is_in(shop.log["user"], value_set=gone)))
-    other = never.run("r", **settings, **{k: dict(v) for k, v in ranking.items()})
+    other = never.run("r", **settings, **deepcopy(ranking))
     for name in ("users", "items", "behaviour", "recommendations", "dead_letters"):
         assert part(store, name).equals(part(other, name)), name
 

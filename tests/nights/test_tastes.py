@@ -40,6 +40,7 @@ def test_recommend_after_the_demo_finds_later_events(run: Run, tmp_path: Path):
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(body | {"store": str(tmp_path / "store")}))
     store = Store(str(tmp_path / "store"))
     manifest = run_job(str(tmp_path / "job.yaml"), "tastes", [], items=False, users=False, recommend=True)
+    assert manifest is not None
     tables = [read_table(store, r) for r in manifest.part("recommendations")]
     seen, heldout = lists_of(run.shop.interactions), lists_of(run.shop.heldout)
     served = {r["user_id"]: r["item_ids"] for t in tables for r in t.to_pylist()}

@@ -18,7 +18,8 @@ COMMAND = "from unisono.pipelines.cli import main\nsys.argv = {!r}\nmain()\n"
 
 
 def write_job(directory: Path, catalog: dict[str, str], **sections: Any) -> Path:
-    texts = [f"a {colour} {thing}" for colour in ("red", "green", "blue") for thing in "lamp chair drum bell".split()]
+    things = ("lamp", "chair", "drum", "bell")
+    texts = [f"a {colour} {thing}" for colour in ("red", "green", "blue") for thing in things]
     columns = {"id": [f"i{n}" for n in range(len(texts))], "t": texts, "file": ["a"] * len(texts)}
     pq.write_table(pa.table(columns), directory / "c.parquet")
     body = {"store": "out", "catalog": {"path": "c.parquet", "id": "id", **catalog}, "space": {"dim": 8}, **sections}

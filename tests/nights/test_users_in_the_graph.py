@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -53,7 +54,7 @@ class Shop:
             "time": pa.array(1_770_000_000 + np.sort(rng.integers(0, 60 * 86_400, n))),
         })
 
-    def run(self, run_id: str, items: int = ITEMS, events: slice = slice(None), **job: object) -> Store:
+    def run(self, run_id: str, items: int = ITEMS, events: slice = slice(None), **job: Any) -> Store:
         pq.write_table(self.catalog.slice(0, items), self.root / "catalog.parquet")
         log = f"log-{run_id}.parquet"
         rows = range(self.log.num_rows)[events]
@@ -79,12 +80,13 @@ def shop(tmp_path: Path) -> Shop:
 
 def part(store: Store, name: str, run_id: str | None = None) -> pa.Table:
     manifest = store.manifest(run_id) if run_id else store.published()
+    assert manifest is not None
     table = pa.concat_tables([read_table(store, r) for r in manifest.part(name)])
     return table.sort_by(table.column_names[0]).combine_chunks()
 
 
 def space_of(store: Store) -> dict:
-    return json.loads(Path(store.run_path(store.latest(), "space/space.json")).read_text())
+    return json.loads(Path(store.run_path(store.published().run_id, "space/space.json")).read_text())
 
 
 def same_crowd(table: pa.Table, column: str = "vector") -> float:

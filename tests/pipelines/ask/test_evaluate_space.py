@@ -112,7 +112,7 @@ def test_what_is_measured_is_what_numpy_computes() -> None:
     rng = np.random.default_rng(3)
     space = linear_space("x", dict.fromkeys(DIMS, np.zeros(24)), {m: rng.standard_normal((24, 8)) for m in DIMS})
     measured = measure_space(space, table)
-    z = {m: batch[m][0].astype(float) @ space.projections[m].map for m in DIMS}
+    z = {m: batch[m][0].astype(float) @ space.projections[m].map for m in DIMS}  # type: ignore[attr-defined]
     z = {m: y / np.linalg.norm(y, axis=1, keepdims=True) for m, y in z.items()}
     both = batch["text"][1] & batch["image"][1]
     score = z["text"][both] @ z["image"][both].T

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,7 +16,7 @@ LOG = {"path": "log/*.parquet", "user": "u", "item": "i", "time": "t"}
 
 
 def changed(**changes):
-    body = {k: dict(v) if isinstance(v, dict) else v for k, v in GOOD.items()}
+    body: dict[str, Any] = {k: dict(v) if isinstance(v, dict) else v for k, v in GOOD.items()}
     for key, value in changes.items():
         section, _, name = key.partition("__")
         if name:

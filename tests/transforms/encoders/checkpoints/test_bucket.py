@@ -78,11 +78,14 @@ def test_it_is_the_same_encoder_as_from_the_local_directory(bucket, checkpoint: 
 
 
 def test_it_is_fetched_once(bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    downloads = []
+    downloads: list[str] = []
     whole = storage.Blob.download_to_filename
-    monkeypatch.setattr(
-        storage.Blob, "download_to_filename", lambda self, *a, **k: downloads.append(self.name) or whole(self, *a, **k)
-    )
+
+    def download(self, *args, **kwargs):
+        downloads.append(self.name)
+        return whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(storage.Blob, "download_to_filename", download)
     family.describe(spec_of())
     first = len(downloads)
     assert first >= 5

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,7 +121,7 @@ def test_embedding_depends_on_its_batch_by_rounding_only(bert: Path) -> None:
 def test_forward_batches_keep_to_their_tokens_and_pad_little(bert: Path) -> None:
     texts = ["chair " * n for n in np.random.default_rng(0).integers(1, 30, 200)]
     expected = family.load(spec_of(bert)).encode(texts)
-    encoder = family.load(spec_of(bert, batch_tokens=99))
+    encoder: Any = family.load(spec_of(bert, batch_tokens=99))
     masks: list[torch.Tensor] = []
     hook = encoder._model.register_forward_pre_hook(
         lambda module, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True

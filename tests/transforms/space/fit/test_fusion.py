@@ -21,10 +21,17 @@ from unisono.transforms.space.fit.methods import fit_space
 from unisono.transforms.space.fit.spec import FusionSpec, SpaceSpec
 from unisono.transforms.space.fuse import fuse_table, item_vectors
 from unisono.transforms.space.parts.imputer import ConditionalMean
+from unisono.transforms.space.parts.linear import FixedWeights
 from unisono.transforms.space.registry import FUSIONS
 from unisono.transforms.space.space import Space, linear_space
 
 LINEAR = ("mean", "weighted", "concat")
+
+
+def weights_of(space: Space) -> np.ndarray:
+    """The fixed weights of a space's modalities."""
+    assert isinstance(space.weigher, FixedWeights)
+    return space.weigher.weights
 
 
 def fitted(missing=0.3, n=1500, dim=6):

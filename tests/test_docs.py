@@ -1,0 +1,174 @@
+"""The documentation agrees with the code: reasons, commands, paths, links, command lines, the example of a job file."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from tests.paths import ROOT
+from unisono.pipelines.cli import app
+from unisono.pipelines.job.config import load_job
+from unisono.runners.select import unknown_options
+from unisono.transforms.base.errors import Reason
+
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+TOP = ("transforms", "pipelines", "runners", "unisono", "tests", "benchmarks", "docs", "examples", ".ci")
+# Where inputs are set aside, and under which stage. The first prefix that fits a file counts.
+STAGES = (
+    ("transforms/read/catalog", "catalog"),
+    ("transforms/read/interactions", "interactions"),
+    ("transforms/space", "catalog"),
+    ("transforms/users", "profiles"),
+    ("transforms/media", "encode"),
+    ("transforms/encode", "encode"),
+)
+# Named in the documentation before they exist: a test asks to take out what has come.
+NOT_YET = {"docs/job-file.md", "transforms/space/registry.py"}
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.S | re.M)
+_SPAN = re.compile(r"`([^`]+)`")
+
+
+def rows_of_table(page: Path, head: str) -> list[list[str]]:
+    """The cells of the table whose first line is `head`."""
+    lines = page.read_text().splitlines()
+    body = itertools.takewhile(lambda line: line.startswith("|"), lines[lines.index(head) + 2 :])
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in body]
+
+
+def fences(page: Path, kind: str) -> list[str]:
+    """The contents of the page's fenced blocks of one kind."""
+    return [body for name, body in _FENCE.findall(page.read_text()) if name == kind]
+
+
+def spans(page: Path) -> list[str]:
+    """The code spans of the page, without those in fenced blocks."""
+    return [" ".join(span.split()) for span in _SPAN.findall(_FENCE.sub("", page.read_text()))]
+
+
+# --- reasons -----------------------------------------------------------------------------------------------
+
+
+def reasons_in(path: Path) -> set[Reason]:
+    """The reasons that a module names as `Reason.X`."""
+    nodes = (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute))
+    return {Reason[n.attr] for n in nodes if isinstance(n.value, ast.Name) and n.value.id == "Reason"}
+
+
+def reasons_of_the_code() -> dict[str, set[str]]:
+    """The reasons that the code gives, by stage."""
+    found: dict[str, set[str]] = {}
+    for path in sorted((ROOT / "transforms").rglob("*.py")):
+        name = path.relative_to(ROOT).as_posix()
+        if used := reasons_in(path):
+            stage = next((stage for prefix, stage in STAGES if name.startswith(prefix)), None)
+            assert stage, f"{name} names dead-letter reasons; say in STAGES under which stage"
+            found.setdefault(stage, set()).update(str(reason) for reason in used)
+    return found
+
+
+def test_every_reason_is_in_the_readme_under_the_stage_that_gives_it() -> None:
+    table = {}
+    for stage, reasons in rows_of_table(README, "| stage | reasons |"):
+        (name, *_) = _SPAN.findall(stage)
+        table[name] = set(_SPAN.findall(reasons))
+    assert table == reasons_of_the_code()
+    assert set().union(*table.values()) == {str(reason) for reason in Reason}
+
+
+# --- commands ----------------------------------------------------------------------------------------------
+
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def command_lines() -> list[tuple[str, str]]:
+    """Every command line in the documentation that starts with `unisono`, with the name of its page."""
+    found = []
+    for page in PAGES:
+        blocks = [line for body in fences(page, "") for line in body.splitlines()]
+        for line in [*blocks, *spans(page)]:
+            match = re.match(r"(?:\S*/)?(unisono [a-z]+.*)", line.strip())
+            if match:
+                found.append((page.relative_to(ROOT).as_posix(), match.group(1)))
+    return found
+
+
+def test_every_command_is_in_the_readme() -> None:
+    first = [_SPAN.findall(command)[0] for command, _ in rows_of_table(README, "| command | does |")]
+    assert sorted(line.split()[1] for line in first) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize(("page", "line"), command_lines())
+def test_every_command_line_can_be_parsed(page: str, line: str) -> None:
+    words = shlex.split(line, comments=True)
+    command = COMMANDS.get(words[1])
+    assert command is not None, f"{page}: no command {words[1]!r}"
+    if len(words) > 2:  # otherwise the page names the command and does not call it
+        context = command.make_context(words[1], words[2:])
+        assert not unknown_options(context.args), f"{page}: {line}"
+
+
+# --- paths, names and links --------------------------------------------------------------------------------
+
+
+def paths_in(page: Path) -> set[str]:
+    """The words of a page's code that name something in the repository."""
+    code = [*spans(page), *(body for _, body in _FENCE.findall(page.read_text()))]
+    words = {word.strip(",;:()") for text in code for word in text.split()}
+    return {word for word in words if word.split("/")[0] in TOP and "/" in word and not re.search(r"[*<>…]", word)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_path_exists(page: Path) -> None:
+    missing = sorted(p for p in paths_in(page) - NOT_YET if not (ROOT / p).exists())
+    assert not missing, f"{page.name} names {missing}"
+
+
+def test_what_does_not_exist_yet_does_not_exist() -> None:
+    assert not [p for p in NOT_YET if (ROOT / p).exists()], "take these out of NOT_YET"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_module_and_function_exists(page: Path) -> None:
+    names = set(re.findall(r"unisono\.(?:transforms|pipelines|runners)(?:\.\w+)+", page.read_text()))
+    for name in sorted(names):
+        words = name.split(".")
+        module = next(n for n in range(len(words), 0, -1) if is_module(words[:n]))
+        found: Any = import_module(".".join(words[:module]))
+        for word in words[module:]:
+            assert hasattr(found, word), f"{page.name} names {name}"
+            found = getattr(found, word)
+
+
+def is_module(words: list[str]) -> bool:
+    """Says whether a dotted name is one of our modules or folders."""
+    place = ROOT.joinpath(*words[1:]) if len(words) > 1 else ROOT / "unisono"
+    return place.is_dir() or place.with_suffix(".py").is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_relative_link_resolves(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", _FENCE.sub("", page.read_text())):
+        assert "://" not in target, f"{page.name}: {target}: only links within the repository are checked"
+        if target not in NOT_YET:
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+# --- the job file ------------------------------------------------------------------------------------------
+
+
+def test_the_job_file_of_the_readme_is_valid(tmp_path: Path) -> None:
+    (body,) = fences(README, "yaml")
+    (tmp_path / "job.yaml").write_text(body)
+    job = load_job(str(tmp_path / "job.yaml"))
+    assert job.store == str(tmp_path / "out")
+    assert job.interactions is not None
+    assert job.interactions.weights == {"view": 1, "cart": 3, "purchase": 5, "dislike": -3}
