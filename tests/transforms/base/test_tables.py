@@ -74,7 +74,7 @@ def test_shards_are_balanced(make) -> None:
 def test_split_by_shard_keeps_every_row_in_its_place() -> None:
     table = pa.table({"id": [f"i{i}" for i in range(100)], "n": list(range(100))})
     shard = shard_of(table["id"], 7)
-    seen = {}
+    seen: dict[str, int] = {}
     for s, part in split_by_shard(table, shard):
         assert set(shard_of(part["id"], 7)) == {s}
         assert part["n"].to_pylist() == sorted(part["n"].to_pylist())
@@ -84,7 +84,7 @@ def test_split_by_shard_keeps_every_row_in_its_place() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int8], ids=lambda d: d.__name__)
 def test_vector_column_round_trips_through_parquet_with_nulls(dtype: type) -> None:
-    vectors = np.arange(12, dtype=dtype).reshape(4, 3)
+    vectors: np.ndarray = np.arange(12, dtype=dtype).reshape(4, 3)
     present = np.array([True, False, True, True])
     sink = io.BytesIO()
     pq.write_table(pack_vectors(pa.table({"v": to_vector_column(vectors, present)})), sink)

@@ -45,7 +45,7 @@ def write(tmp_path, *tables: pa.Table, row_group_size: int | None = None) -> Int
 
 
 def with_spec(spec: InteractionsSpec, **changes: object) -> InteractionsSpec:
-    return InteractionsSpec(**(spec.__dict__ | changes))  # type: ignore[arg-type]
+    return InteractionsSpec(**(spec.__dict__ | changes))
 
 
 def case(name: str, columns: dict, changes: dict, *says: str):
