@@ -9,12 +9,14 @@ import pyarrow as pa
 
 from unisono.pipelines.job.job import Job
 from unisono.transforms.base.errors import JobError
+from unisono.transforms.base.extras import require_all
 from unisono.transforms.base.files import exists
 from unisono.transforms.base.modalities import BEHAVIOUR
 from unisono.transforms.encoders.base import EncoderSpec
 from unisono.transforms.encoders.registry import EncoderInfo, describe_encoder
 from unisono.transforms.read.catalog import Catalog, check_catalog
 from unisono.transforms.space.fit.methods import max_dim, possible_axes
+from unisono.transforms.space.registry import FUSIONS, METHODS
 from unisono.transforms.store.parquet import open_parquet
 from unisono.transforms.store.runs import Manifest, Store
 
@@ -63,6 +65,8 @@ def plan_items(job: Job, base: Manifest | None) -> ItemsPlan:
     specs = [job.encoder_spec(m) for m in job.modalities]
     encoders = tuple((spec, describe_encoder(spec)) for spec in specs)
     dims = {spec.modality: info.dim for spec, info in encoders}
+    require_all(METHODS[job.space.method].libraries, "space.method", job.space.method)
+    require_all(FUSIONS[job.fusion.method].libraries, "fusion.method", job.fusion.method)
     dim = choose_dim(job, dims | ({BEHAVIOUR: job.behaviour.dim} if job.behaviour else {}))
     return ItemsPlan(catalog, encoders, dim, job.shards or default_shards(catalog.rows, base))
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from unisono.pipelines.job.job import Job
 from unisono.transforms.base.errors import JobError
+from unisono.transforms.base.extras import require
 from unisono.transforms.rank.ranking import RankingSpec
 from unisono.transforms.read.catalog import Catalog, check_catalog
 from unisono.transforms.store.parquet import require_column
@@ -55,10 +56,11 @@ def plan_lists(job: Job, shards: int) -> ListsPlan:
         shards: the number of user shards.
 
     Raises:
-        JobError: the job file has no `ranking`, or `ranking` names a modality or column that does not exist.
+        JobError: the job file has no `ranking`, a library is missing, or `ranking` names a modality or column that does not exist.
     """
     if job.ranking is None:
         raise JobError("ranking: missing; `unisono recommend` needs it (at least `ranking: {k: 100}`)")
+    require("numba", "ranking", "ranking")
     unknown = sorted(set(job.ranking.weights) - set(job.space_modalities))
     if unknown:
         have = ", ".join(job.space_modalities)

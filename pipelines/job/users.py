@@ -10,6 +10,7 @@ import pyarrow as pa
 from unisono.pipelines.job.items import power_of_two
 from unisono.pipelines.job.job import Job
 from unisono.transforms.base.errors import JobError
+from unisono.transforms.base.extras import require
 from unisono.transforms.base.tables import same_id_kind
 from unisono.transforms.read.interactions import Interactions, check_interactions
 from unisono.transforms.store.runs import FileRecord, Manifest, Store, read_json
@@ -74,11 +75,13 @@ def check_item_ids(log: LogPlan, item_type: pa.DataType) -> None:
 
 
 def plan_users(job: Job, store: Store, base: Manifest | None, log: LogPlan) -> UsersPlan:
-    """Lists the logs that an incremental run will have added up.
+    """Checks everything that making profiles needs, and lists the logs that an incremental run will have added up.
 
     Raises:
-        JobError: one of this run's logs is in the published sums already, or the published run kept no sums.
+        JobError: a library is missing, one of this run's logs is in the published sums already, or the published run
+            kept no sums.
     """
+    require("numba", "ranking", "profiles")
     how = job.profiles.incremental
     logs: list[dict[str, object]] = [{"path": f.path, "bytes": f.size} for f in log.interactions.files]
     if not how or how == "restart" or base is None:

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import warnings
 from pathlib import Path
+from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
@@ -238,7 +239,7 @@ def test_a_wrong_option_is_refused_before_the_store_is_touched(job, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
-REMOTE = {
+REMOTE: dict[str, Any] = {
     "store": "gs://b/store",
     "catalog": {"path": "gs://b/c.parquet", "id": "id", "text": "t", "image": "i", "media_root": "gs://b/media"},
     "interactions": {"path": "gs://b/log.parquet", "user": "u", "item": "i", "time": "t"},

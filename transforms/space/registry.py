@@ -6,7 +6,7 @@ against the names without importing any method.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from unisono.transforms.base.registry import Lazy, Registry
 _FIT = "unisono.transforms.space.fit"
 _PARTS = "unisono.transforms.space.parts"
 _HEAD = {"trained_head": Lazy(f"{_PARTS}.trained:TrainedHead")}
+_TORCH = {"models": ("torch",)}
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,14 @@ class AlignmentMethod(Lazy):
         axes: how many axes the method can find, see `max_dim`.
         most_modalities: the largest number of modalities that the method can align. None means any number.
         parts: the part classes that only this method's spaces use, by `kind`.
+        libraries: optional libraries that fitting needs, by the extra of this package that brings them.
     """
 
     needs_sample: bool = False
     axes: Literal["shared", "hub", "own"] = "shared"
     most_modalities: int | None = None
     parts: Mapping[str, Lazy] = field(default_factory=dict)
+    libraries: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def max_dim(self, dims: Mapping[str, int], hub: str | None = None) -> int:
         """Returns the largest number of axes that the method can find.
@@ -70,9 +73,11 @@ class FusionMethod(Lazy):
 
     Attributes:
         parts: the part classes that only this method's spaces use, by `kind`.
+        libraries: optional libraries that fitting needs, by the extra of this package that brings them.
     """
 
     parts: Mapping[str, Lazy] = field(default_factory=dict)
+    libraries: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 METHODS: Registry[AlignmentMethod] = Registry("space.method", {
@@ -88,14 +93,15 @@ METHODS: Registry[AlignmentMethod] = Registry("space.method", {
         needs_sample=True, axes="own", parts={"anchors": Lazy(f"{_PARTS}.anchors:AnchorMap")},
     ),
     "contrastive": AlignmentMethod(
-        f"{_FIT}.trained.contrastive:fit_contrastive", needs_sample=True, axes="own", parts=_HEAD
+        f"{_FIT}.trained.contrastive:fit_contrastive", needs_sample=True, axes="own", parts=_HEAD, libraries=_TORCH
     ),
     "attention": AlignmentMethod(
         f"{_FIT}.trained.cross_attention:fit_cross_attention",
         needs_sample=True, axes="own", parts={**_HEAD, "cross_attention": Lazy(f"{_PARTS}.trained:CrossAttention")},
+        libraries=_TORCH,
     ),
     "autoencoder": AlignmentMethod(
-        f"{_FIT}.trained.autoencoder:fit_autoencoder", needs_sample=True, axes="own", parts=_HEAD
+        f"{_FIT}.trained.autoencoder:fit_autoencoder", needs_sample=True, axes="own", parts=_HEAD, libraries=_TORCH
     ),
 })  # fmt: skip
 
@@ -105,9 +111,12 @@ FUSIONS: Registry[FusionMethod] = Registry("fusion.method", {
     "concat": FusionMethod(f"{_FIT}.concat:fit_concat"),
     "attention": FusionMethod(
         f"{_FIT}.trained.attention_pooling:fit_attention_pooling",
-        parts={"attention_pool": Lazy(f"{_PARTS}.trained:AttentionWeights")},
+        parts={"attention_pool": Lazy(f"{_PARTS}.trained:AttentionWeights")}, libraries=_TORCH,
     ),
-    "gated": FusionMethod(f"{_FIT}.trained.gated:fit_gated", parts={"gated": Lazy(f"{_PARTS}.trained:GatedWeights")}),
+    "gated": FusionMethod(
+        f"{_FIT}.trained.gated:fit_gated",
+        parts={"gated": Lazy(f"{_PARTS}.trained:GatedWeights")}, libraries=_TORCH,
+    ),
 })  # fmt: skip
 
 # The parts that any method's space may have.

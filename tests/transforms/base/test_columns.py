@@ -81,7 +81,7 @@ def test_strings_and_integers_have_no_rows_in_common() -> None:
 
 @pytest.mark.parametrize("given", [False, True], ids=["own lengths", "given lengths"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_unit_rows_have_length_one_and_zeros_stay(dtype: type, given: bool) -> None:
+def test_unit_rows_have_length_one_and_zeros_stay(dtype: type) -> None:
     vectors: np.ndarray = np.random.default_rng(2).standard_normal((50, 7)).astype(dtype) * 100
     vectors[3] = 0
     units = unit_rows(vectors, row_lengths(vectors) if given else None)

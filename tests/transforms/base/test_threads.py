@@ -56,7 +56,11 @@ def test_ranges_cost_about_the_same() -> None:
 @pytest.mark.usefixtures("four")
 def test_ranges_are_worked_on_at_once_and_little_work_on_this_thread() -> None:
     meet = threading.Barrier(4, timeout=10)  # It breaks unless all four wait at the same time.
-    in_threads(np.arange(0, 401, 100), 100, lambda a, b: meet.wait() and None)
+
+    def wait(start: int, stop: int) -> None:
+        meet.wait()
+
+    in_threads(np.arange(0, 401, 100), 100, wait)
     threads: list[int] = []
     in_threads(np.arange(0, 401, 100), 1000, lambda a, b: threads.append(threading.get_ident()))
     assert threads == [threading.get_ident()]

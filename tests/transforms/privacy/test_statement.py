@@ -16,7 +16,8 @@ from unisono.transforms.store.parquet import ParquetFile
 from unisono.transforms.store.privacy import PrivacyStatement
 
 FILES = tuple(ParquetFile(i, f"/data/forget-{i}.parquet", 1, (1,), pa.schema([])) for i in range(2))
-PEOPLE = People(Pseudonyms("KEY", "0f1e2d3c"), Forget(FILES), NoiseSpec(8.0, 1e-5, 0.5))
+NOISE = NoiseSpec(8.0, 1e-5, 0.5)
+PEOPLE = People(Pseudonyms("KEY", "0f1e2d3c"), Forget(FILES), NOISE)
 OTHERS = {
     "no pseudonyms": People(None, PEOPLE.forget, PEOPLE.noise),
     "another key": People(Pseudonyms("KEY", "ffffffff"), None, PEOPLE.noise),
@@ -51,12 +52,12 @@ def test_the_json_has_the_keys_of_earlier_releases_in_their_order() -> None:
 
 
 def test_releases_are_counted_from_run_to_run() -> None:
-    before = None
+    before = PrivacyStatement()
     for n in range(1, 4):
         before = PEOPLE.statement(before, True)
         assert before.noise is not None
         assert before.noise.releases == n
-        assert before.noise.epsilon_of_releases == pytest.approx(epsilon_of_releases(PEOPLE.noise, n))
+        assert before.noise.epsilon_of_releases == pytest.approx(epsilon_of_releases(NOISE, n))
         before = PrivacyStatement.from_json(json.loads(json.dumps(before.to_json())))  # as the next run reads it
     kept = PEOPLE.statement(before, False)  # a run that publishes no profiles
     assert kept.noise == before.noise

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from unisono.transforms.store.privacy import ForgetStatement, NoiseStatement, PrivacyStatement, PseudonymsStatement
 
 # As a run of the first release with privacy settings wrote it.
-WRITTEN = {
+WRITTEN: dict[str, dict[str, Any]] = {
     "pseudonyms": {"hash": "HMAC-SHA256, 16 bytes, hex", "key_fingerprint": "0f1e2d3c4b5a6978"},
     "forget": {"files": ["/data/forget-1.parquet", "/data/forget-2.parquet"], "removed": 2},
     "noise": {

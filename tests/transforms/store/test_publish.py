@@ -179,7 +179,8 @@ def test_letters_are_written_counted_and_equal_whatever_their_order(tmp_path: Pa
     assert len(digests(folders[0])) == files
     assert digests(folders[0]) == digests(folders[1])
     pattern = folders[0] / "*.parquet"
-    found = duckdb.sql(f"select item_id, modality, stage, reason, detail, uri from '{pattern}'").fetchall()
+    query = f"select item_id, modality, stage, reason, detail, uri from '{pattern}'"
+    found = duckdb.connect().execute(query).fetchall()
     written = [tuple(row.values()) for table in TABLES for row in table.to_pylist()]
     assert Counter(found) == Counter(written)
 

@@ -224,7 +224,8 @@ def test_a_table_comes_back_and_other_readers_see_the_same(tmp_path: Path, n: in
     path = tmp_path / "x.parquet"
     path.write_bytes(data)
     assert pq.read_table(path).to_pydict() == table.to_pydict()
-    rows = duckdb.sql(f"select item_id, vector, image_vector, modalities, weight from '{path}'").fetchall()
+    query = f"select item_id, vector, image_vector, modalities, weight from '{path}'"
+    rows = duckdb.connect().execute(query).fetchall()
     names = ("item_id", "vector", "image_vector", "modalities", "weight")
     expected = list(zip(*(table[name].to_pylist() for name in names), strict=True))
     assert [tuple(list(v) if isinstance(v, tuple) else v for v in row) for row in rows] == expected

@@ -63,7 +63,7 @@ def test_int8_is_the_nearest_step_of_each_axis() -> None:
     encoded = encode_vectors(vectors, "int8", scale)
     assert encoded.dtype == np.int8
     for row, column in np.ndindex(vectors.shape):
-        assert encoded[row, column] == round(float(vectors[row, column]) / scale[column])
+        assert encoded[row, column] == round(float(vectors[row, column]) / float(scale[column]))
     assert np.abs(encoded).max(0).tolist() == [127] * 6
 
 

@@ -16,9 +16,8 @@ from unisono.transforms.users.profiles import ProfileSpec, Surroundings, build_p
 @pytest.mark.parametrize("delta", [1.0, 0.6, 0.0])
 def test_affinity_and_refinement_agree_with_loops(items: ItemMatrix, delta: float) -> None:
     table, matrices = draw_events(800, 40, 5), draw_modalities(6)
-    names = ("image", "text")
-    spec = ProfileSpec(20, recent_events=15, delta=delta, temperature=0.2, modalities=names, modality_vectors=True)
-    users = build_profiles(table, Surroundings(items, matrices), spec).users
+    spec = ProfileSpec(20, recent_events=15, delta=delta, temperature=0.2)
+    users = build_profiles(table, Surroundings(items, matrices, with_vectors=True), spec).users
     plain = build_profiles(table, Surroundings(items), ProfileSpec(20)).users
     profiles = from_vector_column(plain["vector"])[0].astype(np.float64)
     history, _ = order_history(table, items)

@@ -23,8 +23,7 @@ def one_user(items: ItemMatrix, seed: int = 1) -> tuple[pa.Table, History]:
 def test_parts_of_a_profile_add_up_to_the_built_profile(items: ItemMatrix, delta: float) -> None:
     table, history = one_user(items)
     modalities = draw_modalities(2)
-    names = ("image", "text")
-    spec = ProfileSpec(25, interests=0, recent_events=30, delta=delta, temperature=0.3, modalities=names)
+    spec = ProfileSpec(25, interests=0, recent_events=30, delta=delta, temperature=0.3)
     built = build_profiles(table, Surroundings(items, modalities), spec)
     parts = profile_parts(history, items, modalities, spec, False)
     assert parts.shape == (len(history.time), items.dim)
@@ -74,9 +73,8 @@ def test_parts_of_interests_add_up_to_them_and_come_from_their_own_items(items: 
 def test_parts_of_a_modality_add_up_to_its_vector(items: ItemMatrix) -> None:
     table, history = one_user(items, 4)
     modalities = draw_modalities(5)
-    names = ("image", "text")
-    spec = ProfileSpec(25, interests=0, recent_events=40, modalities=names, modality_vectors=True)
-    users = build_profiles(table, Surroundings(items, modalities), spec).users
+    spec = ProfileSpec(25, interests=0, recent_events=40)
+    users = build_profiles(table, Surroundings(items, modalities, with_vectors=True), spec).users
     for name, matrix in modalities.items():
         parts = modality_parts(history, matrix, spec)
         np.testing.assert_allclose(parts.sum(0), users[f"{name}_vector"][0].as_py(), atol=1e-6)

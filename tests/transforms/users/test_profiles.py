@@ -339,7 +339,7 @@ def test_logs_to_profiles_through_beam(world: World, tmp_path: Path, shards: int
 def test_neither_the_order_of_rows_nor_the_shards_change_a_whole_profile(items: ItemMatrix) -> None:
     table = draw_events_of_users(2000, 50, 8)
     around = Surroundings(items, draw_modalities(1), np.asarray(items.vectors[0]))
-    spec = ProfileSpec(15, min_events=2, interests=3, recent_events=20, delta=0.7, modalities=("image", "text"))
+    spec = ProfileSpec(15, min_events=2, interests=3, recent_events=20, delta=0.7)
     whole = build(table, around, spec).users
     shuffled = table.take(pa.array(np.random.default_rng(1).permutation(len(table))))
     even = pa.array([int(u[1:]) % 2 == 0 for u in shuffled["user_id"].to_pylist()])

@@ -30,7 +30,7 @@ from unisono.transforms.users.state import (
     sum_history,
 )
 
-FULL = ProfileSpec(15, min_events=2, interests=3, recent_events=20, delta=0.7, modalities=("image", "text"))
+FULL = ProfileSpec(15, min_events=2, interests=3, recent_events=20, delta=0.7)
 FULL_PLAIN = ProfileSpec(15, interests=3)
 
 
