@@ -35,11 +35,21 @@ OWN = "unisono"
 
 
 def measure(lists: Lists, case: Case, min_events: int = 1, ks: Sequence[int] = KS) -> dict[str, Any]:
-    """Measures a method's lists: by name mean, low and high (95%, bootstrap over users), and `users` values.
+    """Measures the lists of a method.
+
+    Args:
+        lists: the lists.
+        case: the split log.
+        min_events: users with fewer events count as cold.
+        ks: the lengths of a list that are measured.
 
     Returns:
-        `metrics`; `lists` (coverage, novelty, popularity, gini, of all lists together); `slices`, by name `users`
-        (how many have something to find there) and `metrics` at the second of `ks`; `per_user`: ndcg there, float64.
+        `metrics`: each metric's mean over users with a 95% bootstrap interval, as mean, low and high.
+        `lists`: coverage, novelty, popularity and gini of all lists together.
+        `slices`: parts of the held-out pairs by name, each with `users` (how many users have such pairs) and `metrics`
+        at the second of `ks`.
+        `seconds`: the time that making the lists took.
+        `per_user`: NDCG of each user at the second of `ks`, float64 [who].
     """
     k = ks[min(1, len(ks) - 1)]
     users = measure_users(lists.every, case.relevant, case.items, ks)
@@ -62,7 +72,7 @@ def measure(lists: Lists, case: Case, min_events: int = 1, ks: Sequence[int] = K
 def _slices(
     lists: Lists, case: Case, min_events: int
 ) -> dict[str, tuple[Ranked, tuple[np.ndarray, np.ndarray]]]:
-    """By name the lists and what is to be found in them; slices without anything to find are left out."""
+    """Names parts of the held-out pairs, each with the lists that are measured on it. Empty parts are left out."""
     user, item = case.relevant
     of_new = case.new[item]
     cold = case.events < max(min_events, 2)
@@ -87,7 +97,7 @@ def _interval(values: np.ndarray) -> dict[str, float | None]:
 
 
 def variants(job: Job, fusions: Sequence[str] = ()) -> Iterable[tuple[str, Job]]:
-    """Gives the job and its ablations by name: modalities, level of fusion, one interest or several."""
+    """Yields the job and its ablations by name: fewer modalities, another level of fusion, other uses of interests."""
     have = job.space_modalities
     at = job.ranking or RankingSpec()
     job = job.model_copy(update={"ranking": at})
@@ -122,33 +132,29 @@ def evaluate_ranking(
     fusions: Sequence[str] = (),
     ablations: bool = True,
 ) -> dict[str, Any]:
-    """Holds out a part of the job's log, recommends from the rest, and measures what is found.
+    """Holds out a part of the job's log, makes recommendations from the rest, and measures them on the held-out part.
 
-    The published run gives the embeddings of the encoders, which no event is in; behaviour, space, profiles and
-    lists are made anew for each row, from the training events. Space and profiles of the published run stay.
+    The encoders' embeddings are read from the published run; no event influences them. Behaviour, space, profiles and
+    lists are made anew for each row of the result, from the training events. The published run does not change.
 
     Args:
-        job: with `interactions`; `ranking` says how items are ranked.
-        split: None: by global time, the last fifth.
-        baselines: of `baselines.BASELINES`, or `all`; none: all that are installed.
+        job: a job with a log. Its `ranking` says how items are ranked.
+        split: how the log is split. None holds out the last fifth of the time.
+        baselines: names from `BASELINES`, or `all`. Empty means all that are installed.
         fusions: further fusion methods to compare, or `all`.
-        ablations: rows for the modalities, levels of fusion and interests, too.
+        ablations: adds rows for single modalities, the other level of fusion and other uses of interests.
 
     Returns:
-        `about` the split; `rows` by name what `measure` gives, with `against`, the difference in ndcg to the best
-        baseline (paired bootstrap), or `not_measured`: why; `best_baseline`, `ratio`.
+        `about`: a description of the split. `rows`: for each method what `measure` returns, without `per_user` and with
+        `against`, the difference in NDCG to the best baseline (paired bootstrap); or `not_measured`, the reason.
+        `best_baseline`: its name. `ratio`: the job's NDCG divided by that of the best baseline.
 
     Raises:
         JobError: nothing is published, or an argument is not allowed.
     """
-    chosen = [b for b in BASELINES if has_implicit() or b not in ("als", "bpr")] if not baselines else list(baselines)
-    chosen = list(BASELINES) if chosen == ["all"] else chosen
-    unknown = [b for b in chosen if b not in BASELINES]
-    if unknown:
-        raise JobError(f"--baselines: {unknown[0]!r} is none of {', '.join(BASELINES)}; choose of them, or all")
-    levels = list(FUSIONS) if list(fusions) == ["all"] else list(fusions)
-    if wrong := [f for f in levels if f not in FUSIONS]:
-        raise JobError(f"--fusions: {wrong[0]!r} is none of {', '.join(FUSIONS)}; choose of them, or all")
+    installed = [b for b in BASELINES if has_implicit() or b not in ("als", "bpr")]
+    chosen = _chosen(baselines, BASELINES, "--baselines") or installed
+    levels = _chosen(fusions, FUSIONS, "--fusions")
     embeddings = read_embeddings(job.store_at)
     events, lost = read_events(job)
     case = make_case(embeddings, events, split or SplitSpec())
@@ -174,8 +180,18 @@ def evaluate_ranking(
     return {"about": about, **compare_rows(rows, chosen)}
 
 
+def _chosen(asked: Sequence[str], allowed: Iterable[str], key: str) -> list[str]:
+    """Checks names that the command line gives; `all` stands for all of them."""
+    names = list(allowed)
+    if list(asked) == ["all"]:
+        return names
+    if unknown := [name for name in asked if name not in names]:
+        raise JobError(f"{key}: {unknown[0]!r} is none of {', '.join(names)}; choose among them, or all")
+    return list(asked)
+
+
 def compare_rows(rows: dict[str, Any], baselines: Sequence[str]) -> dict[str, Any]:
-    """Adds to each row how far it is from the best baseline, and takes the users' own figures out."""
+    """Adds to each row the difference to the best baseline, and removes the figures of single users."""
     out: dict[str, Any] = {"best_baseline": None, "ratio": None, "rows": rows}
     per_user = {name: r.pop("per_user") for name, r in rows.items() if "per_user" in r}
     if baselines:
@@ -194,7 +210,7 @@ def _say(name: str, row: Mapping[str, Any]) -> None:
 
 
 def print_ranking(result: Mapping[str, Any], console: Console | None = None) -> None:
-    """Prints the tables of `evaluate_ranking`: mean ± half the width of the 95% interval over users."""
+    """Prints the result of `evaluate_ranking` as tables: each mean ± half the width of its 95% interval."""
     out = console or Console(width=max(170, Console().width))
     about, k = result["about"], KS[1]
     out.print(

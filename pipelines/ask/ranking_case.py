@@ -1,4 +1,4 @@
-"""A split log with everything methods are measured on, and the lists of a job or a baseline on it."""
+"""A split log with everything that methods are measured on, and the lists of a job or a baseline on it."""
 
 from __future__ import annotations
 
@@ -22,26 +22,28 @@ from unisono.transforms.measure.rank_metrics import Ranked
 from unisono.transforms.measure.splits import SplitSpec, split_events
 
 MOST_USERS = 10_000
-_MOST_SCORES = 50_000_000  # of users × items that are ranked whole, for the area under the curve
+_MOST_SCORES = 50_000_000  # with at most this many pairs of a user and an item, all items are ranked, for the AUC
 _LEAST_WIDTH = 100
 _USERS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A split log, ready to be measured on.
+    """A split log, ready to measure methods on.
+
+    A user is named by the index in `who`, an item by the row in `embeddings`.
 
     Attributes:
-        embeddings: `item_id`, `<m>_embedding`; an item's row is its place.
-        train: events that may be seen.
-        who: the users measured: with something held out, and something seen.
-        relevant: user (place in `who`) and item (place), int64 each: what is to be found.
-        seen: user and item of every pair of `train`, of the users measured.
-        log: float64 [all users of train, items]: 1 where somebody liked an item.
-        rows: int64 [who]: of each user measured, the row in `log`.
-        turned: int64 [items]: how many users of `train` turned to each item.
-        events: int64 [who]: of each user measured, how many events are in `train`.
-        about: what to say of it, in JSON types.
+        embeddings: `item_id` and `<m>_embedding`.
+        train: the events that may be seen.
+        who: the ids of the measured users, who have held-out events and events that may be seen.
+        relevant: the held-out pairs: user and item, int64 each.
+        seen: the pairs of the measured users in `train`: user and item, int64 each.
+        log: float64 [all users of train, items], 1 where a user liked an item.
+        rows: int64 [who], the row of each measured user in `log`.
+        turned: int64 [items], the number of users of `train` who interacted with each item.
+        events: int64 [who], the number of events of each measured user in `train`.
+        about: a description of the split, in JSON types.
     """
 
     embeddings: pa.Table
@@ -57,32 +59,32 @@ class Case:
 
     @property
     def items(self) -> int:
-        """How many there are."""
+        """The number of items."""
         return int(self.embeddings.num_rows)
 
     @property
     def width(self) -> int:
-        """Places of a list: all items, where that is not too much."""
+        """The length of a list: all items, unless these are too many scores."""
         whole = self.items * max(len(self.who), 1) <= _MOST_SCORES
         return self.items if whole else min(self.items, _LEAST_WIDTH)
 
     @property
     def new(self) -> np.ndarray:
-        """The items nobody had touched: bool [items]."""
+        """The items that no user of `train` interacted with: bool [items]."""
         return self.turned == 0
 
 
 def make_case(embeddings: pa.Table, events: pa.Table, split: SplitSpec, liked_above: float = 0.0) -> Case:
-    """Splits a log, and lays out what every method is measured on.
+    """Splits a log and lays out everything that methods are measured on.
 
     Args:
-        embeddings: of all items, by id.
-        events: as `clean_interactions` gives them.
-        split: how.
-        liked_above: in `log` an item is liked when its events' weights sum to more.
+        embeddings: the embeddings of all items, in ascending order of the ids.
+        events: the events, as `clean_interactions` returns them.
+        split: how the log is split.
+        liked_above: in `Case.log`, a user likes an item if the user's weights on it sum to more than this.
 
     Raises:
-        JobError: ids of another kind than the catalogue's, or nobody is left to measure.
+        JobError: the log's item ids are of another kind than the catalogue's, or no user can be measured.
     """
     ids = one_chunk(embeddings["item_id"])
     if not same_id_kind(events["item_id"].type, ids.type):
@@ -126,7 +128,7 @@ def make_case(embeddings: pa.Table, events: pa.Table, split: SplitSpec, liked_ab
 
 
 def _places(pairs: pa.Table, users: pa.ChunkedArray, items: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Finds users and items of pairs: int64 each, −1 where unknown."""
+    """Finds the index of each pair's user and item: int64 each, −1 if unknown."""
     user = pc.index_in(one_chunk(pairs["user_id"]), value_set=one_chunk(users))
     item = pc.index_in(one_chunk(pairs["item_id"].cast(items.type)), value_set=items)
     return tuple(x.fill_null(-1).to_numpy().astype(np.int64) for x in (user, item))
@@ -137,7 +139,13 @@ def _places(pairs: pa.Table, users: pa.ChunkedArray, items: pa.Array) -> tuple[n
 
 @dataclass(frozen=True, eq=False)
 class Lists:
-    """A method's lists: of all items, and of the new ones alone."""
+    """The lists of a method.
+
+    Attributes:
+        every: lists of all items.
+        new: lists of the items that nobody had interacted with.
+        seconds: the time that making them took.
+    """
 
     every: Ranked
     new: Ranked
@@ -145,10 +153,12 @@ class Lists:
 
 
 def serve(job: Job, case: Case, items: Items | None = None) -> Lists:
-    """Runs a job on a case: behaviour, space and profiles are made of its training events.
+    """Runs a job on a case. Behaviour, space and profiles are made from its training events.
 
     Args:
-        items: of the same job's catalogue settings, where they have been made before.
+        job: the job.
+        case: the split log.
+        items: the job's item vectors, if they have been made before. None makes them.
     """
     started = time.monotonic()
     items = build_items(job, case.embeddings, case.train) if items is None else items
@@ -162,10 +172,10 @@ def serve(job: Job, case: Case, items: Items | None = None) -> Lists:
 
 
 def serve_baseline(score: Scorer, case: Case, exclude_seen: bool = True) -> Lists:
-    """Ranks by a baseline's scores.
+    """Ranks items by the scores of a baseline.
 
-    Equal scores come in an order drawn anew for each user, by hash: one order for all would be one draw, and what a
-    method that knows nothing of new items finds among them a matter of luck.
+    Equal scores are ordered by a hash that differs from user to user. With one order for all users, a baseline that
+    gives all new items the same score would find them by luck, or miss them by bad luck.
     """
     started = time.monotonic()
     every = rank_by_scores(score, case, case.width, exclude_seen)
@@ -176,7 +186,15 @@ def serve_baseline(score: Scorer, case: Case, exclude_seen: bool = True) -> List
 def rank_by_scores(
     score: Scorer, case: Case, width: int, exclude_seen: bool = True, hidden: np.ndarray | None = None
 ) -> Ranked:
-    """Gives the first `width` items of each user, less what they have seen and bool [items] `hidden`."""
+    """Ranks items for each user by scores.
+
+    Args:
+        score: returns the scores of some rows of `Case.log`.
+        case: the split log.
+        width: the length of a list.
+        exclude_seen: items that a user has seen are left out.
+        hidden: bool [items], items that are left out for everybody.
+    """
     items, users = hash_ids(case.embeddings["item_id"]), hash_ids(case.who)
     order = np.argsort(case.seen[0], kind="stable")
     seen = case.seen[0][order], case.seen[1][order]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +14,13 @@ from rich.text import Text
 from unisono.pipelines.ask.published import PublishedRun
 from unisono.transforms.base import files
 from unisono.transforms.base.errors import InputError, JobError
-from unisono.transforms.base.nearest import top_k
+from unisono.transforms.base.nearest import best_columns
 from unisono.transforms.base.tables import one_chunk
 from unisono.transforms.encoders.base import Encoder, text_tower_of
 from unisono.transforms.encoders.registry import get_encoder, may_take_queries
 from unisono.transforms.space.space import Space
+
+_SCORES_AT_ONCE = 1 << 24  # 64 MiB of float32
 
 
 class Searcher:
@@ -45,11 +46,6 @@ class Searcher:
     def space(self) -> Space:
         """The joint space of the items."""
         return self.run.space
-
-    @cached_property
-    def _targets(self) -> np.ndarray:
-        """The item vectors as `top_k` multiplies them: converted once, not at every request."""
-        return self.vectors.astype(np.float64)
 
     # --- queries ---
 
@@ -86,13 +82,12 @@ class Searcher:
         ids = self.run.ids_of("items", item_ids, "item")
         rows = self._rows_of(ids)
         found, scores = self._top(self.vectors[rows], k, leave_out=rows)
-        kept = found >= 0
-        query, place = np.nonzero(kept)
+        query, place = np.indices(found.shape).reshape(2, -1)
         return pa.table({
             "query_item_id": ids.take(pa.array(query)),
             "rank": pa.array(place + 1, pa.int64()),
-            "item_id": one_chunk(self.items["item_id"]).take(pa.array(found[kept])),
-            "score": pa.array(scores[kept], pa.float32()),
+            "item_id": one_chunk(self.items["item_id"]).take(pa.array(found.reshape(-1))),
+            "score": pa.array(scores.reshape(-1), pa.float32()),
         })  # fmt: skip
 
     def nearest(self, query: np.ndarray, k: int, leave_out: int | None = None) -> pa.Table:
@@ -110,18 +105,28 @@ class Searcher:
             JobError: `k` is below 1.
         """
         found, scores = self._top(query[None], k, None if leave_out is None else np.array([leave_out]))
-        rows = found[0][found[0] >= 0]
-        ranks = {"rank": pa.array(np.arange(1, len(rows) + 1)), "score": pa.array(scores[0, : len(rows)], pa.float32())}
+        rows = found[0]
+        ranks = {"rank": pa.array(np.arange(1, len(rows) + 1)), "score": pa.array(scores[0], pa.float32())}
         chosen = self.items.take(pa.array(rows))
         return pa.table(ranks | {name: one_chunk(chosen[name]) for name in chosen.column_names})
 
     def _top(self, queries: np.ndarray, k: int, leave_out: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Finds each query's k best rows, int64, and their scores, float32. `leave_out` is one row of each query."""
         if k < 1:
             raise JobError(f"k: {k}; give 1 or more")
-        if not len(self.vectors):
-            return np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
-        exclude = None if leave_out is None else (np.arange(len(queries)), leave_out)
-        return top_k(queries, self._targets, k, exclude)
+        k = min(k, len(self.vectors) - (leave_out is not None))
+        rows, best = np.empty((len(queries), max(k, 0)), np.int64), np.empty((len(queries), max(k, 0)), np.float32)
+        if k <= 0:
+            return rows, best
+        step = max(1, _SCORES_AT_ONCE // len(self.vectors))
+        for start in range(0, len(queries), step):
+            block = slice(start, min(start + step, len(queries)))
+            scores = queries[block] @ self.vectors.T
+            if leave_out is not None:
+                scores[np.arange(len(scores)), leave_out[block]] = -np.inf
+            rows[block] = best_columns(scores, k)
+            best[block] = np.take_along_axis(scores, rows[block], 1)
+        return rows, best
 
     # --- from what is asked to a vector or a row ---
 

@@ -1,4 +1,4 @@
-"""A job in memory, on a part of the log: from embeddings and events to lists, by the pipelines' own steps."""
+"""Runs a job in memory on a part of the log, from embeddings and events to lists, with the steps of the graph."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from unisono.transforms.users.profiles import Surroundings, build_profiles, popu
 
 @dataclass(frozen=True, eq=False)
 class Items:
-    """Item vectors of a job.
+    """The item vectors of a job.
 
     Attributes:
         matrix: the fused vectors.
-        modalities: by name float32 [items, dim], zero rows where missing.
-        place: int64 [items]: of each row of the matrix, the item's place in the embeddings.
+        modalities: the vectors of each modality by name, float32 [items, dim]. A missing modality is a row of zeros.
+        place: int64 [items], the row in the table of embeddings of each row of the matrix.
     """
 
     matrix: ItemMatrix
@@ -50,10 +50,13 @@ class Items:
 
 
 def read_embeddings(store: Store) -> pa.Table:
-    """Reads `item_id` and the embeddings of all items of the published run, by id.
+    """Reads the embeddings of all items of the published run.
+
+    Returns:
+        `item_id` and the `<m>_embedding` columns, in ascending order of the ids.
 
     Raises:
-        JobError: there are none.
+        JobError: the published run has no embeddings.
     """
     records = store.published().part("embeddings")
     if not records:
@@ -64,9 +67,15 @@ def read_embeddings(store: Store) -> pa.Table:
 
 
 def read_events(job: Job) -> tuple[pa.Table, int]:
-    """Reads the whole log: events as `clean_interactions` gives them, and how many rows could not be used.
+    """Reads the whole log, without the events of forgotten people.
 
-    Those who are forgotten are left out; ids stay as they are, for nothing of this is written.
+    User ids are not replaced by pseudonyms, because nothing is written.
+
+    Returns:
+        The events, as `clean_interactions` returns them, and the number of rows that could not be used.
+
+    Raises:
+        JobError: the job has no log, or the log cannot be read.
     """
     log = check_interactions(job.log)
     path = job.privacy.forget
@@ -76,7 +85,7 @@ def read_events(job: Job) -> tuple[pa.Table, int]:
 
 
 def without(job: Job, dropped: Collection[str]) -> Job:
-    """Copies a job that does without some modalities, and without the settings that name them."""
+    """Copies a job without some modalities and without the settings that name them."""
 
     def keep(weights: Any) -> Any:
         return {m: w for m, w in weights.items() if m not in dropped} if isinstance(weights, dict) else weights
@@ -94,12 +103,13 @@ def without(job: Job, dropped: Collection[str]) -> Job:
 
 
 def build_items(job: Job, embeddings: pa.Table, train: pa.Table) -> Items:
-    """Makes a job's item vectors: behaviour from the events, space, fusion.
+    """Makes the item vectors of a job: behaviour from the events, then the space, then the fusion.
 
     Args:
-        embeddings: `item_id`, `<m>_embedding` of all modalities, by id; those that the job does not have are left
-            alone.
-        train: events.
+        job: the job.
+        embeddings: `item_id` and `<m>_embedding`, in ascending order of the ids. Modalities that the job does not have
+            are not used.
+        train: the events that may be seen.
     """
     table = embeddings.select(["item_id", *(m + EMBEDDING for m in job.modalities)])
     if (spec := job.behaviour) is not None:
@@ -112,7 +122,7 @@ def build_items(job: Job, embeddings: pa.Table, train: pa.Table) -> Items:
     settings = job.fit_settings(possible_axes(job.space, dims), {})
     space, _ = fit_run(Moments.zero().add(embeddings_of(counted)), sample, settings)
     fused, _ = fuse_table(table, space, dtype=job.output.dtype)
-    # The matrix is made of files; what it maps into memory stays when they are gone.
+    # An item matrix is built from files. It stays mapped into memory after the files are deleted.
     with tempfile.TemporaryDirectory(prefix="unisono-trial-") as home:
         path = os.path.join(home, "items.parquet")
         with open(path, "wb") as f:
@@ -129,10 +139,13 @@ def build_items(job: Job, embeddings: pa.Table, train: pa.Table) -> Items:
 
 
 def build_users(job: Job, items: Items, train: pa.Table, who: pa.Array) -> pa.Table:
-    """Makes the profiles of users, with what everybody likes as the prior of the cold ones.
+    """Makes the profiles of some users.
 
     Args:
-        who: the users wanted; the prior is of all of `train`.
+        job: the job.
+        items: the item vectors of the job.
+        train: the events that may be seen. The prior of cold users is made from all of them.
+        who: the ids of the users.
     """
     prior = popular_direction(count_items(train), items.matrix)
     around = Surroundings(items.matrix, items.modalities, prior, with_vectors=bool(job.late_modalities))
@@ -149,16 +162,19 @@ def rank_users_items(
     width: int,
     hidden: pa.Table | None = None,
 ) -> Ranked:
-    """Ranks items for users as `unisono recommend` does. `ranking.filter` is not looked at.
+    """Ranks items for users as `unisono recommend` does, but without `ranking.filter`.
 
     Args:
-        items, users: of this job.
-        who: a row each; a user without a profile has an empty list.
-        width: places.
-        hidden: `item_id`, not to be recommended.
+        job: the job.
+        items: the item vectors of the job.
+        users: the profiles, as `build_users` returns them.
+        train: the events that may be seen.
+        who: the ids of the users. A user without a profile has an empty list.
+        width: the length of a list.
+        hidden: `item_id` of the items that must not be recommended.
 
     Returns:
-        Lists of places in the embeddings.
+        A row for each of `who`. Items are named by their row in the table of embeddings.
     """
     spec = replace(job.ranking or RankingSpec(), k=width, slices=1)
     popularity = None

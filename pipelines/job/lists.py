@@ -56,7 +56,8 @@ def plan_lists(job: Job, shards: int) -> ListsPlan:
         shards: the number of user shards.
 
     Raises:
-        JobError: the job file has no `ranking`, a library is missing, or `ranking` names a modality or column that does not exist.
+        JobError: the job file has no `ranking`, a library is missing, or `ranking` names a modality or a column that
+            does not exist.
     """
     if job.ranking is None:
         raise JobError("ranking: missing; `unisono recommend` needs it (at least `ranking: {k: 100}`)")
