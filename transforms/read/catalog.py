@@ -254,6 +254,18 @@ def read_items(table: pa.Table, catalog: Catalog, first_row: int) -> tuple[pa.Ta
     return (items.filter(pa.array(~null)) if null.any() else items), dead
 
 
+def hidden_items(rows: pa.Table, id_column: str, column: str) -> pa.Table:
+    """Selects the items that a boolean column does not let through: `item_id`.
+
+    Args:
+        rows: rows of the catalogue.
+        id_column: the column of item ids. Rows without an id are left out.
+        column: true where an item may be shown. A missing value counts as false.
+    """
+    shut = rows.filter(pc.invert(pc.fill_null(rows[column], False)))
+    return pa.table({"item_id": shut[id_column].drop_null()})
+
+
 class ReadCatalog(beam.PTransform):
     """Reads the columns of a catalogue that are needed, row group by row group.
 
