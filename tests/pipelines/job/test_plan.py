@@ -104,7 +104,7 @@ def test_ranking_reads_the_log_only_if_a_setting_needs_it(run: Run) -> None:
 
 
 def test_late_fusion_needs_profiles_that_were_made_for_it(run: Run) -> None:
-    with pytest.raises(JobError, match=r"ranking\.fusion: late needs a vector of each modality .* run `unisono profile`"):
+    with pytest.raises(JobError, match=r"ranking\.fusion: late needs a vector .* run `unisono profile`"):
         published(run, items=False, users=False, recommend=True, ranking={"fusion": "late"})
 
 
