@@ -152,7 +152,7 @@ def test_json_files_that_are_refused(text: str | None, message: str, tmp_path: P
         path.write_text(text)
     for read in (read_json, read_json_list):
         with pytest.raises(JobError, match=r"^key\.model: .*" + message):
-            read("key.model", path)  # type: ignore[operator]
+            read("key.model", path)
 
 
 # --- hashes ------------------------------------------------------------------------------------------------

@@ -92,7 +92,7 @@ def test_wrong_checkpoint_is_one_line_before_any_work(name: str, clip: Path, tmp
     shutil.copytree(clip, tmp_path, dirs_exist_ok=True)
     change(tmp_path)
     with pytest.raises(JobError, match=message) as caught:
-        describe_encoder(spec_of(**{"path": tmp_path, "model": model, **options}))  # type: ignore[arg-type]
+        describe_encoder(spec_of(**{"path": tmp_path, "model": model, **options}))
     assert str(caught.value).startswith("encoders.")
     assert "\n" not in str(caught.value)
 
