@@ -192,7 +192,7 @@ def _print_json(value: Any, indent: int | None = None) -> None:
 @app.command()
 def demo(
     out: Annotated[str, typer.Option(help="The directory for the shop and the store.")] = "out/demo",
-    items: Annotated[int, typer.Option(min=50, help="The number of items of the synthetic shop.")] = 2000,
+    items: Annotated[int, typer.Option(min=60, help="The number of items of the synthetic shop.")] = 2000,
 ) -> None:
     """Make a synthetic shop, run the whole job on it, and show what came out."""
     import os

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import itertools
 import re
+import runpy
 import shlex
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import typer.main
+from packaging.requirements import Requirement
 
 from tests.paths import ROOT
 from unisono.pipelines.cli import app
@@ -114,6 +116,32 @@ def test_every_command_line_can_be_parsed(page: str, line: str) -> None:
         assert not unknown_options(context.args), f"{page}: {line}"
 
 
+# --- extras ------------------------------------------------------------------------------------------------
+
+
+def extras_of_setup() -> dict[str, set[str]]:
+    """The names of the packages that each extra installs, read by running setup.py without its last step."""
+    found: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr("setuptools.setup", lambda **given: found.update(given))
+        runpy.run_path("setup.py")
+    return {extra: {Requirement(line).name for line in lines} for extra, lines in found["extras_require"].items()}
+
+
+def test_every_extra_is_in_the_readme_with_what_it_installs() -> None:
+    extras = extras_of_setup()
+    table: dict[str, set[str]] = {}
+    for extra, _, installs in rows_of_table(README, "| extra | for | installs |"):
+        names = _SPAN.findall(installs.replace("(with its extra `gcp`)", ""))
+        (name,) = _SPAN.findall(extra)
+        table[name] = set().union(*(table.get(n, {n}) for n in names))  # an extra may contain an earlier one
+    assert table.keys() == extras.keys()
+    del table["test"]  # the README does not list the tools of the tests
+    assert table == {extra: packages for extra, packages in extras.items() if extra != "test"}
+    assert set().union(*table.values()) <= extras["test"]
+
+
 # --- paths, names and links --------------------------------------------------------------------------------
 
 
@@ -152,7 +180,16 @@ def is_module(words: list[str]) -> bool:
 def test_every_relative_link_resolves(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", _FENCE.sub("", page.read_text())):
         assert "://" not in target, f"{page.name}: {target}: only links within the repository are checked"
-        assert (page.parent / target).exists(), f"{page.name}: {target}"
+        path, _, anchor = target.partition("#")
+        linked = page.parent / path if path else page
+        assert linked.exists(), f"{page.name}: {target}"
+        assert not anchor or anchor in anchors_of(linked), f"{page.name}: {target}"
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The anchors that a Markdown viewer gives the headings of a page: lower case, no punctuation, hyphens."""
+    heads = re.findall(r"^#+ (.+)$", _FENCE.sub("", page.read_text()), re.M)
+    return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
 # --- the job file ------------------------------------------------------------------------------------------

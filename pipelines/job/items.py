@@ -128,8 +128,9 @@ def published_id_type(store: Store, base: Manifest | None) -> pa.DataType:
 
 def _check_media_root(job: Job) -> None:
     root = job.media_source.root
-    media = job.catalog.image or job.catalog.audio
-    if media and not job.catalog.media_root and any(c in root for c in "*?["):
-        raise JobError(f"catalog.media_root: required, for catalog.path names many directories ({root})")
-    if media and job.catalog.media_root and "://" not in root and not exists(root):
+    if not job.catalog.media:
+        return
+    if not job.catalog.media_root and any(c in root for c in "*?["):
+        raise JobError(f"catalog.media_root: required, because catalog.path names many directories ({root})")
+    if job.catalog.media_root and "://" not in root and not exists(root):
         raise JobError(f"catalog.media_root: no directory {root}; relative URIs resolve there")
