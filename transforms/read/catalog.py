@@ -47,7 +47,7 @@ def columns_of_text(text: tuple[str, ...] | str) -> tuple[str, ...]:
 
 @settings("catalog")
 class CatalogSpec:
-    """Where the catalogue lies and which of its columns hold what."""
+    """The files of the catalogue, and what its columns mean."""
 
     path: str
     """A Parquet file or a glob of Parquet files."""
