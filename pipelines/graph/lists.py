@@ -32,7 +32,8 @@ def build(
         root: the graph.
         run: what every part of the run needs.
         lists: the plan of this part.
-        items, users: FileRecords of items/ and of users/.
+        items: FileRecords of items/.
+        users: FileRecords of users/.
         events: all known events by user shard. None if no setting of `ranking` needs them.
     """
     out, spec = Outputs(), lists.spec
@@ -59,7 +60,7 @@ def build(
 
 
 def _with_seen(users: beam.PCollection, seen: beam.PCollection | None) -> beam.PCollection:
-    """Joins each shard of users with the pairs of users and items they have seen: (shard, (users, pairs or None))."""
+    """Joins each shard of users with the pairs of a user and a seen item: (shard, (users, pairs or None))."""
     if seen is None:
         return users | "NothingSeen" >> beam.MapTuple(lambda shard, t: (shard, (t, None)))
 

@@ -35,9 +35,9 @@ class ListsPlan:
 
     Attributes:
         spec: how items are ranked.
-        modalities: those whose scores are added in late fusion; () in early fusion.
+        modalities: the modalities whose scores are added in late fusion; () in early fusion.
         shards: the number of user shards.
-        filter: which items may be recommended. None means all.
+        filter: which items may be recommended. None means all items.
     """
 
     spec: RankingSpec

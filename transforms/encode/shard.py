@@ -19,11 +19,11 @@ import pyarrow.compute as pc
 
 from unisono.transforms.base.columns import EMBEDDING, unit_rows
 from unisono.transforms.base.errors import InputError
+from unisono.transforms.base.modalities import JOINT
 from unisono.transforms.base.tables import from_vector_column, one_chunk, to_vector_column, with_column
 from unisono.transforms.encode.columns import ENCODER, HASH, PREVIOUS_EMBEDDING, PREVIOUS_HASH
 from unisono.transforms.encode.microbatch import MicroBatcher
 from unisono.transforms.encode.prefetch import Loaded, load, load_ahead
-from unisono.transforms.encoders.base import JOINT
 from unisono.transforms.media.fetch import MediaSource
 from unisono.transforms.store.dead_letters import DeadLetter
 

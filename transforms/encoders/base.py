@@ -10,17 +10,13 @@ import numpy as np
 
 from unisono.transforms.media.limits import MediaLimits
 
-PARTS = ("text", "image", "audio")  # the modalities that a catalogue has columns for
-JOINT = "joint"  # the modality that takes several parts of an item in one input
-MODALITIES = (*PARTS, JOINT)
-
 
 @dataclass(frozen=True)
 class EncoderSpec:
     """Says which encoder a job asks for. It is hashable, so a process can keep one loaded encoder for each spec.
 
     Attributes:
-        modality: one of `MODALITIES`.
+        modality: one of `unisono.transforms.base.modalities.ENCODED`.
         model: `lite`, or the hub id or directory of a checkpoint, with or without the prefix of its family.
         options: further settings for the family, as pairs sorted by name.
         limits: what one input may cost.

@@ -10,8 +10,9 @@ from typing import Any, cast
 
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.extras import require_all
+from unisono.transforms.base.modalities import CATALOG, JOINT
 from unisono.transforms.base.registry import Lazy, Registry
-from unisono.transforms.encoders.base import JOINT, PARTS, Encoder, EncoderInfo, EncoderSpec
+from unisono.transforms.encoders.base import Encoder, EncoderInfo, EncoderSpec
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def _libraries_of(family: Family, spec: EncoderSpec) -> dict[str, list[str]]:
     """Returns the libraries that an encoder imports, by extra. A joint encoder imports those of each of its parts."""
     modalities = [spec.modality]
     if spec.modality == JOINT:
-        modalities += [part for part in dict(spec.options).get("parts", PARTS) if part in family.modalities]
+        modalities += [part for part in dict(spec.options).get("parts", CATALOG) if part in family.modalities]
     merged: dict[str, list[str]] = {}
     for modality in modalities:
         for extra, libraries in family.needs[modality].items():

@@ -51,7 +51,7 @@ def _words(value: Any) -> Any:
 
 @settings("interactions")
 class InteractionsSpec:
-    """Where the interaction log lies and what its columns and events mean."""
+    """The files of the interaction log, and what its columns and event types mean."""
 
     path: str
     """A Parquet file or a glob of Parquet files."""

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from unisono.transforms.base.errors import InputError, JobError, Reason
-from unisono.transforms.encoders.base import JOINT, PARTS, Encoder, EncoderInfo, EncoderSpec, to_units
+from unisono.transforms.base.modalities import CATALOG, JOINT
+from unisono.transforms.encoders.base import Encoder, EncoderInfo, EncoderSpec, to_units
 from unisono.transforms.encoders.checkpoints.formats import first_line
 from unisono.transforms.encoders.checkpoints.loading import quiet_transformers
 from unisono.transforms.encoders.checkpoints.local import content_hash, find_directory
@@ -103,7 +104,7 @@ def _read(spec: EncoderSpec) -> tuple[Settings, Path]:
         read_whole(spec, "batch", BATCH),
         read_whole(spec, "max_pixels", MAX_PIXELS),
         read_string(spec, "prompt"),
-        tuple(dict(spec.options).get("parts", PARTS)),
+        tuple(dict(spec.options).get("parts", CATALOG)),
     )
     root = find_directory(spec, read_string(spec, "revision"), where=spec.model.removeprefix("st/"))
     key = f"{spec.key}.model"

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from unisono.transforms.base.errors import JobError
-from unisono.transforms.encoders.base import JOINT, EncoderSpec
+from unisono.transforms.base.modalities import JOINT
+from unisono.transforms.encoders.base import EncoderSpec
 from unisono.transforms.encoders.checkpoints.formats import FETCHED, matches
 from unisono.transforms.encoders.checkpoints.local import pickled_files, read_json, read_json_list, weight_files
 
