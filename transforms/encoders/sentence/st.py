@@ -315,8 +315,8 @@ class SentenceEncoder:
         found = self._runtime.fetch(vectors)
         if found.shape[1] != getattr(self, "dim", found.shape[1]):
             raise JobError(
-                f"{self._key}: its files state an embedding of {self.dim}, the model gives {found.shape[1]}; "
-                "save it again by SentenceTransformer.save_pretrained"
+                f"{self._key}: its files state an embedding of {self.dim}, the model returns {found.shape[1]}; "
+                "save it again with SentenceTransformer.save_pretrained"
             )
         return found
 

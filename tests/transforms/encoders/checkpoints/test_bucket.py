@@ -140,8 +140,8 @@ def test_bytes_that_arrive_damaged_are_not_used(bucket: Any, tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        pytest.param(f"gs://{BUCKET}/no/such", "nothing lies under gs://models/no/such", id="nothing-there"),
-        pytest.param("gs://absent/x", "gs://absent/x cannot be listed|nothing lies under gs://", id="no-bucket"),
+        pytest.param(f"gs://{BUCKET}/no/such", "there are no objects under gs://models/no/such", id="nothing-there"),
+        pytest.param("gs://absent/x", "gs://absent/x cannot be listed|there are no objects under", id="no-bucket"),
         pytest.param(f"gs://{BUCKET}/pickled", "pytorch_model.bin but no safetensors.*never unpickled", id="pickled"),
     ],
 )
