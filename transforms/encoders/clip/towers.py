@@ -36,7 +36,7 @@ DECODES = ("reduced", "exact")
 _SHARED = ("weights", "revision", "batch_size")
 _OWN = {"image": (*_SHARED, "decode"), "text": _SHARED}
 _TOWER = {"image": "vision", "text": "text"}
-CPU_BATCH, CUDA_BATCH = 32, 256
+CPU_BATCH, CUDA_BATCH = 32, 256  # defaults of `batch_size`
 
 
 class Settings(NamedTuple):
