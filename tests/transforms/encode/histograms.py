@@ -24,6 +24,7 @@ class ByteStatistics(Encoder):
         most: a larger batch raises the error of a GPU whose memory runs out.
     """
 
+    encoder_id: str
     dim = 16
     batch_cost = 8
 
@@ -33,7 +34,7 @@ class ByteStatistics(Encoder):
         self.batches: list[int] = []
         self._lock = threading.Lock()
 
-    def prepare(self, raw: str | bytes) -> np.ndarray:
+    def prepare(self, raw: Any) -> Any:
         data = raw.encode() if isinstance(raw, str) else raw
         with self._lock:
             self.prepared[data] += 1

@@ -76,11 +76,11 @@ def test_a_model_out_of_memory_above_three_still_encodes_everything(clip: Path, 
     assert letters == []
     np.testing.assert_allclose(got, expected, atol=1e-6)
     refused = [s for s in sizes if s > 3]
-    assert refused == [32, 16, 8, 4]  # each size is tried once, and what holds is remembered
+    assert refused == [32, 16, 8, 4]  # each size is tried once; after that, no batch is larger than the last
     assert sum(s for s in sizes if s <= 3) == 50
 
 
-def test_one_poisonous_picture_among_500_costs_one_dead_letter(clip: Path, tmp_path: Path) -> None:
+def test_one_bad_picture_among_500_is_one_dead_letter(clip: Path, tmp_path: Path) -> None:
     names = write_pictures(tmp_path, 500)
     encoder = load(clip, batch_size=64)
     poison = torch.from_numpy(encoder.prepare((tmp_path / names[317]).read_bytes()))

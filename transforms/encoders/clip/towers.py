@@ -36,7 +36,7 @@ DECODES = ("reduced", "exact")
 _SHARED = ("weights", "revision", "batch_size")
 _OWN = {"image": (*_SHARED, "decode"), "text": _SHARED}
 _TOWER = {"image": "vision", "text": "text"}
-CPU_BATCH, CUDA_BATCH = 32, 256
+CPU_BATCH, CUDA_BATCH = 32, 256  # defaults of `batch_size`
 
 
 class Settings(NamedTuple):
@@ -181,7 +181,7 @@ class OpenClipTextEncoder(_Tower):
         except Exception as error:  # of many kinds: no tokenizer files, no hub, a vocabulary that cannot be read
             raise JobError(
                 f"{spec.key}.model: the tokenizer of {spec.model} cannot be loaded ({first_line(error)}); "
-                "put its files beside the weights"
+                "put its files in the directory of the weights"
             ) from error
         self._encode_text = self._runtime.compiled(self._model.encode_text)
 
@@ -218,9 +218,11 @@ def _load_model(key: str, found: Checkpoint) -> Any:
         try:
             with _quiet_open_clip():
                 return open_clip.create_model(f"local-dir:{directory}", pretrained_text=False)
-        except Exception as error:  # of many kinds: torch raises what it likes where weights do not fit
+        except Exception as error:  # of many kinds: torch raises its own for each way in which weights do not fit
             why = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
-            raise JobError(f"{key}: {found.weights} cannot be loaded ({why}); name its own architecture") from error
+            raise JobError(
+                f"{key}: {found.weights} cannot be loaded ({why}); name the architecture of these weights"
+            ) from error
 
 
 @contextlib.contextmanager

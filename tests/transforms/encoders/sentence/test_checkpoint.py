@@ -17,12 +17,8 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 
-def _drop(*names: str) -> Callable[[Path], None]:
-    def drop(path: Path) -> None:
-        for name in names:
-            (path / name).unlink()
-
-    return drop
+def _drop(name: str) -> Callable[[Path], object]:
+    return lambda path: (path / name).unlink()
 
 
 def _pickle_only(path: Path) -> None:
@@ -50,7 +46,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], dict, str]] = {
     "no-config": (_drop("config.json"), {}, r"no file config\.json in .*save_pretrained"),
     "no-weights": (_drop("model.safetensors"), {}, r"no file model\.safetensors"),
     "pickled-weights": (_pickle_only, {}, r"pytorch_model\.bin .*only safetensors.*safe_serialization=True"),
-    "cut-weights": (_cut, {}, r"no whole safetensors file"),
+    "cut-weights": (_cut, {}, r"incomplete or damaged"),
     "lfs-pointer": (_lfs, {}, r"Git LFS pointer.*git lfs pull"),
     "no-tokenizer": (_drop("tokenizer.json"), {}, r"no tokenizer\.json"),
     "bad-json": (lambda p: (p / "config.json").write_text("{"), {}, r"config\.json cannot be read as JSON"),
