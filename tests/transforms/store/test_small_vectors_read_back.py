@@ -40,7 +40,7 @@ def test_every_dtype_is_read_back(tmp_path, dtype):
     assert neighbour_overlap(vectors, got) > (0.9 if dtype == "int8" else 0.99)
     if dtype == "int8":
         np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1, atol=1e-6)
-        with pytest.raises(JobError, match=r"items\.vector: int8 of 16 axes"):
+        with pytest.raises(JobError, match=r"items\.vector: int8 vectors of 16 axes"):
             read_vectors(back.replace_schema_metadata({}))
         with pytest.raises(JobError, match=r"output\.dtype: int8 needs"):
             encode_vectors(vectors, dtype, None)
