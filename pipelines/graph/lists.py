@@ -6,12 +6,13 @@ from collections.abc import Iterable
 
 import apache_beam as beam
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from unisono.pipelines.graph.outputs import Outputs
 from unisono.pipelines.job.lists import ItemFilter, ListsPlan
 from unisono.pipelines.job.plan import RunPlan
 from unisono.transforms.base.tables import ShardTable
-from unisono.transforms.rank.ranking import RecommendItems, distinct_pairs, hidden_items
+from unisono.transforms.rank.ranking import RecommendItems, distinct_pairs
 from unisono.transforms.store.parquet import ReadRowGroups
 from unisono.transforms.store.runs import ReadShards, WriteShards
 from unisono.transforms.users.popularity import CountUsers
@@ -75,9 +76,10 @@ def _hidden(root: beam.Pipeline, at: ItemFilter) -> beam.PCollection:
     id_column, column = at.catalog.spec.id, at.column
 
     def closed(ordinal: int, row: int, table: pa.Table) -> Iterable[pa.Table]:
-        hidden = hidden_items(table, id_column, column)
-        if hidden.num_rows:
-            yield hidden
+        shut = table.filter(pc.invert(pc.fill_null(table[column], False)))
+        shut = shut.filter(pc.is_valid(shut[id_column]))
+        if shut.num_rows:
+            yield pa.table({"item_id": shut[id_column]})
 
     return (
         root

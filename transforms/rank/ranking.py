@@ -309,21 +309,6 @@ def distinct_pairs(events: pa.Table) -> pa.Table:
     return events.select(["user_id", "item_id"]).group_by(["user_id", "item_id"]).aggregate([])
 
 
-def hidden_items(rows: pa.Table, id_column: str, column: str) -> pa.Table:
-    """Returns the items that must not be recommended, because a column of the catalogue is false or null for them.
-
-    Args:
-        rows: rows of the catalogue.
-        id_column: the column of item ids. Rows without an id are left out.
-        column: a boolean column, true where an item may be recommended.
-
-    Returns:
-        A table of `item_id`.
-    """
-    hidden = rows.filter(pc.invert(pc.fill_null(rows[column], False)))
-    return pa.table({"item_id": hidden[id_column].drop_null()})
-
-
 class RecommendItems(beam.PTransform):
     """Ranks items for shards of users: from `(shard, (users, seen pairs or None))` to `(shard, pa.Table)`.
 

@@ -19,7 +19,6 @@ from unisono.transforms.rank.ranking import (
     RankingSpec,
     RecommendItems,
     distinct_pairs,
-    hidden_items,
     item_bias,
     late_matrix,
     queries_of,
@@ -222,8 +221,3 @@ def test_no_users(shop: dict[str, Any]) -> None:
 def test_settings_that_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(JobError, match=says):
         RankingSpec(**options)
-
-
-def test_items_whose_filter_column_is_false_or_null_are_hidden() -> None:
-    rows = pa.table({"sku": ["a", "b", "c", None, None], "open": [True, False, None, True, False]})
-    assert hidden_items(rows, "sku", "open").equals(pa.table({"item_id": ["b", "c"]}))
