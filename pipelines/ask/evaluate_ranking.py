@@ -93,7 +93,7 @@ def _interval(values: np.ndarray) -> dict[str, float | None]:
     return {n: None if np.isnan(x) else x for n, x in (("mean", mean), ("low", low), ("high", high))}
 
 
-# --- the whole ---------------------------------------------------------------------------------------------
+# --- the evaluation ----------------------------------------------------------------------------------------
 
 
 def variants(job: Job, fusions: Sequence[str] = ()) -> Iterable[tuple[str, Job]]:

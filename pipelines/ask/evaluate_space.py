@@ -218,7 +218,7 @@ def _average(values: Sequence[Any]) -> Any:
     return float(np.mean(values))
 
 
-# --- for people --------------------------------------------------------------------------------------------
+# --- printing ----------------------------------------------------------------------------------------------
 
 
 def print_evaluation(result: Mapping[str, Any], console: Console | None = None) -> None:

@@ -216,7 +216,7 @@ def _explanation(
     return Explanation(score, query, tuple(by_modality), tuple(events), score - float(by_event.sum()))
 
 
-# --- for people --------------------------------------------------------------------------------------------
+# --- printing ----------------------------------------------------------------------------------------------
 
 
 def print_explanation(console: Console, found: Explanation, most: int) -> None:

@@ -128,7 +128,7 @@ class Searcher:
             best[block] = np.take_along_axis(scores, rows[block], 1)
         return rows, best
 
-    # --- from what is asked to a vector or a row ---
+    # --- a query as a vector or a row ---
 
     def embed_query(self, modality: str, raw: str | bytes) -> np.ndarray:
         """Encodes a raw query and maps it into the joint space.
