@@ -22,7 +22,7 @@ SCHEMA = pa.schema(
     ]
 )
 
-_MAX_DETAIL = 500  # characters; a decoder's message can contain a whole file
+MAX_DETAIL = 500  # characters; a decoder's message can contain a whole file
 
 
 class DeadLetter(NamedTuple):
@@ -46,9 +46,9 @@ class DeadLetter(NamedTuple):
 
 
 def dead_letter_table(letters: Iterable[DeadLetter]) -> pa.Table:
-    """Makes a table of `SCHEMA`: details become one line and are cut to 500 characters."""
+    """Makes a table of `SCHEMA`: details become one line and are cut to `MAX_DETAIL` characters."""
     # A loop over rows is fast enough, because a run has few dead letters.
-    rows = ((*lt[:4], lt.detail[:_MAX_DETAIL].replace("\n", " "), lt.uri) for lt in letters)
+    rows = ((*lt[:4], lt.detail[:MAX_DETAIL].replace("\n", " "), lt.uri) for lt in letters)
     columns = list(zip(*rows, strict=True))
     if not columns:
         return SCHEMA.empty_table()
@@ -84,7 +84,7 @@ def dead_letters_of_rows(
 
 
 def count_by(table: pa.Table) -> dict[tuple[str, str, str], int]:
-    """Counts dead letters by (stage, modality, reason); no modality is an empty string."""
+    """Counts dead letters by (stage, modality, reason). The modality is empty for letters that are not about one."""
     grouped = table.group_by(["stage", "modality", "reason"]).aggregate([([], "count_all")])
     return {
         (r["stage"], r["modality"] or "", r["reason"]): r["count_all"] for r in grouped.to_pylist()

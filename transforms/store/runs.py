@@ -54,7 +54,7 @@ class Manifest:
         created: UTC time of launch, ISO 8601.
         files: every file of the run, and the files of earlier runs that it uses.
         format: version of the manifest's format.
-        privacy: what was done for the people in the log.
+        privacy: how the users in the log were protected.
     """
 
     run_id: str
@@ -145,6 +145,9 @@ class Store:
 
     def check_new_run(self, run_id: str) -> None:
         """Checks that a run can be made under this id, and creates its directory.
+
+        If a run with this id has a manifest and the store has no published run, that run was killed just before it was
+        published. Then it is published here.
 
         Raises:
             JobError: the id is malformed, a run with this id is finished, or the store cannot be written.
@@ -310,6 +313,10 @@ def read_json(store: Store, path: str) -> Any:
     Args:
         store: the store that the file is in.
         path: relative to the store.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not JSON.
     """
     return json.loads(files.read_bytes(store.path(path)))
 
