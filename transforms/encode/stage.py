@@ -10,12 +10,13 @@ import pyarrow as pa
 from apache_beam.typehints import with_output_types
 
 from unisono.transforms.base.columns import EMBEDDING
+from unisono.transforms.base.modalities import JOINT
 from unisono.transforms.base.progress import advance
 from unisono.transforms.base.tables import ShardTable, from_vector_column, to_vector_column, with_column
 from unisono.transforms.encode.microbatch import MicroBatcher
 from unisono.transforms.encode.prefetch import prefetch_pool
 from unisono.transforms.encode.shard import encode_table, join_parts
-from unisono.transforms.encoders.base import JOINT, EncoderSpec
+from unisono.transforms.encoders.base import EncoderSpec
 from unisono.transforms.encoders.registry import get_encoder
 from unisono.transforms.media.fetch import MediaSource
 from unisono.transforms.store.dead_letters import dead_letter_table
@@ -74,7 +75,7 @@ class _EncodeModalityFn(beam.DoFn):
                 advance(stage, done=done - shown)
                 shown = done
 
-        result = encode_table(table, modality, self._batcher, self._source, self._pool, on_rows)
+        result = encode_table(table, modality, self._batcher, source=self._source, pool=self._pool, on_rows=on_rows)
         if result.letters:
             advance(stage, dead=len(result.letters))
             yield beam.pvalue.TaggedOutput("dead", dead_letter_table(result.letters))

@@ -1,4 +1,4 @@
-"""The interface of every encoder, and what names one."""
+"""The interface of every encoder, and the specification by which a job asks for one."""
 
 from __future__ import annotations
 
@@ -10,17 +10,13 @@ import numpy as np
 
 from unisono.transforms.media.limits import MediaLimits
 
-PARTS = ("text", "image", "audio")  # the modalities that a catalogue has columns for
-JOINT = "joint"  # the modality that takes several parts of an item in one input
-MODALITIES = (*PARTS, JOINT)
-
 
 @dataclass(frozen=True)
 class EncoderSpec:
     """Says which encoder a job asks for. It is hashable, so a process can keep one loaded encoder for each spec.
 
     Attributes:
-        modality: one of `MODALITIES`.
+        modality: one of `unisono.transforms.base.modalities.ENCODED`.
         model: `lite`, or the hub id or directory of a checkpoint, with or without the prefix of its family.
         options: further settings for the family, as pairs sorted by name.
         limits: what one input may cost.
@@ -38,7 +34,7 @@ class EncoderSpec:
 
 
 class EncoderInfo(NamedTuple):
-    """What can be told about an encoder before its weights are loaded.
+    """What is known about an encoder before its weights are loaded.
 
     Attributes:
         encoder_id: as in `Encoder`.
@@ -71,14 +67,14 @@ class Encoder(Protocol):
         a pair (part, InputError) for each such part.
 
         Args:
-            raw: a str for text, the bytes of a file for image and audio, a dict of these by part for joint.
+            raw: a str for text, the bytes of a file for image and audio, or a dict of these by part for joint.
 
         Raises:
             InputError: the input cannot be used.
         """
 
     def cost(self, prepared: Any) -> int:
-        """Returns the cost of one prepared input, in the unit of `batch_cost`: 1 where all inputs cost the same."""
+        """Returns the cost of one prepared input, in the unit of `batch_cost`: 1 if all inputs cost the same."""
 
     def encode(self, batch: Sequence[Any]) -> np.ndarray:
         """Encodes prepared inputs: float32 [len(batch), dim]. Called from one thread at a time."""

@@ -10,8 +10,9 @@ from typing import Any, cast
 
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.extras import require_all
+from unisono.transforms.base.modalities import CATALOG, JOINT
 from unisono.transforms.base.registry import Lazy, Registry
-from unisono.transforms.encoders.base import JOINT, PARTS, Encoder, EncoderInfo, EncoderSpec
+from unisono.transforms.encoders.base import Encoder, EncoderInfo, EncoderSpec
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Family(Lazy):
 
     Attributes:
         place: the family's module. It has two functions, `describe(spec) -> EncoderInfo` and `load(spec) -> Encoder`.
-        needs: for each modality that the family encodes, the optional libraries it imports: import names, by the
+        needs: the optional libraries that the family imports, for each modality that it encodes: import names, by the
             extra of this package that brings them.
         takes_queries: whether an encoder of the family may have a text tower. Only the loaded encoder can tell.
     """
@@ -105,7 +106,7 @@ def may_take_queries(spec: EncoderSpec) -> bool:
 def get_encoder(spec: EncoderSpec) -> Encoder:
     """Returns this process's one encoder for `spec`, and loads it on the first call.
 
-    Beam's `Shared` would not do: it keeps only the object acquired last, so two encoders in one process would evict
+    Beam's `Shared` does not fit: it keeps only the object acquired last, so two encoders in one process would evict
     each other again and again.
 
     Raises:
@@ -128,7 +129,7 @@ def _libraries_of(family: Family, spec: EncoderSpec) -> dict[str, list[str]]:
     """Returns the libraries that an encoder imports, by extra. A joint encoder imports those of each of its parts."""
     modalities = [spec.modality]
     if spec.modality == JOINT:
-        modalities += [part for part in dict(spec.options).get("parts", PARTS) if part in family.modalities]
+        modalities += [part for part in dict(spec.options).get("parts", CATALOG) if part in family.modalities]
     merged: dict[str, list[str]] = {}
     for modality in modalities:
         for extra, libraries in family.needs[modality].items():

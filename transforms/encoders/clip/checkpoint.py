@@ -1,6 +1,6 @@
 """Finds an open_clip checkpoint and reads everything about it except its weights.
 
-It imports neither torch nor open_clip, except to look up a tag of pretrained weights.
+Importing this file imports neither torch nor open_clip. open_clip is imported only to look up a tag of weights.
 """
 
 from __future__ import annotations
@@ -198,13 +198,13 @@ def _from_tag(spec: EncoderSpec, name: str, tag: str, revision: str | None) -> C
         raise JobError(f"{key}: {tag} was trained with QuickGELU; write open_clip/{name}-quickgelu")
     repository, _, file = str(config.get("hf_hub") or "").rpartition("/")
     if not repository:
-        raise JobError(f"{key}: {tag} of {name} is published as a pickle alone; {_REMEDY}")
+        raise JobError(f"{key}: {tag} of {name} is published only as a pickle; {_REMEDY}")
     file = f"{Path(file).stem}.safetensors" if file else f"{_STEMS[0]}.safetensors"
     import huggingface_hub
 
     try:
         path = Path(huggingface_hub.hf_hub_download(repository, file, revision=revision))
-    except Exception as error:  # of many kinds: network, no such repository, file or revision, offline, gated
+    except Exception as error:  # such as no such repository, file or revision, no network, a gated repository
         raise JobError(
             f"{key}: the hub does not give {file} of {repository} ({type(error).__name__}: {first_line(error)}); "
             f"check tag, revision and network, or point it at a file or directory"
@@ -266,5 +266,8 @@ def _preprocess(key: str, model: dict[str, Any], stated: dict[str, Any]) -> Prep
     # Outside of training, open_clip takes `random` as bicubic.
     found = found._replace(interpolation="bicubic" if found.interpolation == "random" else found.interpolation)
     if found.interpolation not in ("bicubic", "bilinear") or found.resize_mode not in ("shortest", "longest", "squash"):
-        raise JobError(f"{key}: preprocess_cfg says {found.interpolation}, {found.resize_mode}; open_clip has no such")
+        raise JobError(
+            f"{key}: preprocess_cfg says {found.interpolation}, {found.resize_mode}; allowed: bicubic or bilinear, and "
+            "shortest, longest or squash"
+        )
     return found
