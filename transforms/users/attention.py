@@ -79,13 +79,13 @@ def view_modality(
 
 
 def refine_profiles(profiles: np.ndarray, views: Mapping[str, ModalityView], delta: float) -> np.ndarray:
-    """Moves profiles towards what they attend to: z' is the direction of δ·z + (1 − δ)·c.
+    """Moves profiles towards the items that they attend to: z' is the direction of δ·z + (1 − δ)·c.
 
     The vector c is the mean of `attended` over the modalities that the user's liked items have.
 
     Args:
         profiles: z, float32 [u, dim], unit rows.
-        views: by modality, of the same users.
+        views: the view of each modality, for the same users.
         delta: δ, from 0 to 1; 1 leaves the profiles as they are.
 
     Returns:

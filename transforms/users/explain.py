@@ -27,7 +27,7 @@ def profile_parts(
         modalities: the items' vectors in each modality, float32 [items, dim], zero rows where missing.
         spec: the settings that the profile was built with.
         cold: whether the user is cold. The prior contributes to such a profile too, so the contributions of the
-            events are then not scaled to the length of the profile: they add up to n · (Σ w·v / Σ |w|), as in
+            events are then not scaled to the length of the profile. They add up to n · (Σ w·v / Σ |w|), as in
             `directions.directions_of`.
 
     Returns:
