@@ -13,6 +13,7 @@ OMNI = [*MODELS, "sentence-transformers>=6"]  # the family `st`, and so the moda
 GCP = ["apache-beam[gcp]", "google-cloud-storage>=2.18"]
 DEMO = [*IMAGE, *AUDIO, NUMBA]
 TEST = [
+    "setuptools>=77",  # tests/test_packaging.py builds the wheel and the source archive in the same environment
     "pytest>=8",
     "pytest-xdist",
     "hypothesis>=6.100",

@@ -1,6 +1,6 @@
 """Measures the time and the memory of `unisono demo` in a new process, and compares them with their limits.
 
-    .venv/bin/python benchmarks/demo.py [--items 2000]
+    .venv/bin/python -m benchmarks.demo [--items 2000]
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from pathlib import Path
 import psutil
 
 LIMIT_S, LIMIT_BYTES = 90.0, 2 * 10**9
-SHELL = "import sys; from unisono.pipelines.cli import main; sys.argv = ['unisono', *sys.argv[1:]]; main()"
 
 
 def watch(process: psutil.Popen, stop: threading.Event) -> int:
@@ -44,7 +43,7 @@ def run_demo(out: Path, items: int) -> tuple[float, int]:
     """Runs the demo and returns its time in seconds and its peak memory in bytes."""
     started = time.monotonic()
     process = psutil.Popen(
-        [sys.executable, "-c", SHELL, "demo", "--out", str(out), "--items", str(items)],
+        [sys.executable, "-m", "unisono.pipelines.cli", "demo", "--out", str(out), "--items", str(items)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -1,6 +1,6 @@
 """Compares the encode stage with its limit and with what a user would write, one modality at a time.
 
-    .venv/bin/python benchmarks/encode.py [--modality image] [--modality text] [--images 512] [--texts 20000]
+    .venv/bin/python -m benchmarks.encode [--modality image] [--modality text] [--images 512] [--texts 20000]
 
 Each measurement runs in a process of its own, so memory and threads are not shared. All of them read the same files.
 The result is JSON. `per_s` does not include start-up (imports, loading the model, one warm-up batch), which is given
@@ -33,8 +33,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))  # for `benchmarks.…`, if this file is run as a script
 MODALITIES = ("image", "text", "audio")
 
 
@@ -173,7 +171,8 @@ def _peak_bytes() -> int:
 def _measure_apart(modality: str, name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     given = {k: v for k, v in vars(args).items() if isinstance(v, int | float | str) and v != ""}
     options = [f"--{k.replace('_', '-')}={v}" for k, v in given.items()]
-    command = [sys.executable, __file__, *options, f"--measure={modality}:{name}", f"--folder={folder}"]
+    options += [f"--measure={modality}:{name}", f"--folder={folder}"]
+    command = [sys.executable, "-m", "benchmarks.encode", *options]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if done.returncode or not lines:
@@ -232,7 +231,6 @@ def main() -> None:
     if args.measure:
         modality, _, name = args.measure.partition(":")
         return _measure_here(modality, name, Path(args.folder), args)
-    there = [m for m in MODALITIES if (ROOT / "benchmarks" / f"encode_{m}.py").is_file()]
     import torch
 
     report: dict[str, Any] = {
@@ -242,7 +240,7 @@ def main() -> None:
         }
     }  # fmt: skip
     args.measure = args.folder = ""
-    for modality in args.modality or there:
+    for modality in args.modality or MODALITIES:
         report[modality] = measure(modality, args)
     print(json.dumps(report, indent=2))
     return None

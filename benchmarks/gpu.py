@@ -1,7 +1,7 @@
 """Compares the encode stage on a GPU with the forward alone and with the decoding alone, measured in the same run.
 
-    .venv/bin/python benchmarks/gpu.py [--model ViT-B-32 …] [--items 20000] > gpu.json
-    .venv/bin/python benchmarks/gpu.py --cpu-smoke      # a few inputs on the CPU: shows that it runs, measures nothing
+    .venv/bin/python -m benchmarks.gpu [--model ViT-B-32 …] [--items 20000] > gpu.json
+    .venv/bin/python -m benchmarks.gpu --cpu-smoke      # a few inputs on the CPU: shows that it runs, measures nothing
 
 For each model the result has
 `forward_per_s`: a loop over inputs that are already on the device, in the dtype of the pipeline, at the fastest batch
@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,8 +24,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))  # for `benchmarks.…`, if this file is run as a script
 MODELS = ("ViT-B-32", "ViT-L-14", "MiniLM", "CLAP")
 TEXT_TOKENS = 32  # tokens of each text in the forward loop; the pipeline gets the texts of benchmarks/encode_text.py
 
@@ -224,7 +221,7 @@ def main() -> None:
         args.items = args.files = 6
         args.seconds, args.first_batch, args.largest_batch = 0.0, 2, 2
     elif not torch.cuda.is_available():
-        raise SystemExit("benchmarks/gpu.py: no CUDA device here; --cpu-smoke shows that it runs, without measuring")
+        raise SystemExit("benchmarks.gpu: no CUDA device here; --cpu-smoke shows that it runs, without measuring")
     args.device = "cpu" if args.cpu_smoke else "cuda"
     found: dict[str, Any] = {
         "device": "cpu smoke run: no measurement" if args.cpu_smoke else torch.cuda.get_device_name(),

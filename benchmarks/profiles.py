@@ -1,7 +1,7 @@
 """Measures the way from an interaction log to profile files: `unisono profile` and a hand-written script in one run.
 
-    python benchmarks/profiles.py                                        # 10,000,000 events, 100,000 items × 256
-    python benchmarks/profiles.py --events 1000000
+    python -m benchmarks.profiles                                        # 10,000,000 events, 100,000 items × 256
+    python -m benchmarks.profiles --events 1000000
 
 `unisono` is the job of that command: job file, checks, the Beam graph on the local runner, published run. `script` is
 what an engineer would write for one machine: Polars reads, joins and sorts the log, SciPy's sparse product adds up item

@@ -1,7 +1,7 @@
 """Compares the steps from embeddings files to item files with the arithmetic alone and the same reads and writes.
 
-    python benchmarks/space.py                                   # 1,000,000 items × 3 modalities × 512 values
-    python benchmarks/space.py --items 100000 --dim 256          # smaller
+    python -m benchmarks.space                                   # 1,000,000 items × 3 modalities × 512 values
+    python -m benchmarks.space --items 100000 --dim 256          # smaller
 
 Two child processes run one after the other, on the same files, with the same number of BLAS threads.
 `unisono` runs the steps of the job's graph after encoding (read, moments, fit, read, align, fuse, write) on the local

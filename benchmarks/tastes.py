@@ -1,6 +1,6 @@
 """Measures recommendations on the demo's synthetic tastes: recall of later events, compared with popularity.
 
-    python benchmarks/tastes.py [--items 2000] [--users 400] [--k 20]
+    python -m benchmarks.tastes [--items 2000] [--users 400] [--k 20]
 
 Runs the demo's own job (the graph of `unisono demo`), then only `recommend` with changed settings. Prints one JSON
 object: recall@k over all users, and over the users that were generated with two tastes. All data are synthetic.

@@ -1,8 +1,8 @@
 """Measures the exact top k of users against items: Unisono's rate, divided by the rate of a bare loop in one run.
 
-    python benchmarks/topk.py                     # 100,000 users × 100,000 items × 256, top 100
-    python benchmarks/topk.py --users 4000 --items 20000
-    python benchmarks/topk.py --device cuda
+    python -m benchmarks.topk                     # 100,000 users × 100,000 items × 256, top 100
+    python -m benchmarks.topk --users 4000 --items 20000
+    python -m benchmarks.topk --device cuda
 
 The bare loop does only what is necessary: for each block of users and items `torch.matmul` and `torch.topk` (or NumPy's
 `matmul` and `argpartition`), then the merge of the results. It is tried with several block sizes, and the fastest

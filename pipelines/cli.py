@@ -192,7 +192,7 @@ def _print_json(value: Any, indent: int | None = None) -> None:
 @app.command()
 def demo(
     out: Annotated[str, typer.Option(help="The directory for the shop and the store.")] = "out/demo",
-    items: Annotated[int, typer.Option(min=50, help="The number of items of the synthetic shop.")] = 2000,
+    items: Annotated[int, typer.Option(min=60, help="The number of items of the synthetic shop.")] = 2000,
 ) -> None:
     """Make a synthetic shop, run the whole job on it, and show what came out."""
     import os
@@ -207,15 +207,17 @@ def main() -> None:
 
     An error is one line on standard error.
     """
-    warnings.filterwarnings("ignore", module="apache_beam")
-    try:
-        app(standalone_mode=True)
-    except JobError as e:
-        print(f"unisono: error: {e}", file=sys.stderr)
-        sys.exit(2 if isinstance(e, UsageError) else 1)
-    except KeyboardInterrupt:
-        print("unisono: interrupted; run it again with the same run id to go on from here", file=sys.stderr)
-        sys.exit(130)
+    with warnings.catch_warnings():
+        # Beam warns about its own deprecations, Pillow about odd metadata in pictures. Neither concerns a user.
+        warnings.filterwarnings("ignore", module=r"(apache_beam|PIL)\b")
+        try:
+            app(standalone_mode=True)
+        except JobError as e:
+            print(f"unisono: error: {e}", file=sys.stderr)
+            sys.exit(2 if isinstance(e, UsageError) else 1)
+        except KeyboardInterrupt:
+            print("unisono: interrupted; run it again with the same run id to go on from here", file=sys.stderr)
+            sys.exit(130)
 
 
 if __name__ == "__main__":

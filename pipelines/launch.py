@@ -27,7 +27,7 @@ from unisono.transforms.store.runs import Manifest
 # If a worker raises a JobError, Beam raises a RuntimeError here, with the worker's traceback as its text.
 _REMOTE_JOB_ERROR = re.compile(r"unisono\.transforms\.base\.errors\.JobError: (.+?)(?: \[while running|\\n|\n|$)")
 
-
+# The loggers on which Beam's workers print the traceback of an error.
 _WORKER_LOGS = ("apache_beam.runners.common", "apache_beam.runners.worker.sdk_worker")
 
 
@@ -90,7 +90,7 @@ def _check_reachable(job: Job) -> None:
     log = job.interactions.path if job.interactions else None
     paths = {"store": job.store, "catalog.path": job.catalog.path, "interactions.path": log}
     paths["privacy.forget"] = job.privacy.forget
-    if job.catalog.image or job.catalog.audio:
+    if job.catalog.media:
         paths["catalog.media_root"] = job.media_source.root
     for key, path in paths.items():
         if path and not is_remote(path):

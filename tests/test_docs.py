@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import itertools
 import re
+import runpy
 import shlex
 from importlib import import_module
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import Any
 
 import pytest
 import typer.main
+from packaging.requirements import Requirement
 
 from tests.paths import ROOT
 from unisono.pipelines.cli import app
-from unisono.pipelines.job.config import load_job
+from unisono.pipelines.job.load import load_job
 from unisono.runners.select import unknown_options
 from unisono.transforms.base.errors import Reason
 
@@ -31,8 +33,6 @@ STAGES = (
     ("transforms/media", "encode"),
     ("transforms/encode", "encode"),
 )
-# Named in the documentation before they exist: a test asks to take out what has come.
-NOT_YET = {"docs/job-file.md", "transforms/space/registry.py"}
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.S | re.M)
 _SPAN = re.compile(r"`([^`]+)`")
 
@@ -116,6 +116,32 @@ def test_every_command_line_can_be_parsed(page: str, line: str) -> None:
         assert not unknown_options(context.args), f"{page}: {line}"
 
 
+# --- extras ------------------------------------------------------------------------------------------------
+
+
+def extras_of_setup() -> dict[str, set[str]]:
+    """The names of the packages that each extra installs, read by running setup.py without its last step."""
+    found: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr("setuptools.setup", lambda **given: found.update(given))
+        runpy.run_path("setup.py")
+    return {extra: {Requirement(line).name for line in lines} for extra, lines in found["extras_require"].items()}
+
+
+def test_every_extra_is_in_the_readme_with_what_it_installs() -> None:
+    extras = extras_of_setup()
+    table: dict[str, set[str]] = {}
+    for extra, _, installs in rows_of_table(README, "| extra | for | installs |"):
+        names = _SPAN.findall(installs.replace("(with its extra `gcp`)", ""))
+        (name,) = _SPAN.findall(extra)
+        table[name] = set().union(*(table.get(n, {n}) for n in names))  # an extra may contain an earlier one
+    assert table.keys() == extras.keys()
+    del table["test"]  # the README does not list the tools of the tests
+    assert table == {extra: packages for extra, packages in extras.items() if extra != "test"}
+    assert set().union(*table.values()) <= extras["test"]
+
+
 # --- paths, names and links --------------------------------------------------------------------------------
 
 
@@ -128,12 +154,8 @@ def paths_in(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_path_exists(page: Path) -> None:
-    missing = sorted(p for p in paths_in(page) - NOT_YET if not (ROOT / p).exists())
+    missing = sorted(p for p in paths_in(page) if not (ROOT / p).exists())
     assert not missing, f"{page.name} names {missing}"
-
-
-def test_what_does_not_exist_yet_does_not_exist() -> None:
-    assert not [p for p in NOT_YET if (ROOT / p).exists()], "take these out of NOT_YET"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -158,8 +180,16 @@ def is_module(words: list[str]) -> bool:
 def test_every_relative_link_resolves(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", _FENCE.sub("", page.read_text())):
         assert "://" not in target, f"{page.name}: {target}: only links within the repository are checked"
-        if target not in NOT_YET:
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+        path, _, anchor = target.partition("#")
+        linked = page.parent / path if path else page
+        assert linked.exists(), f"{page.name}: {target}"
+        assert not anchor or anchor in anchors_of(linked), f"{page.name}: {target}"
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The anchors that a Markdown viewer gives the headings of a page: lower case, no punctuation, hyphens."""
+    heads = re.findall(r"^#+ (.+)$", _FENCE.sub("", page.read_text()), re.M)
+    return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
 # --- the job file ------------------------------------------------------------------------------------------

@@ -140,7 +140,9 @@ class Run:
         self._ranker_: Ranker | None = None
 
     def __repr__(self) -> str:
-        return f"<unisono.Run {self.run_id} of {self._store}>"
+        # Reads nothing: a run that was only submitted has no manifest yet.
+        name = self._published.manifest.run_id if self._published else self._run
+        return f"<unisono.Run {name} of {self._store}>"
 
     # --- what the run is ---
 

@@ -121,8 +121,7 @@ def variants(job: Job, fusions: Sequence[str] = ()) -> Iterable[tuple[str, Job]]
 
 
 def _ranked(job: Job, **settings: Any) -> Job:
-    assert job.ranking is not None
-    return job.model_copy(update={"ranking": replace(job.ranking, **settings)})
+    return job.model_copy(update={"ranking": replace(job.ranking or RankingSpec(), **settings)})
 
 
 def evaluate_ranking(

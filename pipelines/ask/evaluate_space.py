@@ -27,7 +27,7 @@ from unisono.transforms.space.fit.spec import FusionSpec, SpaceSpec
 from unisono.transforms.space.fit.step import TRAINING_ROWS
 from unisono.transforms.space.registry import FUSIONS, METHODS
 from unisono.transforms.space.space import Space
-from unisono.transforms.store.parquet import list_parquet, read_row_group, require_column
+from unisono.transforms.store.parquet import list_parquet, read_rows, require_column
 from unisono.transforms.store.runs import read_table
 
 _SHARE = 5  # with one fold, a fifth of the items is held out
@@ -126,8 +126,7 @@ def read_labels(job: Job, ids: pa.ChunkedArray, label: str, path: str | None) ->
     found = list_parquet(path or job.catalog.path, "--labels" if path else "catalog.path")
     key = job.catalog.id
     require_column(found, label, "--label", lambda _: True, "anything")
-    tables = [t for f in found for g in range(len(f.row_groups)) for t in read_row_group(f.path, g, [key, label])]
-    known = pa.concat_tables(tables)
+    known = pa.concat_tables(list(read_rows(found, [key, label])))
     here, there = common_rows(ids, known[key])
     if not len(here):
         raise JobError(f"--label: no item of the published run has a row with {label!r}; name the file with --labels")

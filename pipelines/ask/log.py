@@ -15,7 +15,8 @@ from unisono.pipelines.job.users import CLOCK_SLACK_S
 from unisono.transforms.base.tables import one_chunk, shard_of, split_by_shard
 from unisono.transforms.privacy.forget import check_forget
 from unisono.transforms.privacy.pseudonyms import Pseudonyms
-from unisono.transforms.read.interactions import Interactions, check_interactions, clean_rows, read_rows
+from unisono.transforms.read.interactions import Interactions, check_interactions, clean_rows
+from unisono.transforms.store.parquet import read_rows
 from unisono.transforms.store.runs import read_table
 from unisono.transforms.users.popularity import add_users, count_items, count_users
 from unisono.transforms.users.state import remembered_events
@@ -57,7 +58,7 @@ def read_events(log: Interactions, users: pa.Array | None = None) -> Iterator[pa
         Tables of the schema `log.schema`: user_id, item_id, time, weight.
     """
     gone = log.forget.load() if log.forget else None
-    for raw in read_rows(log):
+    for raw in read_rows(log.files, log.spec.columns):
         events = clean_rows(raw, log, gone, users).events
         if events.num_rows:
             yield events

@@ -16,8 +16,9 @@ from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import one_chunk
 from unisono.transforms.rank.lists import diversify, recommendation_schema
 from unisono.transforms.rank.ranking import RankingSpec, Shelf, distinct_pairs, make_shelf, rank_items
+from unisono.transforms.read.catalog import hidden_items
 from unisono.transforms.store.item_matrix import ItemMatrix, modality_vectors, per_process
-from unisono.transforms.store.parquet import list_parquet, read_row_group, require_column
+from unisono.transforms.store.parquet import list_parquet, read_rows, require_column
 from unisono.transforms.users.profiles import Surroundings, build_profiles, popular_direction
 
 
@@ -122,13 +123,7 @@ class Ranker:
             return []
         found = list_parquet(self.job.catalog.path, "catalog.path")
         require_column(found, column, "ranking.filter", pa.types.is_boolean, "booleans")
-        hidden = []
-        for file in found:
-            for group in range(len(file.row_groups)):
-                for table in read_row_group(file.path, group, [id_column, column]):
-                    shut = table.filter(pc.invert(pc.fill_null(table[column], False)))
-                    hidden.append(pa.table({"item_id": shut[id_column].drop_null()}))
-        return hidden
+        return [hidden_items(rows, id_column, column) for rows in read_rows(found, [id_column, column])]
 
     def _modality(self, name: str) -> np.ndarray:
         return modality_vectors(self.run.records("items"), name, self.run.store.root)

@@ -22,13 +22,14 @@ from unisono.transforms.measure.rank_metrics import Ranked
 from unisono.transforms.privacy.forget import check_forget
 from unisono.transforms.rank.lists import diversify
 from unisono.transforms.rank.ranking import RankingSpec, distinct_pairs, make_shelf, rank_items
-from unisono.transforms.read.interactions import check_interactions, clean_rows, read_rows
+from unisono.transforms.read.interactions import check_interactions, clean_rows
 from unisono.transforms.space.fit.methods import possible_axes
 from unisono.transforms.space.fit.moments import Moments
 from unisono.transforms.space.fit.run import fit_run
 from unisono.transforms.space.fit.step import sample_fraction
 from unisono.transforms.space.fuse import fuse_table
 from unisono.transforms.store.item_matrix import ItemMatrix
+from unisono.transforms.store.parquet import read_rows
 from unisono.transforms.store.runs import Store, read_table, table_bytes
 from unisono.transforms.store.small_vectors import scale_metadata
 from unisono.transforms.users.popularity import add_users, count_items, count_users
@@ -81,7 +82,7 @@ def read_events(job: Job) -> tuple[pa.Table, int]:
     log = check_interactions(job.log)
     path = job.privacy.forget
     gone = check_forget(path, log.user_type, "interactions.user", None).load() if path else None
-    cleaned = [clean_rows(raw, log, gone) for raw in read_rows(log)]
+    cleaned = [clean_rows(raw, log, gone) for raw in read_rows(log.files, log.spec.columns)]
     return concat_tables([c.events for c in cleaned]), sum(c.dead.num_rows for c in cleaned)
 
 

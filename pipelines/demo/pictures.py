@@ -5,10 +5,12 @@ from __future__ import annotations
 import colorsys
 import io
 from functools import cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw
 
 from unisono.pipelines.demo.items import CATEGORIES, COLOURS, MOODS, STYLES, Latent
 
@@ -171,6 +173,8 @@ def _rgb(hue: float, saturation: float, value: float) -> _RGB:
 @cache
 def _pattern(style: str) -> Image.Image:
     """Draws a style's pattern, larger than the canvas: each picture cuts its own piece out of it."""
+    from PIL import Image, ImageChops, ImageDraw
+
     side = 2 * _CANVAS
     image = Image.new("L", (side, side))
     draw = ImageDraw.Draw(image)
@@ -199,12 +203,16 @@ def _pattern(style: str) -> Image.Image:
 @cache
 def _shade() -> Image.Image:
     """Draws the mask of the shadow on the right side of the body."""
+    from PIL import Image
+
     ramp = np.clip(np.linspace(-60, 110, _CANVAS), 0, 255).astype(np.uint8)
     return Image.fromarray(np.broadcast_to(ramp, (_CANVAS, _CANVAS)).copy())
 
 
 def _backdrop(rng: np.random.Generator, mood: str, age: float) -> Image.Image:
     """Draws a slanted gradient between the mood's two colours; age moves it towards sepia."""
+    from PIL import Image
+
     jitter = rng.normal(0, (8, 0.03, 0.03), (2, 3))
     near, far = (_rgb(*(np.array(c) + j)) for c, j in zip(_BACKDROPS[mood], jitter, strict=True))
     ends = np.array([near, far], float)
@@ -254,6 +262,8 @@ def _draw_part(draw: ImageDraw.ImageDraw, part: _Part, frame: np.ndarray, fill: 
 
 
 def _draw_layer(canvas: Image.Image, parts: tuple[_Part, ...], layer: str, frame: np.ndarray, paint: _Paint) -> None:
+    from PIL import ImageDraw
+
     draw = ImageDraw.Draw(canvas)
     for part in parts:
         if part[0] == layer:
@@ -269,6 +279,8 @@ def _draw_body(
     style: str,
 ) -> None:
     """Draws the body with the style's pattern and a shadow."""
+    from PIL import Image, ImageChops, ImageDraw
+
     mask = Image.new("L", canvas.size)
     draw = ImageDraw.Draw(mask)
     for part in parts:
@@ -285,6 +297,8 @@ def _draw_body(
 
 def _draw_ground(canvas: Image.Image, frame: np.ndarray, scale: float) -> None:
     """Draws the item's shadow on the ground."""
+    from PIL import ImageDraw
+
     x, y = frame[2]
     ground = tuple(round(0.8 * c) for c in canvas.getpixel((int(x), _CANVAS - 20)))  # type: ignore[union-attr]
     box = (x - 0.8 * scale, y + 0.72 * scale, x + 0.8 * scale, y + 0.98 * scale)
@@ -293,6 +307,8 @@ def _draw_ground(canvas: Image.Image, frame: np.ndarray, scale: float) -> None:
 
 def _draw_sparks(canvas: Image.Image, rng: np.random.Generator, ornament: float, fill: _RGB) -> None:
     """Draws up to ten four-pointed stars on a ring around the item."""
+    from PIL import ImageDraw
+
     draw = ImageDraw.Draw(canvas)
     sparks = round(10 * ornament)
     angle, radius = rng.uniform(0, 2 * np.pi, sparks), rng.uniform(0.40, 0.47, sparks) * _CANVAS
@@ -305,6 +321,8 @@ def _draw_sparks(canvas: Image.Image, rng: np.random.Generator, ornament: float,
 
 def _shrink(canvas: Image.Image, rng: np.random.Generator, age: float) -> Image.Image:
     """Shrinks the picture to a random size, and adds grain; age darkens the corners and makes the grain coarser."""
+    from PIL import Image
+
     side = int(rng.integers(96, 129))
     pixels = np.asarray(canvas.resize((side, side), Image.Resampling.BILINEAR), np.float32)
     axis = np.linspace(-1, 1, side, dtype=np.float32) ** 2

@@ -29,7 +29,7 @@ from unisono.transforms.base.errors import JobError, Reason
 _SOURCES = (__file__, *(str(module.__file__) for module in (demo_items, text, pictures, sounds, demo_users)))
 _MARKER = "shop.json"
 _ROW_GROUP = 500
-_GENERATOR = "unisono pipelines/demo_data.py"  # metadata of the tables
+_GENERATOR = "unisono pipelines/demo/shop.py"  # metadata of the tables
 _README = """This folder is SYNTHETIC: a shop that `unisono demo` generated (pipelines/demo/shop.py).
 No item, user, picture, sound or interaction in it is real. {items} items, {users} users, seed {seed}.
 

@@ -7,7 +7,6 @@ import struct
 import zlib
 
 import numpy as np
-import soundfile
 
 from unisono.pipelines.demo.items import CATEGORIES, Latent
 
@@ -127,6 +126,8 @@ def encode_sound(wave: np.ndarray, suffix: str, serial: int = 1) -> bytes:
         suffix: `ogg` means Vorbis; anything else means WAV with 16-bit PCM.
         serial: the serial number of the Ogg stream.
     """
+    import soundfile
+
     buffer = io.BytesIO()
     if suffix == "ogg":
         soundfile.write(buffer, wave, SAMPLE_RATE_HZ, format="OGG", subtype="VORBIS")

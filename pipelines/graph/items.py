@@ -62,7 +62,7 @@ def build(root: beam.Pipeline, run: RunPlan, items: ItemsPlan, events: beam.PCol
 def _fit_space(
     root: beam.Pipeline, run: RunPlan, items: ItemsPlan, tables: beam.PCollection, made: beam.PCollection | None
 ) -> FitSpace:
-    """The step that fits the space, with everything it reads besides the moments."""
+    """Makes the step that fits the space, with everything that it reads besides the moments."""
     job = run.job
     fraction = sample_fraction(job.space.method, items.catalog.rows)
     named = job.space.anchors if isinstance(job.space.anchors, tuple) else ()
@@ -78,7 +78,7 @@ def _fit_space(
 
 
 def _embed(root: beam.Pipeline, run: RunPlan, items: ItemsPlan, out: Outputs) -> beam.PCollection:
-    """The steps that need the encoders. They end in embeddings/, which later runs reuse."""
+    """Adds the steps that need encoders. They end with the files of embeddings/, which later runs reuse."""
     job = run.job
     read = root | "ReadCatalog" >> ReadCatalog(items.catalog)
     out.counts.append(read["rows"] | "CountRows" >> beam.Map(lambda n: ("catalog.rows", n)))

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 
 import apache_beam as beam
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from unisono.pipelines.graph.outputs import Outputs
 from unisono.pipelines.job.lists import ItemFilter, ListsPlan
 from unisono.pipelines.job.plan import RunPlan
 from unisono.transforms.base.tables import ShardTable
 from unisono.transforms.rank.ranking import RecommendItems, distinct_pairs
+from unisono.transforms.read.catalog import hidden_items
 from unisono.transforms.store.parquet import ReadRowGroups
 from unisono.transforms.store.runs import ReadShards, WriteShards
 from unisono.transforms.users.popularity import CountUsers
@@ -32,7 +32,8 @@ def build(
         root: the graph.
         run: what every part of the run needs.
         lists: the plan of this part.
-        items, users: FileRecords of items/ and of users/.
+        items: FileRecords of items/.
+        users: FileRecords of users/.
         events: all known events by user shard. None if no setting of `ranking` needs them.
     """
     out, spec = Outputs(), lists.spec
@@ -59,7 +60,7 @@ def build(
 
 
 def _with_seen(users: beam.PCollection, seen: beam.PCollection | None) -> beam.PCollection:
-    """Joins each shard of users with the pairs of users and items they have seen: (shard, (users, pairs or None))."""
+    """Joins each shard of users with the pairs of a user and a seen item: (shard, (users, pairs or None))."""
     if seen is None:
         return users | "NothingSeen" >> beam.MapTuple(lambda shard, t: (shard, (t, None)))
 
@@ -75,10 +76,9 @@ def _hidden(root: beam.Pipeline, at: ItemFilter) -> beam.PCollection:
     id_column, column = at.catalog.spec.id, at.column
 
     def closed(ordinal: int, row: int, table: pa.Table) -> Iterable[pa.Table]:
-        shut = table.filter(pc.invert(pc.fill_null(table[column], False)))
-        shut = shut.filter(pc.is_valid(shut[id_column]))
-        if shut.num_rows:
-            yield pa.table({"item_id": shut[id_column]})
+        hidden = hidden_items(table, id_column, column)
+        if hidden.num_rows:
+            yield hidden
 
     return (
         root

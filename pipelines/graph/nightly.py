@@ -1,4 +1,4 @@
-"""A whole run as one graph: items, users, lists, checks, publish. Each command alone is a part of it."""
+"""A whole run as one graph: items, users, lists, checks, publish. The commands other than `nightly` run parts of it."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class ItemsPlan:
 
     Attributes:
         catalog: the catalogue's files and rows.
-        encoders: of each modality that is encoded, its settings, its encoder_id and its dimension.
+        encoders: for each encoded modality its settings, and its encoder_id and dimension.
         dim: the number of axes of the joint space.
         shards: the number of item shards.
     """
@@ -72,10 +72,10 @@ def plan_items(job: Job, base: Manifest | None) -> ItemsPlan:
 
 
 def choose_dim(job: Job, dims: Mapping[str, int]) -> int:
-    """Chooses the number of axes, and refuses a space that these modalities cannot have.
+    """Chooses the number of axes of the joint space, and refuses settings that do not fit the modalities.
 
     Args:
-        dims: length of an embedding of each modality.
+        dims: the length of each modality's embeddings.
 
     Raises:
         JobError: the method, the number of axes, or a named modality does not fit the modalities.
@@ -103,18 +103,22 @@ def choose_dim(job: Job, dims: Mapping[str, int]) -> int:
 
 
 def power_of_two(rows: int, rows_a_shard: int) -> int:
-    """The least power of two of shards that hold no more than `rows_a_shard` rows each."""
+    """Returns the smallest power of two of shards with at most `rows_a_shard` rows each, on average."""
     return 1 << max(0, -(-rows // rows_a_shard) - 1).bit_length()
 
 
 def default_shards(rows: int, base: Manifest | None) -> int:
-    """A power of two of about `ROWS_A_SHARD` rows each. The published run's number is kept, for its reuse."""
+    """Returns the number of item shards if the job file does not give it.
+
+    The number of the published run is kept, so that its embeddings can be reused, until the shards get too large.
+    Otherwise it is a power of two, with up to `ROWS_A_SHARD` rows in a shard.
+    """
     kept = len(base.part("embeddings")) if base else 0
     return kept if kept and rows <= kept * MOST_ROWS_A_SHARD else power_of_two(rows, ROWS_A_SHARD)
 
 
 def published_id_type(store: Store, base: Manifest | None) -> pa.DataType:
-    """The type of the published items' ids.
+    """Reads the type of the published items' ids.
 
     Raises:
         JobError: the published run has no items.
@@ -128,8 +132,9 @@ def published_id_type(store: Store, base: Manifest | None) -> pa.DataType:
 
 def _check_media_root(job: Job) -> None:
     root = job.media_source.root
-    media = job.catalog.image or job.catalog.audio
-    if media and not job.catalog.media_root and any(c in root for c in "*?["):
-        raise JobError(f"catalog.media_root: required, for catalog.path names many directories ({root})")
-    if media and job.catalog.media_root and "://" not in root and not exists(root):
+    if not job.catalog.media:
+        return
+    if not job.catalog.media_root and any(c in root for c in "*?["):
+        raise JobError(f"catalog.media_root: required, because catalog.path names many directories ({root})")
+    if job.catalog.media_root and "://" not in root and not exists(root):
         raise JobError(f"catalog.media_root: no directory {root}; relative URIs resolve there")

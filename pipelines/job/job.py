@@ -42,30 +42,30 @@ class Job(BaseModel):
     store: str
     """The directory or gs:// prefix that everything is written to."""
     catalog: CatalogSpec
-    """The catalogue."""
+    """The catalogue of items."""
     shards: Annotated[int, Field(gt=0, le=65_536)] | None = None
     """How many shards the items and users are split into. By default a power of two, of about 4,096 rows each, which
     is kept from run to run."""
     encoders: EncodersSection = EncodersSection()
-    """The encoders."""
+    """The encoder of each modality."""
     space: SpaceSpec = SpaceSpec()
-    """The joint space."""
+    """How the joint space is fitted."""
     fusion: FusionSpec = FusionSpec()
-    """The fusion of an item's modalities."""
+    """How the modalities of an item become one vector."""
     interactions: InteractionsSpec | None = None
     """The interaction log. Profiles and `behaviour` need it."""
     behaviour: BehaviourSpec | None = None
-    """Behaviour as a modality of the items; `{}` takes the defaults. Without the key there is none."""
+    """Behaviour as a modality of the items; `{}` takes the defaults. Without the key, behaviour is not a modality."""
     profiles: ProfileSpec = ProfileSpec()
-    """The user profiles."""
+    """How user profiles are made."""
     ranking: RankingSpec | None = None
-    """The recommendations; `{}` takes the defaults. Without the key a nightly run makes none."""
+    """How items are ranked for users; `{}` takes the defaults. Without the key, `unisono nightly` makes no lists."""
     privacy: PrivacySection = PrivacySection()
-    """The people in the log."""
+    """What is done for the people in the log."""
     limits: LimitsSection = LimitsSection()
-    """The limits."""
+    """What a single input may cost, and how many inputs may fail."""
     output: OutputSection = OutputSection()
-    """The stored vectors."""
+    """How vectors are stored."""
 
     @field_validator("encoders", mode="before")
     @classmethod
@@ -100,7 +100,7 @@ class Job(BaseModel):
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """The modalities that are encoded: of the catalogue's columns, and `joint` if the job asks for it."""
+        """The encoded modalities: those of the catalogue that have an encoder, and `joint` if the job asks for it."""
         own = [m for m in CATALOG if getattr(self.catalog, m) and getattr(self.encoders, m)]
         return (*own, *([JOINT] if self.encoders.joint else []))
 
@@ -162,11 +162,11 @@ class Job(BaseModel):
         return EncoderSpec(modality, at.model, tuple(sorted(options.items())), self.limits)
 
     def fit_settings(self, dim: int, encoder_ids: Mapping[str, str]) -> FitSettings:
-        """Everything that the fit of a run's space depends on besides its data.
+        """Gathers everything that the fit of a run's space depends on besides its data.
 
         Args:
             dim: the number of axes, as the plan found it.
-            encoder_ids: of each modality.
+            encoder_ids: the encoder_id of each modality.
         """
         seed = self.space.seed if self.fusion.seed is None else self.fusion.seed
         epochs = self.space.epochs if self.fusion.epochs is None else self.fusion.epochs

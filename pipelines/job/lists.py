@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -11,7 +12,8 @@ from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.extras import require
 from unisono.transforms.rank.ranking import RankingSpec
 from unisono.transforms.read.catalog import Catalog, check_catalog
-from unisono.transforms.store.parquet import require_column
+from unisono.transforms.store.parquet import open_parquet, require_column
+from unisono.transforms.store.runs import FileRecord, Store
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,9 @@ class ListsPlan:
 
     Attributes:
         spec: how items are ranked.
-        modalities: those whose scores are added in late fusion; () in early fusion.
+        modalities: the modalities whose scores are added in late fusion; () in early fusion.
         shards: the number of user shards.
-        filter: which items may be recommended. None means all.
+        filter: which items may be recommended. None means all items.
     """
 
     spec: RankingSpec
@@ -47,6 +49,26 @@ class ListsPlan:
 def needs_log(job: Job) -> bool:
     """Says whether ranking reads the interaction log."""
     return bool(job.ranking and (job.ranking.exclude_seen or job.ranking.counts_users))
+
+
+def check_published_users(store: Store, users: Sequence[FileRecord], modalities: Sequence[str]) -> None:
+    """Refuses late fusion for published profiles that were made for early fusion.
+
+    Args:
+        store: the store.
+        users: the files of the published profiles.
+        modalities: those whose scores are added in late fusion; () in early fusion.
+
+    Raises:
+        JobError: the profiles have no vector of a modality.
+    """
+    with open_parquet(store.path(users[0].path)) as f:
+        names = f.schema_arrow.names
+    if missing := [m for m in modalities if f"{m}_vector" not in names]:
+        raise JobError(
+            f"ranking.fusion: late needs a vector of each modality in users/, and the published profiles have none of "
+            f"{missing[0]}; run `unisono profile` with this job file first"
+        )
 
 
 def plan_lists(job: Job, shards: int) -> ListsPlan:

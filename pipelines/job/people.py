@@ -54,7 +54,7 @@ def _taken_over(job: Job, base: Manifest | None, items: bool, users: bool) -> tu
     """Chooses the published files that this run takes over.
 
     A run without a catalogue takes over the items. A run that makes neither items nor users takes over the users too.
-    An incremental run that does not add to the sums of earlier logs takes them over.
+    With `profiles.incremental`, a run that makes no profiles takes over the sums in state/ as well.
     """
     kept: set[str] = set() if items else {"embeddings", "behaviour", "space", "items", "quality"}
     if not users:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from unisono.pipelines.job.items import ItemsPlan, default_shards, plan_items, published_id_type
 from unisono.pipelines.job.job import Job
-from unisono.pipelines.job.lists import ListsPlan, needs_log, plan_lists
+from unisono.pipelines.job.lists import ListsPlan, check_published_users, needs_log, plan_lists
 from unisono.pipelines.job.people import PeoplePlan, plan_people
 from unisono.pipelines.job.users import LogPlan, UsersPlan, check_item_ids, plan_log, plan_users
 from unisono.transforms.base.errors import JobError
@@ -109,6 +109,8 @@ def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool, recommen
         else:
             raise JobError(f"store: the published run in {store.root} has no users/; run `unisono profile` first")
         lists = plan_lists(job, user_shards)
+        if not users and base is not None:
+            check_published_users(store, base.part("users"), lists.modalities)
     people = plan_people(job, store, base, log, items=items, users=users)
     if log:
         hidden = log.interactions.hiding(people.people.pseudonyms, people.people.forget)

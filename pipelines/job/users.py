@@ -16,7 +16,7 @@ from unisono.transforms.read.interactions import Interactions, check_interaction
 from unisono.transforms.store.runs import FileRecord, Manifest, Store, read_json
 
 EVENTS_A_SHARD = 262_144
-CLOCK_SLACK_S = 86_400  # an event further ahead of the launch lies in the future; a nearer one is a clock or a zone
+CLOCK_SLACK_S = 86_400  # later events are in the future; this much is allowed for wrong clocks and time zones
 FOLDED = "state/logs.json"  # lists the logs whose events the sums in state/ hold
 
 

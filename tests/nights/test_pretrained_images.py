@@ -69,10 +69,10 @@ def unisono(*args: str) -> subprocess.CompletedProcess[str]:
             {"model": "open_clip/ViT-B-32", "weights": "./gone"}, "image.weights: no file or directory", id="gone"
         ),
         pytest.param(
-            {"model": "open_clip/ViT-B-32", "weights": "./wrong"}, "image.weights: holds a model of", id="wrong"
+            {"model": "open_clip/ViT-B-32", "weights": "./wrong"}, "image.weights: the checkpoint has embed", id="wrong"
         ),
         pytest.param(
-            {"model": "open_clip/ViT-B-32", "weights": "./pickle.pt"}, "pickle.pt is no safetensors file", id="pickled"
+            {"model": "open_clip/ViT-B-32", "weights": "./pickle.pt"}, "pickle.pt is not a safetensors", id="pickle"
         ),
     ],
 )

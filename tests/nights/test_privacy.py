@@ -330,7 +330,9 @@ def test_a_run_with_noise_shows_noised_vectors_and_nothing_else_from_the_log(sho
     assert "a release is (8, 1e-05)-private; 2 so far" in capsys.readouterr().out
     again = Store(store.root)
     said = again.published().privacy.noise
+    assert said is not None
     assert said.releases == 2
+    assert said.epsilon_of_releases is not None
     assert 8.0 < said.epsilon_of_releases < 16.0
     assert not np.any(read_vectors(part(again, "users"))[0] == vectors)
     with pytest.raises(JobError, match=r"privacy.noise: this job has none, .* users/ have epsilon 8, delta 1e"):

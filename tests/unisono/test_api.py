@@ -89,6 +89,9 @@ def test_open_takes_strings_paths_and_run_ids(run: ShopRun, monkeypatch: pytest.
         found = unisono.open(place)
         assert found.run_id == unisono.open(place, run=found.run_id).run_id == run.manifest.run_id
         assert repr(found) == f"<unisono.Run {run.manifest.run_id} of {store}>"
+    modalities = " ".join(found.space.modalities)
+    assert repr(found.space) == f"<Space {found.space.space_id}: gcca, {found.space.dim} axes, {modalities}>"
+    assert repr(unisono.Run("somewhere", "submitted")) == "<unisono.Run submitted of somewhere>"
     with pytest.raises(unisono.JobError, match="has no published run"):
         unisono.open(store / "nowhere")
     with pytest.raises(unisono.JobError, match="has no finished run 'x'"):

@@ -1,7 +1,6 @@
 """The names of the modalities."""
 
-MEDIA = ("image", "audio")  # read from files
-CATALOG = ("text", *MEDIA)  # read from columns of the catalogue
+CATALOG = ("text", "image", "audio")  # read from columns of the catalogue
 JOINT = "joint"  # an item's text, image and audio encoded together, in one input
 BEHAVIOUR = "behaviour"  # made from the interaction log, not by an encoder
 ENCODED = (*CATALOG, JOINT)  # made by an encoder

@@ -214,7 +214,7 @@ def _device(key: str, wanted: str) -> Any:
     if wanted == "auto":
         return torch.device("cuda:0" if count else "cpu")
     if wanted != "cpu" and int(wanted.partition(":")[2] or 0) >= count:
-        raise JobError(f"{key}.device: got {wanted}, with {count} CUDA devices here; write auto or cpu")
+        raise JobError(f"{key}.device: got {wanted}, but this machine has {count} CUDA devices; write auto or cpu")
     return torch.device(wanted)
 
 

@@ -14,7 +14,7 @@ from unisono.transforms.base.columns import FORGOTTEN_COUNT
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import ShardTable, concat_tables, is_id_type, one_chunk, same_id_kind
 from unisono.transforms.privacy.pseudonyms import Pseudonyms
-from unisono.transforms.store.parquet import ParquetFile, list_parquet, plain_type, read_row_group, require_column
+from unisono.transforms.store.parquet import ParquetFile, list_parquet, plain_type, read_rows, require_column
 
 KEY = "privacy.forget"
 COLUMN = "user_id"
@@ -36,11 +36,9 @@ class Forget:
     def load(self) -> pa.Array:
         """Reads the distinct ids of the users to forget, as strings, in the form in which the data holds them."""
         ids = [pa.chunked_array([], pa.string())]
-        for file in self.files:
-            for group in range(len(file.row_groups)):
-                for table in read_row_group(file.path, group, [COLUMN]):
-                    column = table[COLUMN]
-                    ids.append(column.cast(plain_type(column.type)).cast(pa.string()))
+        for table in read_rows(self.files, [COLUMN]):
+            column = table[COLUMN]
+            ids.append(column.cast(plain_type(column.type)).cast(pa.string()))
         distinct = pc.unique(pa.chunked_array([c for part in ids for c in part.chunks], pa.string())).drop_null()
         return self.pseudonyms.of(distinct) if self.pseudonyms else distinct
 

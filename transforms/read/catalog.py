@@ -15,7 +15,7 @@ from apache_beam.typehints import with_output_types
 from pydantic import BeforeValidator
 
 from unisono.transforms.base.errors import JobError, Reason
-from unisono.transforms.base.modalities import CATALOG, MEDIA
+from unisono.transforms.base.modalities import CATALOG
 from unisono.transforms.base.progress import advance
 from unisono.transforms.base.settings import settings
 from unisono.transforms.base.tables import ShardTable, concat_tables, is_id_type, one_chunk, shard_of, split_by_shard
@@ -47,7 +47,7 @@ def columns_of_text(text: tuple[str, ...] | str) -> tuple[str, ...]:
 
 @settings("catalog")
 class CatalogSpec:
-    """Where the catalogue lies and which of its columns hold what."""
+    """The files of the catalogue, and what its columns mean."""
 
     path: str
     """A Parquet file or a glob of Parquet files."""
@@ -85,13 +85,18 @@ class CatalogSpec:
     @property
     def columns(self) -> list[str]:
         """Every column that is read."""
-        wanted = [self.id, self.title_column, *self.text_columns, self.image, self.audio]
+        wanted = [self.id, self.title_column, *self.text_columns, *self.media.values()]
         return list(dict.fromkeys(c for c in wanted if c))
 
     @property
     def modalities(self) -> tuple[str, ...]:
         """The modalities that the catalogue has a column for."""
         return tuple(m for m in CATALOG if getattr(self, m))
+
+    @property
+    def media(self) -> dict[str, str]:
+        """The columns of URIs or bytes, by modality: every modality except text."""
+        return {m: getattr(self, m) for m in self.modalities if m != "text"}
 
 
 @dataclass(frozen=True)
@@ -145,9 +150,8 @@ def check_catalog(spec: CatalogSpec) -> Catalog:
         require_column(found, column, "catalog.text", _is_text, "strings, numbers, booleans or lists of strings")
     if spec.title:
         require_column(found, spec.title, "catalog.title", _is_text, "strings, numbers, booleans or lists of strings")
-    for modality in MEDIA:
-        if column := getattr(spec, modality):
-            require_column(found, column, f"catalog.{modality}", _is_media, "URIs (strings) or bytes, one or a list")
+    for modality, column in spec.media.items():
+        require_column(found, column, f"catalog.{modality}", _is_media, "URIs (strings) or bytes, one or a list")
     return Catalog(spec, tuple(found), rows, id_type)
 
 
@@ -239,15 +243,29 @@ def read_items(table: pa.Table, catalog: Catalog, first_row: int) -> tuple[pa.Ta
     columns["title"] = title
     if spec.text:
         columns["text"] = compose_text(table, spec.text)
-    for modality in MEDIA:
-        if column := getattr(spec, modality):
-            columns[modality] = _as_media(table[column])
+    for modality, column in spec.media.items():
+        columns[modality] = _as_media(table[column])
     columns["row"] = pa.array(np.arange(first_row, first_row + len(table), dtype=np.int64))
     null = one_chunk(ids.is_null()).to_numpy(zero_copy_only=False)
     detail = f"column {spec.id!r} is null"
     dead = dead_letters_of_rows(ids, null, STAGE, Reason.NULL_ID, detail)
     items = pa.table(columns)
     return (items.filter(pa.array(~null)) if null.any() else items), dead
+
+
+def hidden_items(rows: pa.Table, id_column: str, column: str) -> pa.Table:
+    """Selects the items that may not be shown, by a boolean column of the catalogue.
+
+    Args:
+        rows: rows of the catalogue.
+        id_column: the column of item ids. Rows without an id are left out.
+        column: true where an item may be shown. A missing value counts as false.
+
+    Returns:
+        A table of `item_id`.
+    """
+    hidden = rows.filter(pc.invert(pc.fill_null(rows[column], False)))
+    return pa.table({"item_id": hidden[id_column].drop_null()})
 
 
 class ReadCatalog(beam.PTransform):

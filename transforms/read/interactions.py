@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -25,7 +25,6 @@ from unisono.transforms.store.parquet import (
     ReadRowGroups,
     list_parquet,
     plain_type,
-    read_row_group,
     require_column,
 )
 
@@ -51,7 +50,7 @@ def _words(value: Any) -> Any:
 
 @settings("interactions")
 class InteractionsSpec:
-    """Where the interaction log lies and what its columns and events mean."""
+    """The files of the interaction log, and what its columns and event types mean."""
 
     path: str
     """A Parquet file or a glob of Parquet files."""
@@ -329,13 +328,6 @@ def clean_rows(
         kept, found = leave_out(kept, at.spec.user, gone)
     events, dead = clean_interactions(kept, at.spec, at.latest_us)
     return CleanRows(events.cast(at.schema), dead, kept, found)  # the ids of two files may differ in width
-
-
-def read_rows(at: Interactions) -> Iterator[pa.Table]:
-    """Reads the raw rows of all logs on this machine, in tables of bounded size."""
-    for file in at.files:
-        for group in range(len(file.row_groups)):
-            yield from read_row_group(file.path, group, at.spec.columns)
 
 
 # --- Beam --------------------------------------------------------------------------------------------------

@@ -80,6 +80,9 @@ class Space:
     scale: np.ndarray | None = None
     info: SpaceInfo = field(default_factory=SpaceInfo)
 
+    def __repr__(self) -> str:
+        return f"<Space {self.space_id}: {self.method}, {self.dim} axes, {' '.join(self.modalities)}>"
+
     @property
     def modalities(self) -> tuple[str, ...]:
         """The modalities that the space can map, in ascending order."""

@@ -28,7 +28,7 @@ from unisono.transforms.store.parquet import (
     list_parquet,
     open_parquet,
     plain_type,
-    read_row_group,
+    read_rows,
     require_column,
 )
 from unisono.transforms.store.small_vectors import read_vectors
@@ -351,9 +351,8 @@ def _dimension(files: Sequence[ParquetFile], column: str) -> int:
 
 def _row_tables(files: Sequence[ParquetFile], columns: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
     for f in files:
-        for group in range(len(f.row_groups)):
-            for table in read_row_group(f.path, group, columns):
-                yield f.path, unpack_vectors(table)
+        for table in read_rows([f], columns):
+            yield f.path, unpack_vectors(table)
 
 
 def _write_columns(

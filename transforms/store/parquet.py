@@ -277,6 +277,21 @@ def read_row_group(path: str, group: int, columns: Sequence[str]) -> Iterator[pa
         ) from e
 
 
+def read_rows(files: Iterable[ParquetFile], columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Reads columns of all rows of some files on this machine, file by file; see `read_row_group`.
+
+    Args:
+        files: the files.
+        columns: the names of the columns.
+
+    Raises:
+        JobError: a file is damaged or missing.
+    """
+    for file in files:
+        for group in range(len(file.row_groups)):
+            yield from read_row_group(file.path, group, columns)
+
+
 def _row_group_tables(path: str, group: int, columns: list[str]) -> Iterator[pa.Table]:
     with open_parquet(path) as f:
         meta = f.metadata.row_group(group)

@@ -103,6 +103,11 @@ def test_ranking_reads_the_log_only_if_a_setting_needs_it(run: Run) -> None:
     assert seen.log.shards == len(run.manifest.part("users"))
 
 
+def test_late_fusion_needs_profiles_that_were_made_for_it(run: Run) -> None:
+    with pytest.raises(JobError, match=r"ranking\.fusion: late needs a vector .* run `unisono profile`"):
+        published(run, items=False, users=False, recommend=True, ranking={"fusion": "late"})
+
+
 def test_the_progress_view_is_told_the_rows(job: MakeJob) -> None:
     totals = plan_run(job(), "r1", items=True, users=True).stage_totals
     assert totals["read"] == totals["encode-text"] == totals["write-items"] == 3

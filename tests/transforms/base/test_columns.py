@@ -79,12 +79,12 @@ def test_strings_and_integers_have_no_rows_in_common() -> None:
     assert here.tolist() == there.tolist() == []
 
 
-@pytest.mark.parametrize("with_lengths", [False, True], ids=["own lengths", "given lengths"])
+@pytest.mark.parametrize("lengths_given", [False, True], ids=["own lengths", "given lengths"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_unit_rows_have_length_one_and_zeros_stay(dtype: type, with_lengths: bool) -> None:
+def test_unit_rows_have_length_one_and_zeros_stay(dtype: type, lengths_given: bool) -> None:
     vectors: np.ndarray = np.random.default_rng(2).standard_normal((50, 7)).astype(dtype) * 100
     vectors[3] = 0
-    units = unit_rows(vectors, row_lengths(vectors) if with_lengths else None)
+    units = unit_rows(vectors, row_lengths(vectors) if lengths_given else None)
     assert units.dtype == dtype
     length = np.sqrt((units.astype(np.float64) ** 2).sum(1))
     np.testing.assert_allclose(np.delete(length, 3), 1, atol=1e-6)

@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 
 from unisono.transforms.base.errors import InputError, Reason
+from unisono.transforms.encoders.base import Encoder
 from unisono.transforms.media.fetch import MediaSource
 
 
-class ByteStatistics:
+class ByteStatistics(Encoder):
     """A small real encoder: the histogram of an input's bytes in 16 bins. It notes what it is asked for.
 
     Args:
@@ -23,6 +24,7 @@ class ByteStatistics:
         most: a larger batch raises the error of a GPU whose memory runs out.
     """
 
+    encoder_id: str
     dim = 16
     batch_cost = 8
 
@@ -32,7 +34,7 @@ class ByteStatistics:
         self.batches: list[int] = []
         self._lock = threading.Lock()
 
-    def prepare(self, raw: str | bytes) -> np.ndarray:
+    def prepare(self, raw: Any) -> Any:
         data = raw.encode() if isinstance(raw, str) else raw
         with self._lock:
             self.prepared[data] += 1
@@ -43,7 +45,7 @@ class ByteStatistics:
     def cost(self, prepared: np.ndarray) -> int:
         return 1
 
-    def encode(self, batch: list[np.ndarray]) -> np.ndarray:
+    def encode(self, batch: Sequence[np.ndarray]) -> np.ndarray:
         self.batches.append(len(batch))
         if len(batch) > self.most:
             raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")

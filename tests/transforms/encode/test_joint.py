@@ -124,8 +124,8 @@ def test_unchanged_items_are_reused(encoder: Encoder, source: MediaSource, pool:
     batcher = MicroBatcher(encoder)
     first = encode_table(join_parts(raw, PARTS), "joint", batcher, source, pool)
     changed = raw.set_column(1, "text", pa.array(["red lamp", "a new text", "red chair"]))
-    lent = add_previous(changed, first.table, {"joint": encoder.encoder_id})
-    second = encode_table(join_parts(lent, PARTS), "joint", batcher, source, pool)
+    again = add_previous(changed, first.table, {"joint": encoder.encoder_id})
+    second = encode_table(join_parts(again, PARTS), "joint", batcher, source, pool)
     assert (first.encoded, second.encoded, second.reused) == (3, 2, 1)
     assert second.table["joint_embedding"][0] == first.table["joint_embedding"][0]
     assert second.table["joint_embedding"][1] != first.table["joint_embedding"][1]

@@ -66,7 +66,7 @@ def test_a_batch_costs_its_length_times_its_most_expensive_input() -> None:
     encoder = Scripted()
     results = dict(MicroBatcher(encoder).run([(f"k{i}", n) for i, n in enumerate([1, 1, 4, 4, 6, 6, 40, 1])]))
     assert encoder.batches == [[1, 1, 4], [4, 6], [6], [40], [1]]
-    assert [float(v[0]) for v in results.values()] == [1, 1, 4, 4, 6, 6, 40, 1]  # type: ignore[index]
+    assert [float(v[0]) for v in results.values()] == [1, 1, 4, 4, 6, 6, 40, 1]
 
 
 def test_an_embedding_that_is_not_finite_is_a_failure_of_its_input_alone() -> None:

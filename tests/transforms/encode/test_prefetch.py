@@ -6,6 +6,7 @@ import hashlib
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +32,7 @@ def test_results_keep_their_order_and_few_of_them_wait(pool: ThreadPoolExecutor)
         return Loaded(i, nbytes=100)
 
     seen = []
-    for item in load_ahead([lambda i=i: job(i) for i in range(60)], pool, held_items=50, held_bytes=1000):
+    for item in load_ahead([partial(job, i) for i in range(60)], pool, held_items=50, held_bytes=1000):
         time.sleep(0.002)
         with lock:
             running -= 1
@@ -46,7 +47,7 @@ def test_jobs_run_ahead_of_a_slow_consumer(pool: ThreadPoolExecutor) -> None:
         return Loaded(i)
 
     started = time.monotonic()
-    for _ in load_ahead([lambda i=i: job(i) for i in range(20)], pool):
+    for _ in load_ahead([partial(job, i) for i in range(20)], pool):
         time.sleep(0.02)
     assert time.monotonic() - started < 0.7  # one after the other takes 0.8
 
@@ -59,7 +60,7 @@ def test_a_consumer_that_stops_early_leaves_no_job_behind(pool: ThreadPoolExecut
         done += 1
         return Loaded(i, nbytes=10)
 
-    results = load_ahead([lambda i=i: job(i) for i in range(1000)], pool, held_items=20, held_bytes=20)
+    results = load_ahead([partial(job, i) for i in range(1000)], pool, held_items=20, held_bytes=20)
     next(results)
     results.close()  # type: ignore[attr-defined]
     assert pool.submit(lambda: "free").result(timeout=5) == "free"  # no thread still waits for room
@@ -73,7 +74,7 @@ def test_what_a_job_raises_is_raised_in_its_place(threads: bool, pool: ThreadPoo
             raise ZeroDivisionError
         return Loaded(i)
 
-    results = load_ahead([lambda i=i: job(i) for i in range(6)], pool if threads else None)
+    results = load_ahead([partial(job, i) for i in range(6)], pool if threads else None)
     assert [next(results).index for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ZeroDivisionError):
         next(results)

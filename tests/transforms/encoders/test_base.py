@@ -24,8 +24,7 @@ def test_only_some_encoders_have_a_text_tower() -> None:
 
 
 def test_unit_vectors_keep_zero_and_nan() -> None:
-    rows = np.float32([[3, 4], [0, 0], [np.nan, 1]])
-    units = to_units(rows)
+    units = to_units(np.array([[3, 4], [0, 0], [np.nan, 1]], np.float32))
     assert units.dtype == np.float64
-    np.testing.assert_allclose(units[:2], [[0.6, 0.8], [0, 0]])
+    np.testing.assert_allclose(units[:2], np.array([[0.6, 0.8], [0, 0]]))
     assert np.isnan(units[2]).any()

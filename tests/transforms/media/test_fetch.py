@@ -76,7 +76,8 @@ def test_inline_bytes_are_returned_unchanged(shop: Path) -> None:
 
 @pytest.mark.parametrize("failures", [3, 4])
 def test_a_local_read_is_tried_four_times(failures: int, shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real_open, pauses, left = open, [], [failures]
+    real_open, left = open, [failures]
+    pauses: list[float] = []
 
     def flaky_open(*args: object, **options: object) -> object:
         if left[0]:

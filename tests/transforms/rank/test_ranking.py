@@ -16,6 +16,7 @@ from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import pack_vectors, to_vector_column
 from unisono.transforms.rank.lists import diversify
 from unisono.transforms.rank.ranking import (
+    Interests,
     RankingSpec,
     RecommendItems,
     distinct_pairs,
@@ -128,7 +129,7 @@ def with_interests(shop: dict[str, Any]) -> tuple[pa.Table, list[np.ndarray], li
 
 
 @pytest.mark.parametrize("how", ["profile", "maximum", "weighted"])
-def test_several_interests(shop: dict[str, Any], how: str) -> None:
+def test_several_interests(shop: dict[str, Any], how: Interests) -> None:
     users, vectors, weights = with_interests(shop)
     found = rank_items(users, None, shelf(shop), RankingSpec(k=7, interests=how, device="cpu"))
     own = np.stack(users["vector"].to_pylist())

@@ -7,6 +7,9 @@ from sklearn.decomposition import PCA
 from unisono.transforms.base.columns import embeddings_of
 from unisono.transforms.base.tables import to_vector_column
 from unisono.transforms.space.fit.moments import Moments
+from unisono.transforms.space.info import FusionReport
+from unisono.transforms.space.parts.linear import FixedWeights, LinearMap
+from unisono.transforms.space.space import Space
 
 DIMS = {"audio": 7, "image": 9, "text": 12}
 SAME = {"audio": 9, "image": 9, "text": 9}
@@ -71,6 +74,25 @@ def aligned_rows(space, table):
         y = (x.astype(np.float64) - space.projections[m].mean) @ space.projections[m].map
         out[m] = np.where(present[:, None], y / np.linalg.norm(y, axis=1, keepdims=True), np.nan)
     return out
+
+
+def linear_of(space: Space, m: str) -> LinearMap:
+    """Returns the projection of a modality, which must be linear."""
+    projection = space.projections[m]
+    assert isinstance(projection, LinearMap)
+    return projection
+
+
+def weights_of(space: Space) -> np.ndarray:
+    """Returns the weights of the modalities, which must be the same for every item."""
+    assert isinstance(space.weigher, FixedWeights)
+    return space.weigher.weights
+
+
+def report_of(space: Space) -> FusionReport:
+    """Returns the report of the fusion, which must have been fitted."""
+    assert space.info.fusion is not None
+    return space.info.fusion
 
 
 def principal(x, k):

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.transforms.space.sample import DIMS, draw, moments_of, table_of
+from tests.transforms.space.added import TiltedWeights
+from tests.transforms.space.sample import DIMS, draw, moments_of, report_of, table_of
 from unisono.transforms.base.columns import embeddings_of
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.registry import Lazy
@@ -18,7 +19,8 @@ HERE = "tests.transforms.space.added"
 
 
 def test_every_entry_can_be_loaded_and_its_parts_have_their_kind():
-    for method in (*METHODS.values(), *FUSIONS.values()):
+    methods: list[AlignmentMethod | FusionMethod] = [*METHODS.values(), *FUSIONS.values()]
+    for method in methods:
         assert callable(method.load())
         for kind, part in method.parts.items():
             assert part.load().kind == kind
@@ -88,8 +90,9 @@ def test_a_trained_fusion_with_its_own_part_is_one_file_and_one_line(monkeypatch
         fused = fit_fusion(bare, table, FusionSpec("tilted", epochs=4))
         data = fused.to_bytes()
         space = Space.from_bytes(data)
-    assert space.info.fusion.method == "tilted"
-    assert space.info.fusion.findings["training"]["rows"] > 200
+    assert report_of(space).method == "tilted"
+    assert report_of(space).findings["training"]["rows"] > 200
+    assert isinstance(space.weigher, TiltedWeights)
     assert space.weigher.kind == "tilted"
     direction = space.weigher.weights["direction"].astype(float)
     aligned = space.align(embeddings_of(table))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from itertools import groupby
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -181,7 +182,7 @@ def test_nobody_is_a_robot_without_events(items: ItemMatrix) -> None:
 
 
 @pytest.mark.parametrize("robots", ["cap", "drop"])
-def test_a_user_with_a_million_events_is_named(items: ItemMatrix, robots: str) -> None:
+def test_a_user_with_a_million_events_is_named(items: ItemMatrix, robots: Literal["cap", "drop"]) -> None:
     rng = np.random.default_rng(0)
     n = 1_000_000
     robot = pa.table({

@@ -78,14 +78,14 @@ def _list(key: str, uri: str) -> dict[str, Any]:
     except Exception as error:  # such as no such bucket, no permission, no credentials, no network
         raise JobError(f"{key}: {uri} cannot be listed ({type(error).__name__}: {first_line(error)})") from error
     if not found:
-        raise JobError(f"{key}: nothing lies under {uri}; check bucket and prefix")
+        raise JobError(f"{key}: there are no objects under {uri}; check bucket and prefix")
     wanted = {n: b for n, b in found.items() if matches(n, FETCHED) and ".." not in n.split("/")}
     if not any(n.endswith(".safetensors") for n in wanted):
         pickled = sorted(n for n in found if matches(n, PICKLED))
         what = f"holds {pickled[0]} but no safetensors" if pickled else "holds no safetensors"
         raise JobError(
-            f"{key}: {uri} {what}; weights are never unpickled: save them as safetensors where you trust them, "
-            "and copy these there"
+            f"{key}: {uri} {what}; weights are never unpickled: where you trust them, save them as "
+            "safetensors, and copy the new files to the bucket"
         )
     return wanted
 

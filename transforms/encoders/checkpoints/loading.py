@@ -85,7 +85,7 @@ def load_model(key: str, directory: Path, model_class: Any, not_needed: tuple[st
         )
     if missing := sorted(name for name in report["missing_keys"] if not name.startswith(not_needed)):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise JobError(f"{key}: the weights in {directory} lack {missing[0]}{more}; copy them whole")
+        raise JobError(f"{key}: the weights in {directory} lack {missing[0]}{more}; copy the whole checkpoint")
     return model
 
 

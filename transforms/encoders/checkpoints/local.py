@@ -83,9 +83,9 @@ def _fetch_from_hub(key: str, repository: str, revision: str | None) -> Path:
         )
     except Exception as error:  # such as no such repository or revision, no network, offline mode, a gated repository
         raise JobError(
-            f"{key}: no directory {repository} here, and the hub does not give it "
+            f"{key}: {repository} is no local directory and cannot be fetched from the hub "
             f"({type(error).__name__}: {first_line(error)}); check name, revision and network, "
-            "or point it at a local directory"
+            "or give a local directory"
         ) from error
 
 
@@ -110,8 +110,8 @@ def weight_files(key: str, directory: Path, stem: str = "model") -> list[Path]:
     else:
         if pickled := pickled_files(directory):
             raise JobError(
-                f"{key}: {directory} holds {pickled[0]} but no {single.name}; only safetensors are read: "
-                "load it where you trust it and save it again by save_pretrained(…, safe_serialization=True)"
+                f"{key}: {directory} holds {pickled[0]} but no {single.name}; only safetensors are read: where you "
+                "trust the file, load it and save it again with save_pretrained(…, safe_serialization=True)"
             )
         raise JobError(f"{key}: no file {single.name} in {directory}; save it with save_pretrained")
     for file in files:
@@ -127,7 +127,7 @@ def pickled_files(directory: Path) -> list[str]:
 def _check_safetensors(key: str, file: Path) -> None:
     """Compares the size that a safetensors header states with the size of the file."""
     if not file.is_file():
-        raise JobError(f"{key}: no file {file}, which the index beside it names; copy the checkpoint whole")
+        raise JobError(f"{key}: no file {file}, which the index in its directory names; copy the whole checkpoint")
     size = file.stat().st_size
     with file.open("rb") as stream:
         head = stream.read(8)
@@ -140,7 +140,7 @@ def _check_safetensors(key: str, file: Path) -> None:
         except (ValueError, TypeError, KeyError, AttributeError):
             end = -1
     if end < 0 or 8 + length + end != size:
-        raise JobError(f"{key}: {file} is no whole safetensors file ({size} bytes); copy it again")
+        raise JobError(f"{key}: {file} is incomplete or damaged ({size} bytes); copy it again")
 
 
 def read_json(key: str, path: Path) -> dict[str, Any]:

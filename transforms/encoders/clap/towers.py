@@ -40,6 +40,7 @@ from unisono.transforms.media.windows import window_starts
 
 OPTIONS = ("batch_texts", "batch_windows", "hop_seconds", "long_clips", "revision", "windows")
 LONG_CLIPS = ("windows", "fusion")
+# Defaults of options.
 WINDOWS = 4
 BATCH_WINDOWS, BATCH_TEXTS = 16, 256
 

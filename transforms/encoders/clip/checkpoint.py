@@ -24,7 +24,8 @@ _TOKENIZER_FILES = (
     "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
 _REMEDY = (
-    "save them where you trust them with safetensors.torch.save_file(model.state_dict(), 'open_clip_model.safetensors')"
+    "where you trust them, save them with "
+    "safetensors.torch.save_file(model.state_dict(), 'open_clip_model.safetensors')"
 )
 # Keys of a tower's configuration that only say where its first weights came from.
 _ORIGIN = ("hf_model_pretrained", "timm_model_pretrained")
@@ -134,7 +135,7 @@ def _from_file(key: str, path: Path, model: dict[str, Any], stated: Any = None, 
         JobError: the file is not a complete safetensors file, or `preprocess_cfg` cannot be used.
     """
     if path.suffix != ".safetensors":
-        raise JobError(f"{key}: {path} is no safetensors file; weights are never unpickled: {_REMEDY}")
+        raise JobError(f"{key}: {path} is not a safetensors file; weights are never unpickled: {_REMEDY}")
     weights = local.weight_files(key, path.parent, path.stem)[0]
     return Checkpoint(weights, model, _preprocess(key, model, stated or {}), tokenizer or str(model["name"]))
 
@@ -171,7 +172,7 @@ def _from_directory(spec: EncoderSpec, directory: Path, name: str | None, option
     whole = local.read_json(key, directory / CONFIG)
     model = whole.get("model_cfg")
     if not isinstance(model, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(model):
-        raise JobError(f"{key}: {directory / CONFIG} states no model_cfg with embed_dim, vision_cfg and text_cfg")
+        raise JobError(f"{key}: {directory / CONFIG} has no model_cfg with embed_dim, vision_cfg and text_cfg")
     if name is not None:
         _check_same(key, name, _architecture(spec, name), model)
     found = _from_file(key, weights, model, whole.get("preprocess_cfg"), f"local-dir:{directory}")
@@ -198,7 +199,7 @@ def _from_tag(spec: EncoderSpec, name: str, tag: str, revision: str | None) -> C
         raise JobError(f"{key}: {tag} was trained with QuickGELU; write open_clip/{name}-quickgelu")
     repository, _, file = str(config.get("hf_hub") or "").rpartition("/")
     if not repository:
-        raise JobError(f"{key}: {tag} of {name} is published only as a pickle; {_REMEDY}")
+        raise JobError(f"{key}: {tag} of {name} is only published as a pickle; weights are never unpickled: {_REMEDY}")
     file = f"{Path(file).stem}.safetensors" if file else f"{_STEMS[0]}.safetensors"
     import huggingface_hub
 
@@ -206,8 +207,8 @@ def _from_tag(spec: EncoderSpec, name: str, tag: str, revision: str | None) -> C
         path = Path(huggingface_hub.hf_hub_download(repository, file, revision=revision))
     except Exception as error:  # such as no such repository, file or revision, no network, a gated repository
         raise JobError(
-            f"{key}: the hub does not give {file} of {repository} ({type(error).__name__}: {first_line(error)}); "
-            f"check tag, revision and network, or point it at a file or directory"
+            f"{key}: {file} of {repository} cannot be fetched from the hub "
+            f"({type(error).__name__}: {first_line(error)}); check tag, revision and network, or give a directory"
         ) from error
     return _from_file(key, path, model, config)
 
@@ -229,7 +230,7 @@ def _architecture(spec: EncoderSpec, name: str) -> dict[str, Any]:
         known = sorted(p.stem for p in folder.glob("*.json"))
         close = [k for k in known if name and k.lower().startswith(name.lower()[:5])] or known
         raise JobError(
-            f"{spec.key}.model: {spec.model!r} names no architecture of open_clip; such as "
+            f"{spec.key}.model: {spec.model!r} is not an architecture of open_clip; others are "
             f"{', '.join(f'open_clip/{k}' for k in close[:4])} ({len(known)} in all: open_clip.list_models())"
         )
     return {**json.loads(path.read_text()), "name": name}
@@ -246,7 +247,9 @@ def _check_same(key: str, name: str, named: dict[str, Any], own: dict[str, Any])
         pairs += [(f"{tower}.{k}", named[tower].get(k), own[tower].get(k)) for k in _SHAPE]
     for field, wanted, has in pairs:
         if wanted != has and not (isinstance(wanted, list | tuple) and list(wanted) == has):
-            raise JobError(f"{key}: holds a model of {field} {has}, and {name} has {wanted}; name its own architecture")
+            raise JobError(
+                f"{key}: the checkpoint has {field} {has}, but {name} has {wanted}; name the checkpoint's architecture"
+            )
 
 
 def _preprocess(key: str, model: dict[str, Any], stated: dict[str, Any]) -> Preprocess:
@@ -267,7 +270,7 @@ def _preprocess(key: str, model: dict[str, Any], stated: dict[str, Any]) -> Prep
     found = found._replace(interpolation="bicubic" if found.interpolation == "random" else found.interpolation)
     if found.interpolation not in ("bicubic", "bilinear") or found.resize_mode not in ("shortest", "longest", "squash"):
         raise JobError(
-            f"{key}: preprocess_cfg says {found.interpolation}, {found.resize_mode}; allowed: bicubic or bilinear, and "
-            "shortest, longest or squash"
+            f"{key}: preprocess_cfg has interpolation {found.interpolation} and resize_mode {found.resize_mode}; "
+            "allowed: bicubic, bilinear, and shortest, longest, squash"
         )
     return found

@@ -36,7 +36,7 @@ DECODES = ("reduced", "exact")
 _SHARED = ("weights", "revision", "batch_size")
 _OWN = {"image": (*_SHARED, "decode"), "text": _SHARED}
 _TOWER = {"image": "vision", "text": "text"}
-CPU_BATCH, CUDA_BATCH = 32, 256
+CPU_BATCH, CUDA_BATCH = 32, 256  # defaults of `batch_size`
 
 
 class Settings(NamedTuple):
@@ -182,7 +182,7 @@ class OpenClipTextEncoder(_Tower):
         except Exception as error:  # such as no tokenizer files, no network, a vocabulary that cannot be read
             raise JobError(
                 f"{spec.key}.model: the tokenizer of {spec.model} cannot be loaded ({first_line(error)}); "
-                "put its files beside the weights"
+                "put its files in the directory of the weights"
             ) from error
         self._encode_text = self._runtime.compiled(self._model.encode_text)
 
@@ -221,7 +221,9 @@ def _load_model(key: str, found: Checkpoint) -> Any:
                 return open_clip.create_model(f"local-dir:{directory}", pretrained_text=False)
         except Exception as error:  # torch raises errors of many types for weights that do not fit
             why = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
-            raise JobError(f"{key}: {found.weights} cannot be loaded ({why}); name its own architecture") from error
+            raise JobError(
+                f"{key}: {found.weights} cannot be loaded ({why}); name the architecture of these weights"
+            ) from error
 
 
 @contextlib.contextmanager

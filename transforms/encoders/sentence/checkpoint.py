@@ -179,9 +179,9 @@ def _check_config(key: str, directory: Path, config: dict[str, Any]) -> None:
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
         if kind not in CONFIG_MAPPING_NAMES:
-            raise JobError(f"{key}: {kind!r} in {directory} needs code of its own, which is never run")
+            raise JobError(f"{key}: {kind!r} in {directory} needs the checkpoint's own code, which is never run")
     if config.get("is_encoder_decoder") and kind not in ENCODER_HALVES:
-        raise JobError(f"{key}: {kind!r} in {directory} is an encoder-decoder; only T5's are supported")
+        raise JobError(f"{key}: {kind!r} in {directory} is an encoder-decoder; of these only T5 models are supported")
 
 
 def _read_step(key: str, directory: Path, kind: str) -> list[Step]:
@@ -210,8 +210,8 @@ def _read_step(key: str, directory: Path, kind: str) -> list[Step]:
     plain = config.get("module_input_name", "sentence_embedding") == "sentence_embedding"
     if activation not in ACTIVATIONS or config.get("use_residual") or not plain:
         raise JobError(
-            f"{key}: {directory} has activation {activation}, a residual or an input of its own; "
-            f"a Dense may have an activation of {', '.join(ACTIVATIONS)}"
+            f"{key}: {directory} has activation {activation}, a residual connection or another input; "
+            f"a Dense may only have an activation, one of {', '.join(ACTIVATIONS)}"
         )
     return [Dense(local.weight_files(key, directory)[0], int(config["out_features"]), activation)]
 

@@ -44,6 +44,7 @@ from unisono.transforms.media.text import clean_text
 from unisono.transforms.media.windows import window_starts
 
 OPTIONS = ("audio_seconds", "batch", "max_pixels", "parts", "prompt", "revision", "windows")
+# Defaults of options.
 AUDIO_SECONDS = 30.0  # length of a window: the audio towers of current omni-modal models were made for this length
 WINDOWS = 4
 BATCH = 32
@@ -239,6 +240,8 @@ class SentenceEncoder:
         if not self._model.supports(kind[0] if len(kind) == 1 else kind):
             raise InputError(Reason.ENCODER_FAILED, f"the model takes no input of {' + '.join(kind)} alone")
 
+    # Each of these three prepares one part: the part in the library's form, and the bytes that it holds.
+
     def _texts(self, raw: str) -> tuple[str, int]:
         text = clean_text(raw)
         return text, len(text)
@@ -320,8 +323,8 @@ class SentenceEncoder:
         found = self._runtime.fetch(vectors)
         if found.shape[1] != getattr(self, "dim", found.shape[1]):
             raise JobError(
-                f"{self._key}: its files state an embedding of {self.dim}, the model gives {found.shape[1]}; "
-                "save it again by SentenceTransformer.save_pretrained"
+                f"{self._key}: its files state an embedding of {self.dim}, the model returns {found.shape[1]}; "
+                "save it again with SentenceTransformer.save_pretrained"
             )
         return found
 
@@ -339,6 +342,7 @@ class _QueryEncoder:
 
     @functools.cached_property
     def dim(self) -> int:
+        """The length of an embedding, which is not known yet when this object is made."""
         return self._documents.dim
 
     def prepare(self, raw: str) -> Sample:

@@ -33,7 +33,8 @@ def check_files(key: str, root: Path) -> None:
     modules = _modules(key, root)
     for module in modules:
         if not str(module.get("type", "")).startswith("sentence_transformers."):
-            raise JobError(f"{key}: module {module.get('type')} in {root} is code of its own, which is never run")
+            kind = module.get("type")
+            raise JobError(f"{key}: module {kind} in {root} is the checkpoint's own code, which is never run")
     for folder in sorted({root, *(root / str(m.get("path", "")) for m in modules)}):
         if stems := {p.name.partition(".safetensors")[0] for p in folder.glob("*.safetensors*")}:
             for stem in stems:
@@ -41,11 +42,11 @@ def check_files(key: str, root: Path) -> None:
                     weight_files(key, folder, stem)
         elif folder.is_dir() and (pickled := pickled_files(folder)):
             raise JobError(
-                f"{key}: {folder} holds {pickled[0]} but no safetensors, and only those are read: "
-                "load it where you trust it and save it again by SentenceTransformer.save_pretrained"
+                f"{key}: {folder} holds {pickled[0]} but no safetensors, and only those are read: where you "
+                "trust the file, load it and save it again with SentenceTransformer.save_pretrained"
             )
     if not any(root.rglob("*.safetensors")):
-        raise JobError(f"{key}: no safetensors under {root}; save it by SentenceTransformer.save_pretrained")
+        raise JobError(f"{key}: no safetensors under {root}; save it with SentenceTransformer.save_pretrained")
 
 
 def stated_dim(key: str, root: Path) -> int | None:

@@ -1,4 +1,4 @@
-"""Checkpoints in a bucket: fetched once per machine, held against their hashes, fetched again where they fail."""
+"""Checkpoints in a bucket: fetched once per machine, compared with their hashes, and fetched again if they differ."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.checkpoints import TEXTS, save_sentence_files, save_transformer
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.encoders.base import EncoderSpec
-from unisono.transforms.encoders.checkpoints import bucket as weights_cache
+from unisono.transforms.encoders.checkpoints import bucket as cache
 from unisono.transforms.encoders.sentence import transformers_text as family
 from unisono.transforms.media import fetch as media
 
@@ -49,7 +50,7 @@ def bucket(server: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", server)
     monkeypatch.setenv("UNISONO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(weights_cache, "_checked", set())
+    monkeypatch.setattr(cache, "_checked", set())
     client = storage.Client(project="test", credentials=AnonymousCredentials())
     monkeypatch.setattr(media, "_gcs_client", client)
     bucket = client.bucket(BUCKET)
@@ -69,7 +70,7 @@ def fetched(tmp_path: Path) -> list[Path]:
     return sorted(p for p in (tmp_path / "cache" / "weights").glob("*/files") if p.parent.suffix != ".part")
 
 
-def test_it_is_the_same_encoder_as_from_the_local_directory(bucket, checkpoint: Path, tmp_path: Path) -> None:
+def test_it_is_the_same_encoder_as_from_the_local_directory(bucket: Any, checkpoint: Path, tmp_path: Path) -> None:
     local = EncoderSpec("text", str(checkpoint))
     assert family.describe(spec_of()) == family.describe(local)
     assert (family.load(spec_of()).encode(TEXTS) == family.load(local).encode(TEXTS)).all()
@@ -77,27 +78,27 @@ def test_it_is_the_same_encoder_as_from_the_local_directory(bucket, checkpoint: 
     assert copies == {p.relative_to(checkpoint) for p in checkpoint.rglob("*") if p.is_file()}
 
 
-def test_it_is_fetched_once(bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    downloads: list[str] = []
+def test_it_is_fetched_once(bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    downloads = []
     whole = storage.Blob.download_to_filename
 
-    def download(self, *args, **kwargs):
+    def counted(self: Any, *arguments: Any, **options: Any) -> None:
         downloads.append(self.name)
-        return whole(self, *args, **kwargs)
+        whole(self, *arguments, **options)
 
-    monkeypatch.setattr(storage.Blob, "download_to_filename", download)
+    monkeypatch.setattr(storage.Blob, "download_to_filename", counted)
     family.describe(spec_of())
     first = len(downloads)
     assert first >= 5
-    family.describe(spec_of(f"gs://{BUCKET}/{PREFIX}"))  # with or without the slash
+    family.describe(spec_of(f"gs://{BUCKET}/{PREFIX}"))  # without the slash at the end
     assert len(downloads) == first
-    weights_cache._checked.clear()  # another process
+    cache._checked.clear()  # as in another process
     family.describe(spec_of())
     assert len(downloads) == first
 
 
 @pytest.mark.parametrize("damage", ["cut", "bits", "missing", "half-fetched"])
-def test_a_damaged_cache_is_fetched_again(damage: str, bucket, tmp_path: Path) -> None:
+def test_a_damaged_cache_is_fetched_again(damage: str, bucket: Any, tmp_path: Path) -> None:
     before = family.describe(spec_of())
     weights = fetched(tmp_path)[0] / "model.safetensors"
     content = weights.read_bytes()
@@ -107,14 +108,14 @@ def test_a_damaged_cache_is_fetched_again(damage: str, bucket, tmp_path: Path) -
         weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     elif damage == "missing":
         weights.unlink()
-    else:  # a process that died before it could say what it fetched
+    else:  # left by a process that died before it could write its list
         (weights.parents[1] / "fetched.json").unlink()
-    weights_cache._checked.clear()
+    cache._checked.clear()
     assert family.describe(spec_of()) == before
     assert weights.read_bytes() == content
 
 
-def test_a_checkpoint_that_is_replaced_is_another_encoder(bucket, tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_replaced_is_another_encoder(bucket: Any, tmp_path: Path) -> None:
     before = family.describe(spec_of())
     save_transformer(tmp_path / "new", seed=7)
     bucket.blob(f"{PREFIX}/model.safetensors").upload_from_filename(tmp_path / "new" / "model.safetensors")
@@ -122,7 +123,7 @@ def test_a_checkpoint_that_is_replaced_is_another_encoder(bucket, tmp_path: Path
     assert len(fetched(tmp_path)) == 2
 
 
-def test_bytes_that_arrive_damaged_are_not_used(bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_that_arrive_damaged_are_not_used(bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = storage.Blob.download_to_filename
 
     def damaged(self: object, path: Path, **options: object) -> None:
@@ -139,12 +140,12 @@ def test_bytes_that_arrive_damaged_are_not_used(bucket, tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        pytest.param(f"gs://{BUCKET}/no/such", "nothing lies under gs://models/no/such", id="nothing-there"),
-        pytest.param("gs://absent/x", "gs://absent/x cannot be listed|nothing lies under gs://", id="no-bucket"),
+        pytest.param(f"gs://{BUCKET}/no/such", "there are no objects under gs://models/no/such", id="nothing-there"),
+        pytest.param("gs://absent/x", "gs://absent/x cannot be listed|there are no objects under", id="no-bucket"),
         pytest.param(f"gs://{BUCKET}/pickled", "pytorch_model.bin but no safetensors.*never unpickled", id="pickled"),
     ],
 )
-def test_what_cannot_be_fetched_is_one_line(uri: str, message: str, bucket) -> None:
+def test_a_directory_that_cannot_be_fetched_is_refused_in_one_line(uri: str, message: str, bucket: Any) -> None:
     bucket.blob("pickled/pytorch_model.bin").upload_from_string(b"x")
     bucket.blob("pickled/config.json").upload_from_string(b"{}")
     with pytest.raises(JobError, match=message) as caught:
@@ -153,7 +154,7 @@ def test_what_cannot_be_fetched_is_one_line(uri: str, message: str, bucket) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_processes_share_one_fetch(bucket, server: str, tmp_path: Path) -> None:
+def test_processes_share_one_fetch(bucket: Any, server: str, tmp_path: Path) -> None:
     code = (
         "import json; from google.auth.credentials import AnonymousCredentials as A; from google.cloud import storage;"
         "from unisono.transforms.media import fetch; fetch._gcs_client = storage.Client(project='t', credentials=A());"
@@ -162,9 +163,7 @@ def test_processes_share_one_fetch(bucket, server: str, tmp_path: Path) -> None:
         "from unisono.transforms.encoders.checkpoints.bucket import fetch_directory as f;"
         f"print(json.dumps([str(f('k', 'gs://{BUCKET}/{PREFIX}')), len(n)]))"
     )
-    running = [
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)
-    ]
-    told = [json.loads(p.communicate(timeout=60)[0]) for p in running]
-    assert len({path for path, _ in told}) == 1
-    assert sorted(n > 0 for _, n in told) == [False, False, True]
+    running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    printed = [json.loads(p.communicate(timeout=60)[0]) for p in running]
+    assert len({path for path, _ in printed}) == 1
+    assert sorted(n > 0 for _, n in printed) == [False, False, True]

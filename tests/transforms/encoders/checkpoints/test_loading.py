@@ -59,7 +59,7 @@ def test_weights_that_may_be_missing(tmp_path: Path) -> None:
         {"format": "pt"},
     )
     auto: Any = transformers.AutoModel
-    with pytest.raises(JobError, match=r"^k: the weights in .* lack pooler\.dense\.bias and 1 more; copy them whole"):
+    with pytest.raises(JobError, match=r"^k: the weights in .* lack pooler\.dense\.bias and 1 more; copy the whole"):
         load_model("k", tmp_path, auto)
     model = load_model("k", tmp_path, auto, ("pooler.",))
     assert {str(p.dtype) for p in model.parameters()} == {"torch.float32"}

@@ -50,6 +50,6 @@ def test_a_checkpoint_without_a_weight_of_the_tower_is_refused_on_loading(
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     spec = EncoderSpec("text", f"clap/{tmp_path}", (("device", "cpu"),))
     assert describe_encoder(spec).dim == 24
-    with pytest.raises(JobError, match=r"lack text_projection\.linear1\.weight; copy them whole"):
+    with pytest.raises(JobError, match=r"lack text_projection\.linear1\.weight; copy the whole checkpoint"):
         get_encoder(spec)
     get_encoder(EncoderSpec("audio", f"clap/{tmp_path}", (("device", "cpu"),)))  # the other tower is complete

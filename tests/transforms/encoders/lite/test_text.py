@@ -15,7 +15,7 @@ def test_text_keeps_the_cosines_of_its_features() -> None:
     encoder = lite("text")
     texts = [encoder.prepare(t) for t in examples("text", 60)]
     # The expected kernel: sublinear counts of words and word pairs, and of padded character n-grams, each of unit norm.
-    views = ({}, {})
+    views: tuple[dict[str, dict[int, int]], dict[str, dict[int, int]]] = ({}, {})  # term: count by text
     for i, text in enumerate(texts):
         words = text.split()
         grams = words + [f"{a} {b}" for a, b in itertools.pairwise(words)]

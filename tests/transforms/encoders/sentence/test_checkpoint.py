@@ -17,8 +17,8 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 
-def _drop(*names: str) -> Callable[[Path], None]:
-    return lambda path: [(path / name).unlink() for name in names] and None
+def _drop(name: str) -> Callable[[Path], object]:
+    return lambda path: (path / name).unlink()
 
 
 def _pickle_only(path: Path) -> None:
@@ -42,14 +42,14 @@ def _lose_a_tensor(path: Path) -> None:
     save_file(tensors, path / "model.safetensors", {"format": "pt"})
 
 
-REFUSED: dict[str, tuple[Callable[[Path], None], dict, str]] = {
+REFUSED: dict[str, tuple[Callable[[Path], object], dict, str]] = {
     "no-config": (_drop("config.json"), {}, r"no file config\.json in .*save_pretrained"),
     "no-weights": (_drop("model.safetensors"), {}, r"no file model\.safetensors"),
     "pickled-weights": (_pickle_only, {}, r"pytorch_model\.bin .*only safetensors.*safe_serialization=True"),
-    "cut-weights": (_cut, {}, r"no whole safetensors file"),
+    "cut-weights": (_cut, {}, r"incomplete or damaged"),
     "lfs-pointer": (_lfs, {}, r"Git LFS pointer.*git lfs pull"),
     "no-tokenizer": (_drop("tokenizer.json"), {}, r"no tokenizer\.json"),
-    "bad-json": (lambda p: (p / "config.json").write_text("{") and None, {}, r"config\.json cannot be read as JSON"),
+    "bad-json": (lambda p: (p / "config.json").write_text("{"), {}, r"config\.json cannot be read as JSON"),
     "module": (lambda p: write_json(p / "modules.json", [{"type": "x.CLIPModel"}]), {}, r"CLIPModel.*Pooling"),
     "pooling": (edit("1_Pooling/config.json", pooling_mode="median"), {}, r"'median'.*allowed: cls, max, mean"),
     "decoder": (edit("config.json", is_encoder_decoder=True, model_type="bart"), {}, r"'bart'.*encoder-decoder"),

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -19,6 +19,9 @@ from tests.transforms.encoders.sentence.berts import edit, spec_of
 from unisono.transforms.base.errors import InputError, Reason
 from unisono.transforms.encoders.base import EncoderSpec, text_tower_of
 from unisono.transforms.encoders.sentence import transformers_text as family
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -122,7 +125,7 @@ def test_forward_batches_keep_to_their_tokens_and_pad_little(bert: Path) -> None
     texts = ["chair " * n for n in np.random.default_rng(0).integers(1, 30, 200)]
     expected = family.load(spec_of(bert)).encode(texts)
     encoder: Any = family.load(spec_of(bert, batch_tokens=99))
-    masks: list[torch.Tensor] = []
+    masks: list[Tensor] = []
     hook = encoder._model.register_forward_pre_hook(
         lambda module, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
     )

@@ -76,7 +76,7 @@ def test_gcca_is_max_var_on_the_rows(r):
 def test_missing_modalities_agree_with_pandas_and_scipy(dims, missing, r):
     batch = draw_views(3000, dims, missing)
     space = fit_space(moments_of(batch), "auto", 4, r, weighting=0)
-    columns = {}
+    columns: dict[tuple[str, int], np.ndarray] = {}
     for m, (x, present) in batch.items():
         columns |= {(m, j): np.where(present, x[:, j].astype(float), np.nan) for j in range(x.shape[1])}
     frame = pd.DataFrame(columns)

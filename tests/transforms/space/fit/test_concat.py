@@ -3,7 +3,7 @@
 import numpy as np
 from sklearn.decomposition import PCA
 
-from tests.transforms.space.sample import NAMES, aligned_rows, draw, moments_of, table_of
+from tests.transforms.space.sample import NAMES, aligned_rows, draw, moments_of, report_of, table_of
 from unisono.transforms.space.fit.fusion import fit_fusion
 from unisono.transforms.space.fit.methods import fit_space
 from unisono.transforms.space.fit.spec import FusionSpec, SpaceSpec
@@ -14,7 +14,7 @@ def test_concat_is_pca_of_the_modalities_side_by_side():
     batch = draw(missing=0.0)
     space, table = fit_space(moments_of(batch), SpaceSpec("gcca", 6, 0.1)), table_of(batch)
     out = fit_fusion(space, table, FusionSpec("concat"))
-    weights = {m: out.info.fusion.modalities[m].weight for m in NAMES}
+    weights = {m: report_of(out).modalities[m].weight for m in NAMES}
     z = aligned_rows(space, table)
     side_by_side = np.concatenate([weights[m] * z[m] for m in NAMES], axis=1)
     want = PCA(space.dim, svd_solver="full").fit_transform(side_by_side)

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from tests.transforms.space.sample import NAMES, aligned_rows, draw, moments_of, table_of
+from tests.transforms.space.sample import NAMES, aligned_rows, draw, moments_of, report_of, table_of, weights_of
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.space.fit.fixed_weights import reliability
 from unisono.transforms.space.fit.fusion import fit_fusion, inner_moments
@@ -17,9 +17,9 @@ def test_given_weights_are_used_as_they_are_and_mean_balances():
     batch = draw(800)
     space, table = fit_space(moments_of(batch), SpaceSpec("gcca", 6, 0.1)), table_of(batch)
     given = fit_fusion(space, table, FusionSpec("weighted", {"text": 3.0}))
-    np.testing.assert_array_equal(given.weigher.weights, [1, 1, 3])
-    assert given.info.fusion.modalities["text"].weight == 3.0
-    balanced = fit_fusion(space, table, FusionSpec("mean")).weigher.weights
+    np.testing.assert_array_equal(weights_of(given), [1, 1, 3])
+    assert report_of(given).modalities["text"].weight == 3.0
+    balanced = weights_of(fit_fusion(space, table, FusionSpec("mean")))
     z = aligned_rows(space, table)
     parts = [w**2 * (z[m][~np.isnan(z[m][:, 0])] @ z[m][~np.isnan(z[m][:, 0])].T).std() for w, m in
              zip(balanced, NAMES, strict=True)]  # fmt: skip
@@ -40,7 +40,7 @@ def test_learned_weights_follow_agreement_on_held_out_items():
     found = reliability(space, rows)
     # Computed independently: the mean reciprocal rank, by sorting.
     z = aligned_rows(space, rows)
-    want = {m: [] for m in NAMES}
+    want: dict[str, list[float]] = {m: [] for m in NAMES}
     for a, b in itertools.permutations(NAMES, 2):
         both = ~np.isnan(z[a][:, 0] + z[b][:, 0])
         order = np.argsort(-(z[a][both] @ z[b][both].T), axis=1)
@@ -52,7 +52,7 @@ def test_learned_weights_follow_agreement_on_held_out_items():
         assert found[m] == pytest.approx(np.mean(want[m]), rel=1e-3)
     out = fit_fusion(space, table_of(train), FusionSpec("weighted", "learned"), (space, rows))
     plain = fit_fusion(space, table_of(train), FusionSpec("mean"))
-    assert out.weigher.weights[0] < plain.weigher.weights[0]  # audio is the first modality
-    assert out.info.fusion.findings["reliability"] == found
+    assert weights_of(out)[0] < weights_of(plain)[0]  # audio is the first modality
+    assert report_of(out).findings["reliability"] == found
     with pytest.raises(JobError, match=r"fusion\.weights: learned needs items"):
         fit_fusion(space, table_of(train), FusionSpec("weighted", "learned"))

@@ -8,7 +8,7 @@ import scipy.linalg
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 
-from tests.transforms.space.sample import DIMS, SAME, draw, moments_of, principal, rows_of, same_up_to_sign
+from tests.transforms.space.sample import DIMS, SAME, draw, linear_of, moments_of, principal, rows_of, same_up_to_sign
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.space.fit.methods import fit_space
 from unisono.transforms.space.fit.spec import SpaceSpec
@@ -25,7 +25,7 @@ def test_none_is_centred_cosines(missing):
         np.testing.assert_allclose(got, want, atol=1e-6)
     pooled = np.mean([np.cov(rows_of(batch, m).T, ddof=0) for m in SAME], axis=0)
     short = fit_space(moments_of(batch), SpaceSpec("none", 3))
-    same_up_to_sign(short.projections["text"].map, np.linalg.eigh(pooled)[1][:, ::-1][:, :3])
+    same_up_to_sign(linear_of(short, "text").map, np.linalg.eigh(pooled)[1][:, ::-1][:, :3])
 
 
 @pytest.mark.parametrize("remove", [0, 2])
@@ -41,9 +41,9 @@ def test_zca_is_the_inverse_square_root(r, remove):
         top = principal(x, 9)[:, :remove]
         whitening = whitening @ (np.eye(9) - top @ top.T)
         # The map is the whitening times one orthonormal matrix that all modalities share.
-        got = space.projections[m].map
+        got = linear_of(space, m).map
         np.testing.assert_allclose(got @ got.T, whitening @ whitening.T, atol=1e-6 * np.abs(whitening).max() ** 2)
-    turns = [np.linalg.lstsq(space.projections[m].map, space.projections["text"].map, rcond=None)[0] for m in SAME]
+    turns = [np.linalg.lstsq(linear_of(space, m).map, linear_of(space, "text").map, rcond=None)[0] for m in SAME]
     assert space.info.findings["whitening"] == "zca"
     assert all(np.isfinite(t).all() for t in turns)
 
@@ -57,8 +57,8 @@ def test_pca_whitening_gives_unit_variances():
         x = rows_of(batch, m)
         pca = PCA(6, svd_solver="full").fit(x)
         deviation = np.sqrt(pca.explained_variance_ * (len(x) - 1) / len(x))
-        same_up_to_sign(space.projections[m].map, pca.components_.T / deviation)
-        np.testing.assert_allclose(np.cov((x @ space.projections[m].map).T, ddof=0), np.eye(6), atol=1e-6)
+        same_up_to_sign(linear_of(space, m).map, pca.components_.T / deviation)
+        np.testing.assert_allclose(np.cov((x @ linear_of(space, m).map).T, ddof=0), np.eye(6), atol=1e-6)
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.5])
@@ -67,7 +67,7 @@ def test_procrustes_is_that_of_scipy(hub, missing):
     batch = draw(missing=missing)
     dim = 7  # the length of the shortest embedding: SciPy pads neither side
     space = fit_space(moments_of(batch), SpaceSpec("procrustes", dim, hub=hub))
-    axes = space.projections[hub].map
+    axes = linear_of(space, hub).map
     same_up_to_sign(axes, principal(rows_of(batch, hub), dim))
     for m in DIMS:
         if m == hub:
@@ -79,7 +79,7 @@ def test_procrustes_is_that_of_scipy(hub, missing):
         else:  # the polar factor of XᵀY, computed without the SVD
             cross = x.T @ y
             want = cross @ scipy.linalg.fractional_matrix_power(cross.T @ cross, -0.5)
-        np.testing.assert_allclose(space.projections[m].map, want, atol=1e-6)
+        np.testing.assert_allclose(linear_of(space, m).map, want, atol=1e-6)
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.5])
@@ -87,7 +87,7 @@ def test_procrustes_is_that_of_scipy(hub, missing):
 def test_ridge_is_that_of_scikit_learn(r, missing):
     batch = draw(missing=missing)
     space = fit_space(moments_of(batch), SpaceSpec("ridge", 8, r, hub="text"))
-    axes = space.projections["text"].map
+    axes = linear_of(space, "text").map
     for m in ("audio", "image"):
         x, y = rows_of(batch, m, "text"), rows_of(batch, "text", m) @ axes
         strength = r * np.trace(np.cov(x.T, ddof=0)) / x.shape[1]
@@ -97,7 +97,7 @@ def test_ridge_is_that_of_scikit_learn(r, missing):
             want = np.linalg.lstsq(own, (x - x.mean(0)).T @ (y - y.mean(0)) / len(x), rcond=None)[0]
         else:
             want = Ridge(alpha=len(x) * strength).fit(x, y).coef_.T
-        np.testing.assert_allclose(space.projections[m].map, want, atol=1e-6)
+        np.testing.assert_allclose(linear_of(space, m).map, want, atol=1e-6)
     assert fit_space(moments_of(batch), SpaceSpec("ridge", 8)).info.findings["hub"] in DIMS
 
 
@@ -108,7 +108,7 @@ def test_a_modality_that_never_meets_the_hub_keeps_its_own_axes(method):
     batch["audio"], batch["text"] = (batch["audio"][0], first), (batch["text"][0], ~first)
     space = fit_space(moments_of(batch), SpaceSpec(method, 5, hub="text"))
     assert space.info.unaligned == ("audio",)
-    same_up_to_sign(space.projections["audio"].map, principal(rows_of(batch, "audio"), 5))
+    same_up_to_sign(linear_of(space, "audio").map, principal(rows_of(batch, "audio"), 5))
 
 
 @pytest.mark.parametrize(

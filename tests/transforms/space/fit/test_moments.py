@@ -37,7 +37,7 @@ def rows(batch, index):
 
 def frame(batch):
     """Returns the same rows for pandas, NaN where missing."""
-    columns = {}
+    columns: dict[tuple[str, int], np.ndarray] = {}
     for m, (x, present) in batch.items():
         x = np.where(present[:, None], x.astype(np.float64), np.nan)
         columns |= {(m, j): x[:, j] for j in range(x.shape[1])}

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.transforms.space.sample import draw, moments_of, table_of, unit
+from tests.transforms.space.sample import draw, linear_of, moments_of, table_of, unit
 from unisono.transforms.base.tables import to_vector_column
 from unisono.transforms.space.fit.methods import fit_space
 from unisono.transforms.space.fit.refit import blend, compare, lineage, may_keep, order_axes, turn_to_published
@@ -52,9 +52,12 @@ def test_a_turned_space_is_turned_back():
     turn = np.linalg.qr(np.random.default_rng(1).standard_normal((6, 6)))[0]
     previous = pa.table({"item_id": ids, "vector": to_vector_column(unit(vectors @ turn))})
     out, found = turn_to_published(space, ids, vectors, previous, 6)
+    assert found.rotation is not None
     np.testing.assert_allclose(found.rotation, turn, atol=1e-5)
     assert found.common == len(ids)
+    assert found.turned is not None
     assert found.turned.mean_cosine == pytest.approx(1, abs=1e-6)
+    assert found.before is not None
     assert found.before.mean_cosine < 0.9
     np.testing.assert_allclose(vectors_of(out, table)[1], vectors @ turn, atol=1e-5)
 
@@ -91,13 +94,14 @@ def test_blending_is_the_mean_of_maps_of_one_length():
     space, other = fitted()[0], fitted(seed=3)[0]
     other = other.turned(3.0 * np.linalg.qr(np.random.default_rng(0).standard_normal((6, 6)))[0])
     mixed = blend(space, other, 0.25)
+    assert mixed is not None
     maps = {m: (space.projections[m].map, other.projections[m].map @ other.outputs[m].map) for m in space.modalities}
     lengths = [np.sqrt(sum(np.linalg.norm(pair[i]) ** 2 for pair in maps.values())) for i in (0, 1)]
     for m, (new, old) in maps.items():
         want = 0.75 * new + 0.25 * old * lengths[0] / lengths[1]
-        np.testing.assert_allclose(mixed.projections[m].map, want, rtol=1e-12)
+        np.testing.assert_allclose(linear_of(mixed, m).map, want, rtol=1e-12)
         mean = 0.75 * space.projections[m].mean + 0.25 * other.projections[m].mean
-        np.testing.assert_allclose(mixed.projections[m].mean, mean, rtol=1e-12)
+        np.testing.assert_allclose(linear_of(mixed, m).mean, mean, rtol=1e-12)
 
 
 def test_spaces_that_are_not_linear_or_differ_in_shape_are_not_blended():

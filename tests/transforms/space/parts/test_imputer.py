@@ -16,7 +16,7 @@ def test_predictions_follow_the_formula():
     part, z, present = example()
     got = part.impute(np.where(present[:, :, None], z, np.nan), present)
     for i in range(40):
-        here, there = np.flatnonzero(present[:, i]), np.flatnonzero(~present[:, i])
+        here, there = np.flatnonzero(present[:, i]).tolist(), np.flatnonzero(~present[:, i]).tolist()
         np.testing.assert_array_equal(got[here, i], z[here, i])
         if not len(here):
             continue

@@ -39,7 +39,7 @@ def test_untrained_heads_are_the_closed_form():
     batch, start = example()
     closed = fit_space(moments_of(batch), SpaceSpec("gcca", 6, 0.1))
     inner = {m: start.rows(embeddings_of(table_of(batch))).values[m][0].shape[1] for m in DIMS}
-    params = {}
+    params: dict[str, np.ndarray] = {}
     for m, k in inner.items():
         shapes = {"w0": (k, 6), "w1": (k, 4), "w2": (4, 6)}
         params |= {f"{m}.{name}": np.zeros(shape, np.float32) for name, shape in shapes.items()}
@@ -57,7 +57,7 @@ def test_the_trained_linear_map_goes_into_the_projection():
     batch, start = example()
     rows = start.rows(embeddings_of(table_of(batch)))
     rng = np.random.default_rng(0)
-    params = {}
+    params: dict[str, np.ndarray] = {}
     for m in DIMS:
         k = rows.values[m][0].shape[1]
         shapes = {"w0": (k, 6), "w1": (k, 4), "w2": (4, 6)}

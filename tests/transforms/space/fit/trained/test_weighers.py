@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.transforms.space.fit.trained.conftest import fit, make_table
+from tests.transforms.space.sample import report_of
 from unisono.transforms.base.columns import embeddings_of
 from unisono.transforms.base.nearest import retrieval
 from unisono.transforms.space.fit.fusion import fit_fusion
@@ -68,8 +69,10 @@ def test_an_item_without_any_modality_has_no_vector(full, circles):
 def test_too_few_pairs_leave_equal_weights(circles):
     few = circles[0].slice(0, 30)
     fused = fit_fusion(fit(few, "gcca"), few, FusionSpec("gated"))
-    assert fused.info.fusion.findings["training"] == {"epoch": 0, "why": fused.info.fusion.findings["training"]["why"]}
-    assert "of at least 40 items" in fused.info.fusion.findings["training"]["why"]
+    training = report_of(fused).findings["training"]
+    assert training == {"epoch": 0, "why": training["why"]}
+    assert "of at least 40 items" in training["why"]
+    assert fused.weigher is not None
     assert fused.weigher.weigh(np.ones((3, BLOCK_ROWS, 8)), np.ones((3, BLOCK_ROWS), bool)) == pytest.approx(0.5)
 
 
