@@ -30,10 +30,11 @@ class Loaded:
 
     Attributes:
         index: the place of the value among the distinct values.
-        content: the hash of the value's content. None if the value, or every part of a joint value, cannot be used.
-        prepared: the input in the form that the encoder takes. None if an embedding of the content is known, or after
-            a failure.
-        failure: why the value cannot be used. None if it can be used.
+        content: the hash of the value's content. None means that the value, or every part of a
+            joint value, cannot be used.
+        prepared: the input in the form that the encoder takes. None means that an embedding of the content is
+            known, or that the value cannot be used.
+        failure: why the value cannot be used. None means that it can be used.
         nbytes: the bytes that `prepared` holds.
         lost: the parts of a joint value that cannot be used, and why. `prepared` then holds the other parts.
     """
@@ -54,7 +55,7 @@ def load(
     Args:
         index: the place of the value among the distinct values.
         value: a text, a URI, the bytes of a file, or a struct of these.
-        source: where media are fetched from. None for text.
+        source: where media are fetched from. None means that the value is a text.
         encoder: prepares the content.
         is_known: returns True for the hash of a content whose embedding is known. Such a content is not prepared.
     """

@@ -64,7 +64,7 @@ def encode_table(
             structs that `join_parts` makes.
         modality: the name of the raw column.
         batcher: holds this process's encoder.
-        source: where media are fetched from. None for text.
+        source: where media are fetched from. None means that the column holds texts.
         pool: the threads that fetch and prepare. None means that no threads are used.
         on_rows: called now and then with the number of rows that are done.
 
@@ -153,7 +153,7 @@ class _ShardEncoder:
 
     Attributes:
         vectors: the embedding of each content that has one.
-        content: the hash of each distinct value's content; None if it is not known.
+        content: the hash of each distinct value's content. None means that it is not known.
         unloadable: why a distinct value could not be fetched or prepared, by its place in `distinct`.
         lost: the parts of a joint value that cannot be used, and why, by its place in `distinct`.
         failures: why a content could not be encoded.

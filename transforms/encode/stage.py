@@ -28,7 +28,7 @@ class EncodeModality(beam.PTransform):
     Args:
         spec: the encoder. A joint encoder takes the raw columns that its option `parts` names. It leaves them in the
             table for the encoders after it, except those in `spent`.
-        source: where media are fetched from. None for text.
+        source: where media are fetched from. None means that the modality is text.
         dtype: the number format of stored embeddings, `float16` or `float32`.
         spent: raw columns that a joint encoder removes, because no later encoder needs them.
 

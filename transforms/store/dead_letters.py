@@ -29,12 +29,13 @@ class DeadLetter(NamedTuple):
     """One input that could not be used.
 
     Attributes:
-        item_id: the item's id as text, also if the catalogue's ids are integers; None if there is no item or no id.
-        modality: the modality that the item loses; None if the letter is not about a modality.
+        item_id: the item's id as text, also if the catalogue's ids are integers. None means that there is no item or no
+            id.
+        modality: the modality that the item loses. None means that the letter is not about a modality.
         stage: the stage that could not use the input.
         reason: why the input could not be used.
         detail: more about the reason, for a person.
-        uri: where the input was fetched from; None if it was not fetched.
+        uri: where the input was fetched from. None means that it was not fetched.
     """
 
     item_id: str | None
@@ -71,7 +72,8 @@ def dead_letters_of_rows(
         stage: the stage that could not use the rows.
         reason: why the rows could not be used.
         detail: more about the reason, the same for all rows.
-        modality: the modality that the items lose, the same for all rows; None if the letters are not about a modality.
+        modality: the modality that the items lose, the same for all rows. None means that the letters are not about a
+            modality.
 
     Returns:
         A table of `SCHEMA`, in the order of the rows.

@@ -231,7 +231,8 @@ def write_file(
 ) -> FileRecord:
     """Writes one file of a run and returns its record for the manifest. A retry writes the same file again."""
     files.write_bytes(store.path(path), data)
-    return FileRecord(part, path, shard, rows, len(data), hashlib.sha256(data).hexdigest())
+    sha256 = hashlib.sha256(data).hexdigest()
+    return FileRecord(part, path, shard=shard, rows=rows, bytes=len(data), sha256=sha256)
 
 
 def read_table(store: Store, record: FileRecord, columns: list[str] | None = None) -> pa.Table:
@@ -300,7 +301,8 @@ class _WriteShardFn(beam.DoFn):
 
     def _write(self, shard: int, table: pa.Table) -> FileRecord:
         path = shard_path(self._run_id, self._part, shard, self._shards)
-        return write_file(self._store, self._part, path, table_bytes(table, self._metadata), shard, table.num_rows)
+        data = table_bytes(table, self._metadata)
+        return write_file(self._store, self._part, path, data, shard=shard, rows=table.num_rows)
 
     def _written(self, record: FileRecord) -> FileRecord:
         advance(f"write-{self._part}", done=record.rows)

@@ -21,8 +21,8 @@ class ModalityView:
 
     Attributes:
         sums: Σ w·v, float64 [u, dim]; zeros for a user without a liked item that has the modality.
-        affinity: ‖Σ w·v‖ / Σ w, float64 [u]: 1 if the items are all alike in this modality, near 0 if they are
-            unlike, NaN for a user without a liked item that has the modality.
+        affinity: ‖Σ w·v‖ / Σ w, float64 [u]: 1 if all items have the same direction in this modality, near 0 if
+            their directions differ, NaN for a user without a liked item that has the modality.
         attended: Σ a·v with a ∝ w · exp(z·v / temperature) and Σ a = 1, where z is the user's profile; float64
             [u, dim], zeros for a user without a liked item that has the modality.
 

@@ -85,7 +85,7 @@ def interest_parts(history: History, items: ItemMatrix, spec: ProfileSpec, numbe
         number: index of the interest in the user's list.
 
     Returns:
-        float64 [events, dim], whose rows add up to the vector of the interest.
+        float64 [events, dim]. The rows add up to the vector of the interest.
 
     Raises:
         JobError: numba is not installed.
@@ -110,7 +110,7 @@ def modality_parts(history: History, matrix: np.ndarray, spec: ProfileSpec) -> n
         spec: the settings that the vector was built with.
 
     Returns:
-        float64 [events, dim], whose rows add up to the vector of the modality.
+        float64 [events, dim]. The rows add up to the vector of the modality.
     """
     weight = _weight_now(history, spec)
     weight[: max(0, len(weight) - spec.recent_events)] = 0

@@ -145,8 +145,8 @@ def blend(space: Space, published: Space, inertia: float) -> Space | None:
         inertia: the share of the published space, 0 … 1.
 
     Returns:
-        The blended space without an imputer, because the new space's imputer belongs to other axes. None if the spaces
-        are not one linear map for each modality, or if their maps have other shapes.
+        The blended space without an imputer, because the new space's imputer belongs to other axes. None means that
+        a space is not one linear map for each modality, or that the two spaces have different modalities or shapes.
     """
     new, old = _flat(space), _flat(published)
     if new is None or old is None or new.keys() != old.keys():
