@@ -16,8 +16,9 @@ from unisono.pipelines.ask.published import PublishedRun
 from unisono.pipelines.job.job import Job
 from unisono.transforms.base.columns import EMBEDDING, common_rows, embeddings_of, in_sample
 from unisono.transforms.base.errors import JobError
+from unisono.transforms.base.modalities import BEHAVIOUR
 from unisono.transforms.base.tables import concat_tables, hash_ids, sort_by_id, to_vector_column, with_column
-from unisono.transforms.behaviour.behaviour import BEHAVIOUR, join_behaviour
+from unisono.transforms.behaviour.behaviour import join_behaviour
 from unisono.transforms.space.fit.fusion import fit_fusion
 from unisono.transforms.space.fit.methods import fit_space, possible_axes
 from unisono.transforms.space.fit.moments import Moments

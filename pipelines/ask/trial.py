@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 from unisono.pipelines.job.job import Job
 from unisono.transforms.base.columns import EMBEDDING, embeddings_of, in_sample
 from unisono.transforms.base.errors import JobError
+from unisono.transforms.base.modalities import BEHAVIOUR
 from unisono.transforms.base.tables import concat_tables, one_chunk, sort_by_id
-from unisono.transforms.behaviour.behaviour import BEHAVIOUR, add_pairs, count_pairs, embed_pairs, join_behaviour
+from unisono.transforms.behaviour.behaviour import add_pairs, count_pairs, embed_pairs, join_behaviour
 from unisono.transforms.measure.rank_metrics import Ranked
 from unisono.transforms.privacy.forget import check_forget
 from unisono.transforms.rank.lists import diversify

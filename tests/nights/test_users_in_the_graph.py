@@ -26,7 +26,13 @@ from unisono.pipelines.job.plan import plan_run
 from unisono.pipelines.launch import beam_options, launch
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import from_vector_column
-from unisono.transforms.behaviour.behaviour import ENCODER_ID, BehaviourSpec, count_pairs, embed_pairs, face_published
+from unisono.transforms.behaviour.behaviour import (
+    ENCODER_ID,
+    BehaviourSpec,
+    count_pairs,
+    embed_pairs,
+    turn_to_published,
+)
 from unisono.transforms.store.runs import Store, read_table
 from unisono.transforms.store.small_vectors import read_vectors
 
@@ -141,9 +147,9 @@ def test_without_behaviour_embeddings_text_is_the_only_modality(shop):
 
 def test_new_behaviour_embeddings_are_turned_to_the_published_ones():
     table, spec = draw(True, 3000), BehaviourSpec(dim=6)
-    today = face_published(embed_pairs(count_pairs(table.slice(0, 2900), 100), spec), spec, None)
+    today = turn_to_published(embed_pairs(count_pairs(table.slice(0, 2900), 100), spec), spec, None)
     raw = embed_pairs(count_pairs(table, 100), spec)
-    turned = face_published(raw, spec, today)
+    turned = turn_to_published(raw, spec, today)
     assert turned.schema.metadata[ENCODER_ID] == today.schema.metadata[ENCODER_ID]
     a, b, c = (from_vector_column(t["behaviour_embedding"])[0].astype(float) for t in (raw, today, turned))
     assert raw["item_id"].to_pylist() == today["item_id"].to_pylist()
@@ -154,10 +160,10 @@ def test_new_behaviour_embeddings_are_turned_to_the_published_ones():
 
     assert cosine(c) > max(0.95, cosine(a))
     other = BehaviourSpec(dim=6, min_users=3)
-    renamed = face_published(raw, other, today).schema.metadata[ENCODER_ID]
+    renamed = turn_to_published(raw, other, today).schema.metadata[ENCODER_ID]
     assert renamed != today.schema.metadata[ENCODER_ID]
     # Five items are too few to turn six axes.
-    few = face_published(raw.slice(0, 5), spec, today).schema.metadata[ENCODER_ID]
+    few = turn_to_published(raw.slice(0, 5), spec, today).schema.metadata[ENCODER_ID]
     assert few.rpartition(b"-")[2] != today.schema.metadata[ENCODER_ID].rpartition(b"-")[2]
 
 
@@ -221,8 +227,8 @@ def test_sums_are_kept_by_a_run_that_makes_only_items(shop):
     ("first", "second", "says"),
     [
         (FOLD, {"space": {"dim": 12, "refit": "never"}}, ""),
-        (FOLD, {"space": {"dim": 9}}, "which does not face it .it has 12 axes, this run 9"),
-        (FOLD, {"catalog": "other"}, "which does not face it .fewer than 12 items in common"),
+        (FOLD, {"space": {"dim": 9}}, "which is not comparable with it .it has 12 axes, this run 9"),
+        (FOLD, {"catalog": "other"}, "which is not comparable with it .fewer than 12 items in common"),
         (FOLD, {"profiles": {"incremental": True, "half_life_days": 5}}, "profiles.half_life_days: 5.0, .* with 30.0"),
         ({}, {}, "the published run one kept no sums to add to; run once with profiles.incremental: restart"),
     ],

@@ -9,11 +9,12 @@ import pyarrow.compute as pc
 from unisono.transforms.base.tables import from_vector_column, hash_ids, same_id_kind
 
 EMBEDDING = "_embedding"  # suffix of a column of embeddings, after the modality
-SPACE = b"unisono.space_id"  # metadata of items/, users/ and state/
-HALF_LIFE = b"unisono.half_life_days"  # metadata of state/
-COMPARABLE = b"unisono.comparable"  # metadata of items/: JSON list of earlier space_ids with comparable vectors
-NOT_COMPARABLE = b"unisono.not_comparable"  # metadata of items/: why vectors of the published space are not comparable
-COUNT = "users.forgotten"  # the counter of people who were left out (`privacy.forget`)
+# Keys of schema metadata.
+SPACE = b"unisono.space_id"  # in items/, users/ and state/
+HALF_LIFE = b"unisono.half_life_days"  # in state/
+COMPARABLE = b"unisono.comparable"  # in items/: JSON list of the earlier space_ids with comparable vectors
+NOT_COMPARABLE = b"unisono.not_comparable"  # in items/: why the vectors of the published run are not comparable
+FORGOTTEN_COUNT = "users.forgotten"  # counter of the users who were left out (`privacy.forget`)
 
 
 def embeddings_of(table: pa.Table) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -64,7 +65,10 @@ def unit_rows(vectors: np.ndarray, lengths: np.ndarray | None = None) -> np.ndar
     Args:
         vectors: float [n, dim].
         lengths: the L2 norm of each row, [n], such as `row_lengths` returns. None means that `np.linalg.norm` computes
-            them; its last digits may differ from those of `row_lengths`.
+            them; the last digits of its result may differ from those of `row_lengths`.
+
+    Returns:
+        float [n, dim], in the dtype of `vectors`.
     """
     norm = np.linalg.norm(vectors, axis=1, keepdims=True) if lengths is None else lengths[:, None]
     return np.divide(vectors, norm, out=np.zeros_like(vectors), where=norm > 0)

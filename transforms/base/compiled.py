@@ -46,6 +46,7 @@ def compiled(loop: Loop) -> Loop:
 
 
 def _refusal(error: ModuleNotFoundError) -> Any:
+    """Makes a function that takes any arguments and raises `error`."""
     def refuse(*_: object) -> None:
         raise error
 
@@ -54,13 +55,13 @@ def _refusal(error: ModuleNotFoundError) -> Any:
 
 @cache
 def _warn(message: str) -> None:
-    """Logs a warning once in a process, although every loop may meet the same trouble."""
+    """Logs a warning once in a process, although every loop may have the same problem."""
     _log.warning(message)
 
 
 @cache
 def _cache_class() -> Any:
-    """Makes a class like numba's own cache of one loop, whose failures do not fail the run."""
+    """Makes a subclass of numba's cache of one loop. If it fails, it logs a warning and the run goes on."""
     from numba.core.caching import FunctionCache
 
     class TolerantCache(FunctionCache):

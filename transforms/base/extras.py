@@ -21,7 +21,7 @@ def is_installed(library: str) -> bool:
     """Says whether a library can be imported, without importing it."""
     try:
         return importlib.util.find_spec(library) is not None
-    except ModuleNotFoundError:  # a package around it is missing, such as `google` of `google.cloud.storage`
+    except ModuleNotFoundError:  # a parent package is missing, such as `google` of `google.cloud.storage`
         return False
 
 

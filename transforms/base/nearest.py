@@ -1,7 +1,7 @@
-"""Exact nearest rows, and measures made of them: does a row find its pair, and its neighbours the same label?
+"""Exact nearest rows, and measures of them: whether a row finds its pair, and whether its neighbours share its label.
 
-NumPy only. Scores are computed in float64 and compared in float32. So equal vectors have equal scores, however the rows
-are split into blocks. `rank.topk` finds the best items of large catalogues faster; it needs numba.
+NumPy only. Scores are computed in float64 and compared in float32, so equal vectors have equal scores, no matter how
+the rows are split into blocks. `rank.topk` finds the best items of large catalogues faster; it needs numba.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def best_columns(scores: np.ndarray, k: int, ties: np.ndarray | None = None) -> 
     if k < scores.shape[1]:
         chosen = np.argpartition(-scores, k - 1, axis=1)[:, :k]
         least = np.take_along_axis(scores, chosen, 1).min(1, keepdims=True)
-        # Of scores equal to the k-th highest, argpartition takes any. Where there are too many, take the first ones.
+        # Among scores equal to the k-th highest, argpartition chooses arbitrarily. Choose the lowest columns instead.
         crowded = np.flatnonzero((scores >= least).sum(1) > k)
         if len(crowded):
             part, edge = scores[crowded], least[crowded]

@@ -19,7 +19,7 @@ Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
-_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's names for an unknown key
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's error types for an unknown key
 
 
 @dataclass_transform(frozen_default=True)
@@ -42,7 +42,7 @@ def settings(key: str) -> Callable[[type[T]], type[T]]:
     def make(cls: type[T]) -> type[T]:
         made = dataclass(frozen=True, config=config)(cls)
         fields = getattr(made, "__pydantic_fields__")  # noqa: B009
-        for base in cls.__mro__[1:]:  # pydantic reads the docstrings of a class's own attributes alone
+        for base in cls.__mro__[1:]:  # pydantic reads only the docstrings in the class itself
             for name, field in getattr(base, "__pydantic_fields__", {}).items():
                 fields[name].description = fields[name].description or field.description
         validate: Callable[..., None] = made.__init__
@@ -76,12 +76,15 @@ class _OneOf:
 
 
 def one_of(names: Collection[str]) -> AfterValidator:
-    """Restricts a string to names that stand elsewhere, such as those of a registry, read at each check."""
+    """Restricts a string to names, such as those of a registry. The names are read at each check."""
     return AfterValidator(_OneOf(names))
 
 
 def names_allowed(metadata: object) -> tuple[str, ...]:
-    """The names that an entry of an annotation's metadata restricts a string to; () for other entries."""
+    """Returns the names that `one_of` restricts a string to, given an entry of the annotation's metadata.
+
+    For any other entry, it returns an empty tuple.
+    """
     check = metadata.func if isinstance(metadata, AfterValidator) else None
     return tuple(check.names) if isinstance(check, _OneOf) else ()
 
@@ -89,14 +92,16 @@ def names_allowed(metadata: object) -> tuple[str, ...]:
 def first_error(
     error: ValidationError, where: str = "", keys_at: Callable[[tuple[str | int, ...]], list[str]] | None = None
 ) -> str:
-    """Says in one line what is wrong first: the key, the value it got, and what is allowed.
+    """Describes the first of pydantic's errors in one line: the key, the value it got, and what is allowed.
 
     Args:
+        error: what pydantic raised.
         where: the key of the section that was validated; empty for a whole job file.
-        keys_at: tells which keys are allowed at a place, for an unknown key.
+        keys_at: returns the keys that are allowed at a place; called for an unknown key. None means that the line
+            does not list them.
     """
-    # For a value that may be of two kinds pydantic reports an error for each. The one that is not about a fixed word
-    # says more.
+    # For a value that may have one of two types, pydantic reports an error for each type. An error about a fixed word
+    # says less, so it comes last.
     errors = sorted(error.errors(), key=lambda e: any(str(p).startswith("literal[") for p in e["loc"]))
     first = errors[0]
     line = _one_line(first, where)

@@ -225,8 +225,8 @@ def _is_dense(dtype: pa.DataType) -> bool:
 def to_ipc(table: pa.Table) -> bytes:
     """Encodes a table as an Arrow IPC stream. For a slice, only the slice's own rows are encoded.
 
-    A table of ids, times and texts is compressed with LZ4, which saves two fifths of a table of events: a runner copies
-    tables several times. A table with media or vectors is not compressed, and decoding it copies nothing.
+    A table of ids, times and texts is compressed with LZ4, because a runner copies tables several times. A table of
+    events gets two fifths smaller. A table with media or vectors is not compressed, and decoding it copies nothing.
     """
     sink = pa.BufferOutputStream()
     options = _PLAIN if any(_is_dense(t) for t in table.schema.types) else _SMALL

@@ -1,4 +1,4 @@
-"""Uses all processors of a worker: for rows of a compiled loop, and for the elements of a bundle."""
+"""Threads that use all processors of a worker: on the rows of a compiled loop, or on the elements of a bundle."""
 
 from __future__ import annotations
 
@@ -84,4 +84,5 @@ def at_end_of_bundle(outputs: Iterable[object]) -> Iterator[object]:
 
 
 def _windowed(value: object) -> Any:
+    """Puts one value into the global window."""
     return GlobalWindows.windowed_value(value)

@@ -16,18 +16,16 @@ from pydantic import Field
 
 from unisono.transforms.base.columns import EMBEDDING, common_rows
 from unisono.transforms.base.errors import JobError
+from unisono.transforms.base.modalities import BEHAVIOUR
 from unisono.transforms.base.settings import NonNegative, Positive, one_of, settings
 from unisono.transforms.base.tables import ShardTable, concat_tables, from_vector_column, one_chunk, to_vector_column
 from unisono.transforms.behaviour.partial_correlation import leading_axes, partial_correlations
-from unisono.transforms.space.fit.whitening import turn_to
+from unisono.transforms.space.fit.whitening import signs, turn_to
 from unisono.transforms.store.runs import FileRecord, Store, read_table, shard_path, table_bytes, write_file
 
-BEHAVIOUR = "behaviour"
 ENCODER_ID = b"unisono.encoder_id.behaviour"  # metadata key of a table of behaviour embeddings
-_SMOOTHING = 0.75  # the power of the context item's frequency: Levy, Goldberg and Dagan, TACL 3, 2015
-_MOST_PAIRS = 50_000_000  # the most pairs of items that one worker can solve for: 2 GB
-
-
+_SMOOTHING = 0.75  # the power of an item's frequency. Source: Levy, Goldberg and Dagan, TACL 3, 2015
+_MOST_PAIRS = 50_000_000  # the largest number of pairs of items that one worker can solve for; they take 2 GB
 BEHAVIOUR_METHODS = ("ppmi", "ridge")
 
 
@@ -57,13 +55,13 @@ class BehaviourSpec:
 def count_pairs(events: pa.Table, recent_items: int, liked_above: float = 0.0) -> pa.Table:
     """Counts how many users of a shard liked both items of each pair.
 
-    A user likes an item if the weights of the user's events on it sum to more than `liked_above`. Only the
-    `recent_items` liked items with the newest events count; items with events at the same time are ordered by id.
+    Only the `recent_items` liked items with the newest events count. Items with events at the same time are ordered by
+    id.
 
     Args:
         events: events as `clean_interactions` returns them, in any order.
         recent_items: how many liked items of a user count.
-        liked_above: see above.
+        liked_above: a user likes an item if the weights of the user's events on it sum to more than this.
 
     Returns:
         A table of a, b and n: each pair of items in both orders, and the number of users who liked both. A row with
@@ -171,15 +169,14 @@ def _truncated(matrix: scipy.sparse.csr_array, dim: int, power: float) -> np.nda
     u, s = u[:, :dim], s[:dim]
     keep = s > 1e-9 * s.max(initial=1e-300)
     u, s = u[:, keep], s[keep]
-    signs = np.sign(np.take_along_axis(u, np.abs(u).argmax(0)[None], 0))
-    return u * signs * s**power
+    return u * signs(u) * s**power
 
 
-def face_published(table: pa.Table, spec: BehaviourSpec, published: pa.Table | None) -> pa.Table:
+def turn_to_published(table: pa.Table, spec: BehaviourSpec, published: pa.Table | None) -> pa.Table:
     """Turns behaviour embeddings to the published ones, as a refit turns the space, and sets their encoder_id.
 
-    One more day of events changes the axes of the decomposition. After the turn (Procrustes over the common items) an
-    item's embedding is close to its published one, and the published map of the modality still suits it.
+    One more day of events changes the axes of the decomposition. After the turn (Procrustes over the common items), an
+    item's embedding is close to its published one, so the published map of the modality still suits it.
 
     Args:
         table: a table that `embed_pairs` returned.
@@ -239,8 +236,8 @@ class EmbedBehaviour(beam.PTransform):
         published: the file of the published run's table. None means that there is none.
 
     Returns:
-        A dict of PCollections. `table`: one element, a table that `face_published` returned. `files`: its FileRecord.
-        `encoder`: one element, ("behaviour", encoder_id).
+        A dict of PCollections. `table`: one element, a table that `turn_to_published` returned. `files`: the FileRecord
+        of the table. `encoder`: one element, (`behaviour`, encoder_id).
     """
 
     def __init__(self, spec: BehaviourSpec, store: Store, run_id: str, published: FileRecord | None = None) -> None:
@@ -252,11 +249,14 @@ class EmbedBehaviour(beam.PTransform):
         how = spec.recent_items, spec.liked_above
 
         def solve(pairs: pa.Table) -> pa.Table:
-            return face_published(embed_pairs(pairs, spec), spec, read_table(store, published) if published else None)
+            before = read_table(store, published) if published else None
+            return turn_to_published(embed_pairs(pairs, spec), spec, before)
 
         def write(table: pa.Table) -> FileRecord:
             path = shard_path(run_id, BEHAVIOUR, 0, 1)
-            return write_file(store, BEHAVIOUR, path, table_bytes(table, {"run_id": run_id}), 0, table.num_rows)
+            return write_file(
+                store, BEHAVIOUR, path, table_bytes(table, {"run_id": run_id}), shard=0, rows=table.num_rows
+            )
 
         table = (
             events

@@ -7,8 +7,9 @@ import scipy.linalg
 import scipy.sparse
 
 from unisono.transforms.base.errors import JobError
+from unisono.transforms.space.fit.whitening import signs
 
-MOST_ITEMS = 20_000  # a dense matrix of so many items takes 3.2 GB, its inversion a few minutes
+MOST_ITEMS = 20_000  # a dense matrix of this many items takes 3.2 GB, and its inversion a few minutes
 
 
 def partial_correlations(counts: scipy.sparse.csr_array, ridge: float) -> np.ndarray:
@@ -19,7 +20,8 @@ def partial_correlations(counts: scipy.sparse.csr_array, ridge: float) -> np.nda
     vector for each item can approximate it.
 
     Args:
-        counts: [n, n], the number of users who liked both items, and on the diagonal the number who liked the item.
+        counts: [n, n], the number of users who liked both items; on the diagonal, the number of users who liked the
+            item.
         ridge: λ > 0. The larger it is, the less the other items are taken into account.
 
     Raises:
@@ -65,5 +67,4 @@ def leading_axes(matrix: np.ndarray, dim: int, power: float) -> np.ndarray:
     values, vectors = values[::-1], vectors[:, ::-1]
     keep = values > 1e-9 * max(values[0], 1e-300)
     values, vectors = values[keep], vectors[:, keep]
-    signs = np.sign(np.take_along_axis(vectors, np.abs(vectors).argmax(0)[None], 0))
-    return np.asarray(vectors * signs * values**power)
+    return np.asarray(vectors * signs(vectors) * values**power)

@@ -30,10 +30,11 @@ class Loaded:
 
     Attributes:
         index: the place of the value among the distinct values.
-        content: the hash of its content. None if the value, or every part of a joint value, could not be used.
-        prepared: the input in the form that the encoder takes. None if an embedding of the content is known, or after
-            a failure.
-        failure: why the value cannot be used.
+        content: the hash of the value's content. None means that the value, or every part of a
+            joint value, cannot be used.
+        prepared: the input in the form that the encoder takes. None means that an embedding of the content is
+            known, or that the value cannot be used.
+        failure: why the value cannot be used. None means that it can be used.
         nbytes: the bytes that `prepared` holds.
         lost: the parts of a joint value that cannot be used, and why. `prepared` then holds the other parts.
     """
@@ -54,9 +55,9 @@ def load(
     Args:
         index: the place of the value among the distinct values.
         value: a text, a URI, the bytes of a file, or a struct of these.
-        source: where media are fetched from. None for text.
+        source: where media are fetched from. None means that the value is a text.
         encoder: prepares the content.
-        is_known: says of a content's hash that its embedding is known. Such a content is not prepared.
+        is_known: returns True for the hash of a content whose embedding is known. Such a content is not prepared.
     """
     if pa.types.is_struct(value.type):
         assert source is not None
@@ -87,8 +88,8 @@ def _load_joint(
 
     Args:
         index: as in `load`.
-        raw: {"text": str or None, "image": URI, bytes, a list of either or None, "audio": likewise}. A part that is
-            None, blank or an empty list is left out.
+        raw: the value of each part: for text a string, for image and audio a URI, bytes, or a list of either. A part
+            that is None, blank or an empty list is left out.
         source: as in `load`.
         encoder: as in `load`.
         is_known: as in `load`.
@@ -155,7 +156,7 @@ class _Room:
 
     def run(self, place: int, job: Callable[[], Loaded]) -> Loaded:
         """Waits for room, then runs a job. The jobs are numbered 0, 1, … in the order of the consumer."""
-        with self._changed:  # the job that the consumer waits for may always start; else no room would ever be made
+        with self._changed:  # the job that the consumer waits for may always start: only the consumer makes room
             self._changed.wait_for(lambda: self._held < self._limit or place == self._taken)
         loaded = job()
         with self._changed:
@@ -184,14 +185,14 @@ def load_ahead(
 ) -> Iterator[Loaded]:
     """Runs jobs in threads, ahead of the consumer, and yields their results in the order of the jobs.
 
-    What a job raises is raised in its place.
+    If a job raises an error, the error is raised in place of its result.
 
     Args:
         jobs: the jobs.
         pool: the threads. None means that each job runs when its result is asked for.
         held_items: the largest number of jobs that run or wait for the consumer.
-        held_bytes: no job starts while the results that wait hold this many bytes. The jobs that run by then may
-            exceed it by one result each.
+        held_bytes: no job starts while the results that wait hold this many bytes. Each job that already runs then may
+            exceed the limit by one result.
     """
     if pool is None:
         yield from (job() for job in jobs)

@@ -1,4 +1,4 @@
-"""Finds the embeddings of earlier runs for the encode stage, which reuses those of unchanged content and encoder."""
+"""Finds the embeddings of earlier runs. The encode stage reuses them if neither content nor encoder has changed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ _LOG = logging.getLogger(__name__)
 
 
 def add_previous(table: pa.Table, previous: pa.Table, encoder_ids: Mapping[str, str]) -> pa.Table:
-    """Adds `<m>_previous_hash` and `<m>_previous_embedding` to a shard; null for items that the earlier run lacks.
+    """Adds the columns `<m>_previous_hash` and `<m>_previous_embedding` to a shard.
+
+    They are null for items that the earlier run does not have.
 
     Args:
         table: the shard, with item_id.
@@ -42,15 +44,16 @@ def add_previous(table: pa.Table, previous: pa.Table, encoder_ids: Mapping[str, 
 
 
 class ReuseEmbeddings(beam.PTransform):
-    """Adds to each `(shard, table)` the embeddings that an earlier run has made for it, as `add_previous` does.
+    """Adds to each `(shard, table)` the embeddings that an earlier run made of its items, as `add_previous` does.
 
-    The embeddings that this same run wrote before it was interrupted come first, then those of the published run.
+    If this run was interrupted and had already written the shard, its own embeddings are added. Otherwise those of the
+    published run are added.
 
     Args:
-        store: where both runs are.
+        store: where this run and the published run are.
         run_id: the id of this run.
         shards: the number of shards of this run.
-        previous: the embeddings/ files of the published run. They are not used if their number is another one.
+        previous: the embeddings/ files of the published run. They are not used if their number differs from `shards`.
         encoder_ids: the encoder_ids of this run, by modality.
     """
 
@@ -86,6 +89,6 @@ class _ReuseEmbeddingsFn(beam.DoFn):
         record = self._previous.get(shard)
         try:
             return read_table(self._store, record) if record else None
-        except JobError as e:  # the published run has been deleted; then everything is encoded again
+        except JobError as e:  # the published run was deleted, so everything is encoded again
             _LOG.warning("no reuse for shard %d: %s", shard, e)
             return None

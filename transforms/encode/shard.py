@@ -1,4 +1,4 @@
-"""Encodes one modality of one shard: each distinct content once, and none that an earlier run has encoded already.
+"""Encodes one modality of one shard: each distinct content once, unless an earlier run has encoded it already.
 
     distinct values ─ prefetch (threads: fetch, hash, prepare) ─ micro-batches ─ rows
 
@@ -64,7 +64,7 @@ def encode_table(
             structs that `join_parts` makes.
         modality: the name of the raw column.
         batcher: holds this process's encoder.
-        source: where media are fetched from. None for text.
+        source: where media are fetched from. None means that the column holds texts.
         pool: the threads that fetch and prepare. None means that no threads are used.
         on_rows: called now and then with the number of rows that are done.
 
@@ -72,7 +72,7 @@ def encode_table(
         The result for this shard.
 
     Raises:
-        JobError: the encoder fails on everything.
+        JobError: the encoder fails on every input of a batch.
 
     Guarantees:
         The batches and their order follow from the table alone, so the same table gives the same rows.
@@ -111,7 +111,7 @@ class _Values:
         if pa.types.is_string(array.type):
             encoded = array.dictionary_encode()
             self.distinct, self.entry_value = encoded.dictionary, encoded.indices.to_numpy().astype(np.int64)
-        else:  # bytes and structs: a dictionary would copy them; equal ones are found later, by the hash of the content
+        else:  # A dictionary would copy bytes and structs. Equal ones are found later, by the hash of the content.
             self.distinct, self.entry_value = array, np.arange(len(array), dtype=np.int64)
 
     def by_row(self) -> Iterator[tuple[int, list[int]]]:
@@ -140,11 +140,11 @@ class _Previous:
             self.vectors, _ = from_vector_column(table[modality + PREVIOUS_EMBEDDING])
 
     def contents(self) -> set[str]:
-        """Returns the hash of every content, alone in its row or not."""
+        """Returns the hash of every content of the rows."""
         return {content for whole in self.row_hash if whole for content in whole.split(",")}
 
     def by_content(self) -> dict[str, np.ndarray]:
-        """Returns the embeddings of those contents that are alone in a row."""
+        """Returns the embedding of each content that is the only one of a row."""
         return {h: self.vectors[row] for row, h in enumerate(self.row_hash) if h and "," not in h}
 
 
@@ -153,7 +153,7 @@ class _ShardEncoder:
 
     Attributes:
         vectors: the embedding of each content that has one.
-        content: the hash of each distinct value's content; None if it is not known.
+        content: the hash of each distinct value's content. None means that it is not known.
         unloadable: why a distinct value could not be fetched or prepared, by its place in `distinct`.
         lost: the parts of a joint value that cannot be used, and why, by its place in `distinct`.
         failures: why a content could not be encoded.
@@ -209,7 +209,7 @@ class _ShardEncoder:
 
         Args:
             which: places in `distinct`, in the order in which they are encoded.
-            is_known: says of a content's hash that the content need not be prepared.
+            is_known: returns True for the hash of a content that need not be prepared.
         """
         encoder, distinct = self.batcher.encoder, self.values.distinct
         jobs = [functools.partial(load, i, distinct[i], self.source, encoder, is_known) for i in which]
@@ -272,12 +272,12 @@ class _ShardEncoder:
                 raw = self.values.distinct[v][part].as_py()
                 uri = raw if isinstance(raw, str) and part != "text" else None
                 detail = f"{part}: {why.detail}"
-                yield DeadLetter(item_id, self.modality, _STAGE, why.reason, detail, uri)
+                yield DeadLetter(item_id, self.modality, _STAGE, why.reason, detail=detail, uri=uri)
             failure = self.unloadable.get(v) or self.failures.get(self.content[v] or "")
             if failure is not None:
                 raw = self.values.distinct[v].as_py() if self.source else None
                 uri = raw if isinstance(raw, str) else None
-                yield DeadLetter(item_id, self.modality, _STAGE, failure.reason, failure.detail, uri)
+                yield DeadLetter(item_id, self.modality, _STAGE, failure.reason, detail=failure.detail, uri=uri)
 
     def _with_columns(self, vectors: np.ndarray, present: np.ndarray, hashes: list[str | None]) -> pa.Table:
         m = self.modality

@@ -28,7 +28,7 @@ class EncodeModality(beam.PTransform):
     Args:
         spec: the encoder. A joint encoder takes the raw columns that its option `parts` names. It leaves them in the
             table for the encoders after it, except those in `spent`.
-        source: where media are fetched from. None for text.
+        source: where media are fetched from. None means that the modality is text.
         dtype: the number format of stored embeddings, `float16` or `float32`.
         spent: raw columns that a joint encoder removes, because no later encoder needs them.
 
@@ -75,7 +75,7 @@ class _EncodeModalityFn(beam.DoFn):
                 advance(stage, done=done - shown)
                 shown = done
 
-        result = encode_table(table, modality, self._batcher, self._source, self._pool, on_rows)
+        result = encode_table(table, modality, self._batcher, source=self._source, pool=self._pool, on_rows=on_rows)
         if result.letters:
             advance(stage, dead=len(result.letters))
             yield beam.pvalue.TaggedOutput("dead", dead_letter_table(result.letters))

@@ -1,4 +1,4 @@
-"""The interface of every encoder, and what names one."""
+"""The interface of every encoder, and the specification by which a job asks for one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class EncoderSpec:
 
 
 class EncoderInfo(NamedTuple):
-    """What can be told about an encoder before its weights are loaded.
+    """What is known about an encoder before its weights are loaded.
 
     Attributes:
         encoder_id: as in `Encoder`.
@@ -67,14 +67,14 @@ class Encoder(Protocol):
         a pair (part, InputError) for each such part.
 
         Args:
-            raw: a str for text, the bytes of a file for image and audio, a dict of these by part for joint.
+            raw: a str for text, the bytes of a file for image and audio, or a dict of these by part for joint.
 
         Raises:
             InputError: the input cannot be used.
         """
 
     def cost(self, prepared: Any) -> int:
-        """Returns the cost of one prepared input, in the unit of `batch_cost`: 1 where all inputs cost the same."""
+        """Returns the cost of one prepared input, in the unit of `batch_cost`: 1 if all inputs cost the same."""
 
     def encode(self, batch: Sequence[Any]) -> np.ndarray:
         """Encodes prepared inputs: float32 [len(batch), dim]. Called from one thread at a time."""

@@ -21,7 +21,7 @@ class Family(Lazy):
 
     Attributes:
         place: the family's module. It has two functions, `describe(spec) -> EncoderInfo` and `load(spec) -> Encoder`.
-        needs: for each modality that the family encodes, the optional libraries it imports: import names, by the
+        needs: the optional libraries that the family imports, for each modality that it encodes: import names, by the
             extra of this package that brings them.
         takes_queries: whether an encoder of the family may have a text tower. Only the loaded encoder can tell.
     """
@@ -106,7 +106,7 @@ def may_take_queries(spec: EncoderSpec) -> bool:
 def get_encoder(spec: EncoderSpec) -> Encoder:
     """Returns this process's one encoder for `spec`, and loads it on the first call.
 
-    Beam's `Shared` would not do: it keeps only the object acquired last, so two encoders in one process would evict
+    Beam's `Shared` does not fit: it keeps only the object acquired last, so two encoders in one process would evict
     each other again and again.
 
     Raises:

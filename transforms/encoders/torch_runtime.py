@@ -16,7 +16,7 @@ import numpy as np
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.encoders.base import EncoderSpec
 
-# Options that every torch family has. Of these, only `dtype` enters the encoder_id (see `TorchSettings.facts`).
+# Options that every torch family has. Only `dtype` enters the encoder_id (see `TorchSettings.facts`).
 OPTIONS = ("compile", "device", "dtype", "threads")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -41,12 +41,12 @@ class TorchSettings(NamedTuple):
 
     @property
     def facts(self) -> dict[str, str]:
-        """Returns the settings that belong in an encoder_id.
+        """The settings that belong in an encoder_id.
 
         The id contains the value of `dtype` in the job file, not the number format that this machine chooses for it.
         So a launcher without a GPU computes the same id as a worker with one, and a laptop can search embeddings that
-        a GPU made. With `auto`, embeddings from the two may differ by bfloat16's rounding. A job that needs more than
-        that names a dtype.
+        a GPU made. With `auto`, embeddings from the two may differ by bfloat16's rounding. A job that needs equal
+        embeddings sets a dtype.
         """
         return {"dtype": self.dtype}
 

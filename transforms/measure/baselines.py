@@ -1,4 +1,4 @@
-"""Baselines for rankings: popularity, random scores, item neighbours, and the factorisations of `implicit`."""
+"""Baselines for rankings: popularity, random scores, item neighbours, and factorisations by the package `implicit`."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Scorer = Callable[[np.ndarray], np.ndarray]  # from user rows, int64 [b], to sco
 
 @dataclass(frozen=True)
 class Baseline:
-    """A method, by its name, and its settings.
+    """The name of a baseline and its options.
 
     Attributes:
         name: one of `BASELINES`.
-        options: values for options that `fit_baseline` lists; the other options keep their defaults.
+        options: values by option; `fit_baseline` lists the options. Options that are not named keep their defaults.
     """
 
     name: str
@@ -56,7 +56,7 @@ def fit_baseline(spec: Baseline, log: scipy.sparse.csr_array, seed: int = 0) -> 
         The same input gives the same scores. For that, `als` and `bpr` run on one thread.
     """
     if spec.name not in _FITS:
-        raise JobError(f"--baselines: {spec.name!r} is none of {', '.join(BASELINES)}; choose of them")
+        raise JobError(f"--baselines: {spec.name!r} is none of {', '.join(BASELINES)}; choose among them")
     fit, defaults = _FITS[spec.name]
     unknown = sorted(set(spec.options) - set(defaults))
     if unknown:

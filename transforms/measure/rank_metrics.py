@@ -45,14 +45,6 @@ class Ranked:
         """Returns the lists of some users, given as integer indices or as a mask, bool [u]."""
         return Ranked(self.items[users], self.scores[users])
 
-    def of_items(self, wanted: np.ndarray) -> Ranked:
-        """Returns the lists without the items where `wanted`, bool [n], is False; later items move up."""
-        stay = (self.items >= 0) & wanted[np.maximum(self.items, 0)]
-        order = np.argsort(~stay, axis=1, kind="stable")
-        left = np.take_along_axis(stay, order, 1)
-        items = np.where(left, np.take_along_axis(self.items, order, 1), -1)
-        return Ranked(items, np.where(left, np.take_along_axis(self.scores, order, 1), -np.inf))
-
 
 def find_hits(ranked: Ranked, relevant: tuple[np.ndarray, np.ndarray], items: int) -> np.ndarray:
     """Marks the places that hold a held-out item.
@@ -141,7 +133,7 @@ def area_under_curve(ranked: Ranked, relevant: tuple[np.ndarray, np.ndarray], it
         items: number of items.
 
     Returns:
-        float64 [u], NaN for a user whose candidates are all held out, or none of them.
+        float64 [u], NaN for a user whose candidates are all held out, or who has no held-out candidate.
 
     Source: Hanley and McNeil, "The meaning and use of the area under a ROC curve", Radiology 143, 1982 (the area is the
     Mann–Whitney statistic).
@@ -167,7 +159,7 @@ def area_under_curve(ranked: Ranked, relevant: tuple[np.ndarray, np.ndarray], it
     return np.where(pairs > 0, 1.0 - beaten_by / np.where(pairs > 0, pairs, 1), np.nan)
 
 
-def measure_lists(ranked: Ranked, turned: np.ndarray, users: int, ks: Sequence[int]) -> dict[str, float]:
+def measure_lists(ranked: Ranked, users_of_item: np.ndarray, users: int, ks: Sequence[int]) -> dict[str, float]:
     """Measures properties of the lists that do not depend on held-out items.
 
     Let n_i be the number of users who interacted with item i. coverage@k is the fraction of all items that are among
@@ -177,7 +169,7 @@ def measure_lists(ranked: Ranked, turned: np.ndarray, users: int, ks: Sequence[i
 
     Args:
         ranked: the lists.
-        turned: n_i, int64 [items].
+        users_of_item: n_i, int64 [items].
         users: number of users that n_i counts.
         ks: the lengths k to measure at.
 
@@ -188,18 +180,18 @@ def measure_lists(ranked: Ranked, turned: np.ndarray, users: int, ks: Sequence[i
     (self-information); Abdollahpouri et al., "Managing popularity bias in recommender systems with personalized
     re-ranking", FLAIRS 2019 (average recommendation popularity); Gini, "Variabilità e mutabilità", 1912.
     """
-    n = len(turned)
-    bits = -np.log2((turned + 1.0) / (users + 1.0))
+    n = len(users_of_item)
+    bits = -np.log2((users_of_item + 1.0) / (users + 1.0))
     out: dict[str, float] = {}
     for k in ks:
         shown = ranked.items[:, :k]
         shown = shown[shown >= 0]
         times = np.bincount(shown, minlength=n)
         nothing = len(shown) == 0
-        mean = turned.mean() if n else 0.0
+        mean = users_of_item.mean() if n else 0.0
         out[f"coverage@{k}"] = float(np.mean(times > 0)) if n else 0.0
         out[f"novelty@{k}"] = float("nan") if nothing else float(bits[shown].mean())
-        out[f"popularity@{k}"] = float("nan") if nothing or not mean else float(turned[shown].mean() / mean)
+        out[f"popularity@{k}"] = float("nan") if nothing or not mean else float(users_of_item[shown].mean() / mean)
         rising = np.sort(times).astype(np.float64)
         weighted = float((2 * np.arange(1, n + 1) - n - 1) @ rising)
         out[f"gini@{k}"] = float("nan") if nothing else weighted / (n * rising.sum())

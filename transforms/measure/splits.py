@@ -13,7 +13,7 @@ from unisono.transforms.base.tables import hash_ids, one_chunk
 from unisono.transforms.users.history import rank_ids
 
 SPLITS = ("global-time", "leave-last-out", "random", "new-items")
-_PARTS = 1 << 20  # number of equally likely values that a hash is reduced to
+_BUCKETS = 1 << 20  # the number of equally likely values that a hash is reduced to
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Split:
         train: the training events, in the order of the log.
         held: user_id, item_id: the pairs that are liked in the held-out events and do not occur in `train`, sorted by
             user and then by item.
-        cut: the time of the first held-out event for `global-time`, None for the other methods.
+        cut: the time of the first held-out event. None means that the method is not `global-time`.
     """
 
     train: pa.Table
@@ -61,9 +61,9 @@ def split_events(events: pa.Table, spec: SplitSpec) -> Split:
     """Splits a log into training events and held-out pairs.
 
     `global-time` cuts at the earliest time at which no more than the fraction of the events lies at or after the cut.
-    All events of one moment are on the same side. `leave-last-out` holds out each user's newest event with a weight
-    above `relevant`, and of several at one time the one with the highest item id. It drops the user's later events. A
-    user's first event always stays in training.
+    All events of one moment are in the same part. `leave-last-out` holds out each user's newest event with a weight
+    above `relevant`, and among several at one time the one with the highest item id. It drops the user's later events.
+    A user's first event always stays in training.
 
     Args:
         events: user_id, item_id, time, weight, in the columns of `clean_interactions`.
@@ -94,7 +94,7 @@ def split_events(events: pa.Table, spec: SplitSpec) -> Split:
     return Split(train, held, cut)
 
 
-Sides = tuple[np.ndarray, np.ndarray]  # for each event, bool [n] each: whether it is in training, whether held out
+Sides = tuple[np.ndarray, np.ndarray]  # two masks, bool [n] each: the training events, and the held-out events
 
 
 def _by_time(events: pa.Table, spec: SplitSpec) -> Sides:
@@ -139,7 +139,7 @@ def _by_item(events: pa.Table, spec: SplitSpec) -> Sides:
 
 def _drawn(hashes: np.ndarray, spec: SplitSpec) -> Sides:
     keys = pa.array((hashes ^ (np.uint64(spec.seed) * np.uint64(0xD1B54A32D192ED03))).astype(np.int64))
-    held = hash_ids(keys) % np.uint64(_PARTS) < np.uint64(int(spec.fraction * _PARTS))
+    held = hash_ids(keys) % np.uint64(_BUCKETS) < np.uint64(int(spec.fraction * _BUCKETS))
     return ~held, np.asarray(held)
 
 

@@ -29,9 +29,9 @@ def decode_audio(
     Args:
         data: the file as stored: WAV, FLAC, Ogg (Vorbis, Opus, FLAC), MP3 or AIFF.
         limits: `max_audio_seconds` is checked against the length that the header states, before anything is decoded.
-            Where the header states none (an MP3 without a Xing header), decoding stops at the limit.
+            Where the header states no length (an MP3 without a Xing header), decoding stops at the limit.
         sample_rate_hz: the sample rate of the result.
-        seconds: decode only the first so many seconds. None means the whole clip.
+        seconds: only this much from the beginning of the clip is decoded. None means the whole clip.
 
     Returns:
         float32 [samples], at least one sample. Full scale is ±1; a file of floats may exceed it.

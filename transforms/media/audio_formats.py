@@ -28,10 +28,10 @@ _UNSUPPORTED = (
 
 
 def identify_audio(data: bytes) -> str:
-    """Returns the container of an audio file, told by its first bytes: WAV, AIFF, FLAC, Ogg or MP3.
+    """Recognises the container of an audio file by its first bytes: WAV, AIFF, FLAC, Ogg or MP3.
 
     Raises:
-        InputError: EMPTY_FILE, UNSUPPORTED_FORMAT, or NOT_AUDIO where the bytes are those of no audio format.
+        InputError: EMPTY_FILE, UNSUPPORTED_FORMAT, or NOT_AUDIO if the bytes belong to no audio format.
     """
     if not data:
         raise InputError(Reason.EMPTY_FILE, "0 bytes")

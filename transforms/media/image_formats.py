@@ -39,10 +39,10 @@ _MAGIC: tuple[tuple[int, bytes, str | None, str], ...] = (
 
 
 def identify_image(data: bytes) -> tuple[str, str]:
-    """Returns the format of an image file, told by its first bytes: Pillow's name for it and its common name.
+    """Recognises the format of an image file by its first bytes; returns Pillow's name and the common name of it.
 
     Raises:
-        InputError: EMPTY_FILE, UNSUPPORTED_FORMAT, or NOT_AN_IMAGE where the bytes are those of no image format.
+        InputError: EMPTY_FILE, UNSUPPORTED_FORMAT, or NOT_AN_IMAGE if the bytes belong to no image format.
     """
     if not data:
         raise InputError(Reason.EMPTY_FILE, "0 bytes")

@@ -34,7 +34,7 @@ _UPRIGHT = {
 def decode_image(data: bytes, limits: MediaLimits | None = None, target: int | None = None) -> Image.Image:
     """Decodes an image file into an upright RGB picture.
 
-    Of an animation, the first frame is decoded. Transparent pixels are laid over white. The EXIF orientation is
+    Only the first frame of an animation is decoded. Transparent pixels are laid over white. The EXIF orientation is
     applied. Palettes, greyscale, CMYK and 16-bit samples become 8-bit RGB. Colour profiles are not applied.
 
     Safe to call from several threads.
@@ -87,7 +87,7 @@ def _open(data: bytes, pillow_name: str, name: str) -> ImageFile.ImageFile:
             raise InputError(Reason.UNSUPPORTED_FORMAT, f"{name} is not decoded")
         if accepted:
             return factory(io.BytesIO(data), "")
-    except (SyntaxError, IndexError, TypeError, struct.error) as error:  # those that `PIL.Image.open` catches
+    except (SyntaxError, IndexError, TypeError, struct.error) as error:  # the errors that `PIL.Image.open` catches
         raise ValueError("unreadable header") from error
     raise ValueError("unreadable header")
 

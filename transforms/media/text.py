@@ -1,4 +1,4 @@
-"""Cleans raw texts, alike for every text encoder."""
+"""Cleans raw texts in the same way for every text encoder."""
 
 from __future__ import annotations
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 def window_starts(samples: int, window: int, hop: int, most: int) -> list[int]:
     """Places windows over a clip, spread evenly from its beginning to its end.
 
-    There are as many windows as it takes for neighbours to start at most `hop` apart, but never more than `most`.
-    A remainder shorter than a twentieth of the window gets no window of its own; the silence that an MP3 encoder
-    appends is one. A single window lies in the middle.
+    There are just enough windows for neighbours to start at most `hop` apart, but never more than `most`. A remainder
+    shorter than a twentieth of the window gets no window of its own: often it is the silence that an MP3 encoder
+    appends. A single window lies in the middle.
 
     Args:
         samples: length of the clip, in samples; at least `window`.

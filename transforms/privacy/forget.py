@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.typehints import with_output_types
 
-from unisono.transforms.base.columns import COUNT
+from unisono.transforms.base.columns import FORGOTTEN_COUNT
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import ShardTable, concat_tables, is_id_type, one_chunk, same_id_kind
 from unisono.transforms.privacy.pseudonyms import Pseudonyms
@@ -49,7 +49,7 @@ def check_forget(path: str, user_type: pa.DataType | None, whose: str, pseudonym
     Args:
         path: Parquet files with a column `user_id` of raw ids.
         user_type: type of the ids that the list is compared with. None means that the types are not compared.
-        whose: what holds those ids, such as `interactions.user`; for the error message.
+        whose: names the source of those ids in the error message, such as `interactions.user`.
         pseudonyms: what replaces the ids in the data. None means that the data holds raw ids.
 
     Raises:
@@ -125,7 +125,11 @@ class _LeaveOutFn(beam.DoFn):
 
 
 class CountForgotten(beam.PTransform):
-    """Counts the distinct users in tables of `found`: returns one (`users.forgotten`, int), also if it is 0."""
+    """Counts the distinct users in the tables `found` of `ForgetUsers`.
+
+    Returns:
+        A PCollection of one element, (`users.forgotten`, int), also if the number is 0.
+    """
 
     def expand(self, found: beam.PCollection) -> beam.PCollection:
         nobody = found.pipeline | "Nobody" >> beam.Create([_FOUND.empty_table()])
@@ -133,7 +137,7 @@ class CountForgotten(beam.PTransform):
             (found, nobody)
             | "Flatten" >> beam.Flatten()
             | "Union" >> beam.CombineGlobally(_union).without_defaults()
-            | "Count" >> beam.Map(lambda t: (COUNT, t.num_rows))
+            | "Count" >> beam.Map(lambda t: (FORGOTTEN_COUNT, t.num_rows))
         )
 
 

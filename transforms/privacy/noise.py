@@ -1,4 +1,4 @@
-"""Noise on published profiles: the Gaussian mechanism, with the least noise that gives the promised privacy."""
+"""Noise on published profiles: the Gaussian mechanism, with the least noise that keeps the promised privacy."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from unisono.transforms.base.tables import from_vector_column, to_vector_column
 from unisono.transforms.store import dead_letters
 
 Draw = Callable[[tuple[int, int]], np.ndarray]
-_TINY = 1e-13  # relative distance of σ from the least σ that is private
+_TINY = 1e-13  # the largest relative difference between the σ that is used and the least σ that is private
 _GRID_BITS = 16  # published values are multiples of about σ / 2^_GRID_BITS
 _BLOCK = 16_384  # rows that are converted to float64 at once
 
 
 @settings("privacy.noise")
 class NoiseSpec:
-    """Gaussian noise on the one vector that is published of each user."""
+    """Gaussian noise on the one vector that is published for each user."""
 
     epsilon: Annotated[float, Field(gt=0, lt=500)]
     """ε of each release, for any two histories of one user."""
@@ -169,7 +169,7 @@ def noised_profiles(users: pa.Table, everybody: pa.Array, spec: NoiseSpec, draw:
         users: profiles, a table of `profile_schema`.
         everybody: distinct ids of all users of the log, ascending; they include the ids of `users`.
         spec: the noise.
-        draw: see `add_noise`.
+        draw: as in `add_noise`.
 
     Returns:
         A table of `profile_schema` with one row for each id of `everybody`, in that order.

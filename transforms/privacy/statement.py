@@ -1,4 +1,4 @@
-"""What a run does for the people in the log, and what its manifest says about it."""
+"""What a run does to protect the users in the log, and what its manifest says about it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _COMPOSITION = (
 
 @dataclass(frozen=True)
 class People:
-    """What a run does for the people in the log. None means that this is not done.
+    """What a run does to protect the users in the log.
 
     Attributes:
-        pseudonyms: what replaces user ids.
-        forget: whose rows are left out.
-        noise: the noise on published user profiles.
+        pseudonyms: what replaces user ids. None means that they are not replaced.
+        forget: the users whose rows are left out. None means that all rows are kept.
+        noise: the noise on published user profiles. None means no noise.
     """
 
     pseudonyms: Pseudonyms | None = None
@@ -40,7 +40,7 @@ class People:
     noise: NoiseSpec | None = None
 
     def statement(self, before: PrivacyStatement | None, release: bool) -> PrivacyStatement:
-        """Returns what the manifest will say, except how many people were left out: the finished run knows that.
+        """Returns what the manifest will say, except how many users were left out: only the finished run knows that.
 
         Args:
             before: the published run's statement; None means that there is no published run.
@@ -54,7 +54,7 @@ class People:
         )
 
     def check_same(self, before: PrivacyStatement, what: str, remedy: str) -> None:
-        """Refuses a run whose people are hidden in another way than the published people it is combined with.
+        """Checks that this run protects users in the same way as the published run whose files it uses.
 
         Args:
             before: the published run's statement.

@@ -1,1 +1,1 @@
-"""Recommendation lists: the exact top k of users and items, popularity, caution and diversity."""
+"""Recommendation lists: the items of highest score for each user, and the settings that change the scores."""

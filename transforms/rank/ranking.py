@@ -22,8 +22,7 @@ from unisono.transforms.rank.lists import diversify, list_table, merge_ranked
 from unisono.transforms.rank.topk import top_items
 from unisono.transforms.store.item_matrix import HasPath, ItemMatrix, modality_vectors, per_process
 
-_POOL = 4  # candidates for each place of a list, from which diversity chooses
-
+_POOL = 4  # for each place of a list, diversity chooses from this many candidates
 
 Interests = Literal["profile", "maximum", "weighted"]
 INTERESTS = get_args(Interests)
@@ -108,7 +107,8 @@ def queries_of(users: pa.Table, spec: RankingSpec, modalities: Sequence[str] = (
         modalities: the modalities of late fusion, in the order of `late_matrix`.
 
     Returns:
-        queries float32 [r, dim], and first int64 [users + 1]: user i has the queries `first[i]` to `first[i + 1]`.
+        queries: float32 [r, dim].
+        first: int64 [users + 1]; user i has the queries `first[i]` to `first[i + 1]`.
     """
     n = users.num_rows
     if spec.fusion == "late":
@@ -145,8 +145,9 @@ def read_interests(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, np.n
     """Reads a column `interests`.
 
     Returns:
-        The interests of all users one after the other: vectors float32 [r, dim] and weights float32 [r]; and the
-        number of interests of each user, int64 [n].
+        vectors: float32 [r, dim], the interests of all users one after the other.
+        weights: float32 [r], the weight of each interest.
+        counts: int64 [n], the number of interests of each user.
     """
     lists = one_chunk(column)
     counts = pc.list_value_length(lists).fill_null(0).to_numpy().astype(np.int64)
@@ -167,7 +168,7 @@ def late_matrix(parts: Mapping[str, np.ndarray], weights: Mapping[str, float]) -
 
     Args:
         parts: the items' vectors in each modality, float32 [n, dim], zero rows where missing.
-        weights: by modality; a modality without a weight has weight 1.
+        weights: the weight of each modality. A modality that is not named has weight 1.
 
     Returns:
         float32 [n, modalities · dim].
@@ -222,7 +223,7 @@ def item_bias(
 
 @dataclass(frozen=True, eq=False)
 class Shelf:
-    """Items that are ready to be ranked.
+    """The items, in the form in which they are ranked.
 
     Attributes:
         items: the item matrix, which finds ids and rows.
@@ -244,7 +245,7 @@ def make_shelf(
     hidden: Sequence[pa.Table],
     popularity: pa.Table | None,
 ) -> Shelf:
-    """Makes items ready to be ranked.
+    """Puts items into the form in which they are ranked.
 
     Args:
         items: the item matrix.

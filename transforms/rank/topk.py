@@ -17,7 +17,7 @@ _ITEM_ROWS = 4096
 _CUDA_USER_ROWS = 4096
 _CUDA_ITEM_ROWS = 65_536
 _USERS_A_THREAD = 64
-_MIN_ROOM = 256  # least number of candidates that are held for a user beyond k
+_MIN_ROOM = 256  # room for at least this many candidates of a user beyond k
 
 Found = tuple[np.ndarray, np.ndarray]  # candidates: item indices int64 [users, room], their number int64 [users]
 
@@ -45,8 +45,8 @@ def top_items(
         items: float32 [m, dim], finite; may be memory-mapped.
         k: at least 1.
         first: int64 [u + 1]: user i has the queries `first[i]` to `first[i + 1]`. None means one query for each user.
-        exclude: user indices and item indices, integers [p] each: pairs that must not appear.
-        ranks: int64 [m]: of items with equal scores, the lower rank comes first. None means the lower index.
+        exclude: pairs that must not appear: user indices and item indices, integers [p] each. None means no pairs.
+        ranks: int64 [m]; among equal scores, the item of lower rank comes first. None means the lower index.
         bias: float32 [m], added to the scores. An item with bias −inf never appears. None means no bias.
         device: `cpu`, or `cuda` to compute products and candidates with torch. Both return the same items and scores.
 
@@ -64,19 +64,49 @@ def top_items(
     if k < 1:
         raise ValueError(f"k is {k}; at least 1 is needed")
     first = np.arange(len(queries) + 1) if first is None else np.asarray(first, np.int64)
-    users, m = len(first) - 1, len(items)
-    ranks = np.arange(m) if ranks is None else ranks
-    bias = np.zeros(m, np.float32) if bias is None else np.asarray(bias, np.float32)
+    ranks = np.arange(len(items)) if ranks is None else ranks
+    bias = np.zeros(len(items), np.float32) if bias is None else np.asarray(bias, np.float32)
     queries = np.ascontiguousarray(queries, np.float32)
+    return _search(queries, first, exclude, _Items(items, bias, ranks), k, device)
+
+
+@dataclass(frozen=True, eq=False)
+class _Items:
+    """The items that are searched.
+
+    Attributes:
+        vectors: float32 [m, dim]; may be memory-mapped.
+        bias: float32 [m], added to the scores.
+        ranks: int64 [m]; among equal scores, the item of lower rank comes first.
+    """
+
+    vectors: np.ndarray
+    bias: np.ndarray
+    ranks: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+
+def _search(
+    queries: np.ndarray,
+    first: np.ndarray,
+    exclude: tuple[np.ndarray, np.ndarray] | None,
+    items: _Items,
+    k: int,
+    device: str,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Does the work of `top_items`, block by block of users."""
+    users = len(first) - 1
     rows, scores = np.full((users, k), -1, np.int64), np.full((users, k), -np.inf, np.float32)
-    if m == 0 or users == 0:
+    if len(items) == 0 or users == 0:
         return rows, scores
     choose = _choose_cpu if device == "cpu" else _choose_torch
-    slack = 2 * _rounding(queries, first, items, bias)
+    slack = 2 * _rounding(queries, first, items)
     for start, block in _blocks(queries, first, _by_user(exclude, users), slack, device):
-        found = choose(block, items, bias, k, device)
+        found = choose(block, items, k, device)
         stop = start + len(block)
-        _rank(block, found, items, bias, ranks, rows[start:stop], scores[start:stop])
+        _rank(block, found, items, rows[start:stop], scores[start:stop])
     return rows, scores
 
 
@@ -105,7 +135,7 @@ class _Block:
 def _blocks(
     queries: np.ndarray, first: np.ndarray, excluded: tuple[np.ndarray, np.ndarray], slack: np.ndarray, device: str
 ) -> Iterator[tuple[int, _Block]]:
-    """Splits users into blocks of a limited number of queries; yields the index of each block's first user too."""
+    """Splits users into blocks of a limited number of queries; yields (index of the first user, block)."""
     users, most = len(slack), _USER_ROWS if device == "cpu" else _CUDA_USER_ROWS
     seen_ends, seen = excluded
     start = 0
@@ -132,7 +162,7 @@ def _by_user(exclude: tuple[np.ndarray, np.ndarray] | None, users: int) -> tuple
     return ends, item[order]
 
 
-def _rounding(queries: np.ndarray, first: np.ndarray, items: np.ndarray, bias: np.ndarray) -> np.ndarray:
+def _rounding(queries: np.ndarray, first: np.ndarray, items: _Items) -> np.ndarray:
     """Bounds the rounding error of a float32 score for each user, float64 [users].
 
     The error of an inner product is below dim · 2^-24 · ‖q‖ · ‖v‖ for any order of summation.
@@ -141,32 +171,24 @@ def _rounding(queries: np.ndarray, first: np.ndarray, items: np.ndarray, bias: n
     """
     longest = 0.0
     for at in range(0, len(items), _CUDA_ITEM_ROWS):  # in parts, because the items may be larger than memory
-        part = np.asarray(items[at : at + _CUDA_ITEM_ROWS])
+        part = np.asarray(items.vectors[at : at + _CUDA_ITEM_ROWS])
         longest = max(longest, float(np.einsum("ij,ij->i", part, part, dtype=np.float64).max(initial=0.0)))
     norms = np.sqrt(np.einsum("ij,ij->i", queries, queries, dtype=np.float64))
     of_user = np.zeros(len(first) - 1)
     np.maximum.at(of_user, np.repeat(np.arange(len(of_user)), np.diff(first)), norms)
     size = of_user * np.sqrt(longest)
-    finite = np.abs(bias[np.isfinite(bias)]).max(initial=0.0)
+    finite = np.abs(items.bias[np.isfinite(items.bias)]).max(initial=0.0)
     # Four units more than the bound: for adding the bias, and for rounding the float64 score to float32.
     return (queries.shape[1] + 4) * 2.0**-24 * (size + float(finite))
 
 
-def _rank(
-    block: _Block,
-    found: Found,
-    items: np.ndarray,
-    bias: np.ndarray,
-    ranks: np.ndarray,
-    rows: np.ndarray,
-    scores: np.ndarray,
-) -> None:
+def _rank(block: _Block, found: Found, items: _Items, rows: np.ndarray, scores: np.ndarray) -> None:
     """Scores candidates in float64 and writes each user's best into `rows` and `scores`."""
-    kernels, matrix, (kept, counts) = _kernels(), np.asarray(items), found
+    kernels, matrix, (kept, counts) = _kernels(), np.asarray(items.vectors), found
 
     def rank(a: int, b: int) -> None:
         of_users = kept[a:b], counts[a:b], rows[a:b], scores[a:b]
-        kernels.rank(block.queries, block.first[a : b + 1], matrix, bias, ranks, *of_users)
+        kernels.rank(block.queries, block.first[a : b + 1], matrix, items.bias, items.ranks, *of_users)
 
     in_threads(np.arange(len(block) + 1), _USERS_A_THREAD, rank)
 
@@ -181,7 +203,7 @@ def _kernels() -> ModuleType:
 # --- candidates --------------------------------------------------------------------------------------------
 
 
-def _choose_cpu(block: _Block, items: np.ndarray, bias: np.ndarray, k: int, device: str) -> Found:
+def _choose_cpu(block: _Block, items: _Items, k: int, device: str) -> Found:
     """Chooses candidates among all items by products of one block of items after another.
 
     A bound that rises with each user's k-th score so far rejects almost every score with one comparison. So the
@@ -198,7 +220,7 @@ def _choose_cpu(block: _Block, items: np.ndarray, bias: np.ndarray, k: int, devi
     seen_at = block.seen_ends[:-1].copy()
 
     def scan(view: np.ndarray, start: int) -> None:
-        here = bias[start : start + view.shape[1]]
+        here = items.bias[start : start + view.shape[1]]
         in_threads(
             np.arange(len(block) + 1),
             _USERS_A_THREAD,
@@ -209,43 +231,46 @@ def _choose_cpu(block: _Block, items: np.ndarray, bias: np.ndarray, k: int, devi
         )  # fmt: skip
 
     for start in range(0, len(items), _ITEM_ROWS):
-        part = np.asarray(items[start : start + _ITEM_ROWS])
+        part = np.asarray(items.vectors[start : start + _ITEM_ROWS])
         view = product[:, : len(part)] if len(part) == product.shape[1] else np.empty(
             (len(product), len(part)), np.float32
         )
         np.matmul(block.queries, part.T, out=view)
         scan(view, start)
     if crowded.any():
-        kept, counts = _all_of_crowded(block, items, kept, counts, crowded)
+        kept, counts = _all_of_crowded(block, len(items), kept, counts, crowded)
     return kept, counts
 
 
 def _all_of_crowded(
-    block: _Block, items: np.ndarray, kept: np.ndarray, counts: np.ndarray, crowded: np.ndarray
+    block: _Block, items: int, kept: np.ndarray, counts: np.ndarray, crowded: np.ndarray
 ) -> Found:
-    """Makes every item that may appear a candidate of the users whose candidates need more room than there is.
+    """Makes every item that may appear a candidate of each crowded user, whose candidates need more room than there is.
 
-    Such a user costs one row of float64 scores. Only hundreds of items with nearly equal scores make a user crowded.
+    A crowded user costs one row of float64 scores. Only hundreds of items with nearly equal scores make a user crowded.
     """
-    wide = np.full((len(kept), len(items)), -1, np.int64)
-    wide[:, : kept.shape[1]] = kept[:, : len(items)]
+    wide = np.full((len(kept), items), -1, np.int64)
+    wide[:, : kept.shape[1]] = kept[:, :items]
     for u in np.flatnonzero(crowded).tolist():
         seen = block.seen[block.seen_ends[u] : block.seen_ends[u + 1]]
-        rest = np.setdiff1d(np.arange(len(items)), seen)
+        rest = np.setdiff1d(np.arange(items), seen)
         wide[u, : len(rest)] = rest
         counts[u] = len(rest)
     return wide, counts
 
 
-def _choose_torch(block: _Block, items: np.ndarray, bias: np.ndarray, k: int, device: str) -> Found:
-    """Chooses candidates as `_choose_cpu` does, with torch's product and top-k."""
+def _choose_torch(block: _Block, items: _Items, k: int, device: str) -> Found:
+    """Chooses candidates as `_choose_cpu` does, with torch's product and top-k.
+
+    `device` is a torch device; tests pass `torch-cpu` for torch on the CPU.
+    """
     import torch
 
     where = torch.device(device.removeprefix("torch-"))
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")  # the error of TF32 is larger than the bound
     try:
-        best, kept = _torch_blocks(torch, where, block, items, bias, k)
+        best, kept = _torch_blocks(torch, where, block, items, k)
     finally:
         torch.set_float32_matmul_precision(before)
     kth = best[:, min(k, best.shape[1]) - 1]
@@ -254,12 +279,12 @@ def _choose_torch(block: _Block, items: np.ndarray, bias: np.ndarray, k: int, de
     counts = near.sum(1)
     crowded = near.all(1) & (best.shape[1] < len(items))
     if crowded.any():
-        kept, counts = _all_of_crowded(block, items, kept, counts, crowded)
+        kept, counts = _all_of_crowded(block, len(items), kept, counts, crowded)
     return kept, counts
 
 
-def _torch_blocks(torch: Any, where: Any, block: _Block, items: np.ndarray, bias: np.ndarray, k: int) -> Found:
-    """Returns the float32 scores and the item indices of each user's best, falling: [users, k + room] each."""
+def _torch_blocks(torch: Any, where: Any, block: _Block, items: _Items, k: int) -> Found:
+    """Returns float32 scores and item indices of each user's best items, best first: [users, ≤ k + _MIN_ROOM] each."""
     queries = torch.from_numpy(block.queries).to(where)
     several = len(block.queries) != len(block)
     owner = torch.from_numpy(np.repeat(np.arange(len(block)), np.diff(block.first))).to(where)
@@ -268,12 +293,12 @@ def _torch_blocks(torch: Any, where: Any, block: _Block, items: np.ndarray, bias
     best = torch.empty((len(block), 0), device=where)
     index = torch.empty((len(block), 0), dtype=torch.int64, device=where)
     for start in range(0, len(items), _CUDA_ITEM_ROWS):
-        part = torch.from_numpy(np.array(items[start : start + _CUDA_ITEM_ROWS])).to(where)
+        part = torch.from_numpy(np.array(items.vectors[start : start + _CUDA_ITEM_ROWS])).to(where)
         scores = queries @ part.T
         if several:
             most = torch.full((len(block), len(part)), -torch.inf, device=where)
             scores = most.scatter_reduce_(0, owner[:, None].expand_as(scores), scores, "amax")
-        scores += torch.from_numpy(bias[start : start + len(part)]).to(where)
+        scores += torch.from_numpy(items.bias[start : start + len(part)]).to(where)
         inside = (seen >= start) & (seen < start + len(part))
         at = torch.from_numpy(row[inside]).to(where), torch.from_numpy(seen[inside] - start).to(where)
         scores[at] = -torch.inf

@@ -6,7 +6,7 @@ import numpy as np
 
 from unisono.transforms.base.compiled import compiled
 
-_CHUNK = 64  # scores that are compared with the bound before any of them is looked at alone
+_CHUNK = 64  # this many scores are compared with the bound before any of them is handled on its own
 
 
 @compiled
@@ -143,7 +143,7 @@ def rank(
         first: int64 [users + 1]: user u has the queries `first[u]` to `first[u + 1]`.
         items: float32 [items, dim].
         bias: float32 [items], added to each item's score.
-        ranks: int64 [items]; of items with equal scores, the lower rank comes first.
+        ranks: int64 [items]; among equal scores, the item of lower rank comes first.
         kept: int64 [users, room], item indices of the candidates.
         counts: int64 [users], number of candidates.
         out: int64 [users, k], receives item indices; places without an item keep what they hold.

@@ -20,7 +20,7 @@ from unisono.transforms.base.progress import advance
 from unisono.transforms.base.settings import settings
 from unisono.transforms.base.tables import ShardTable, concat_tables, is_id_type, one_chunk, shard_of, split_by_shard
 from unisono.transforms.store.dead_letters import dead_letters_of_rows
-from unisono.transforms.store.parquet import ParquetFile, ReadRowGroups, list_parquet, require_column
+from unisono.transforms.store.parquet import ParquetFile, ReadRowGroups, list_parquet, plain_type, require_column
 
 # Stands between text columns. Every tokenizer treats it as white space, and it adds no second full stop to a sentence.
 JOINER = "\n"
@@ -116,12 +116,8 @@ class Catalog:
     id_type: pa.DataType
 
 
-def _value_type(dtype: pa.DataType) -> pa.DataType:
-    return dtype.value_type if pa.types.is_dictionary(dtype) else dtype
-
-
 def _is_text(dtype: pa.DataType) -> bool:
-    dtype = _value_type(dtype)
+    dtype = plain_type(dtype)
     if pa.types.is_list(dtype) or pa.types.is_large_list(dtype):
         dtype = dtype.value_type
         return pa.types.is_string(dtype) or pa.types.is_large_string(dtype)
@@ -130,9 +126,9 @@ def _is_text(dtype: pa.DataType) -> bool:
 
 
 def _is_media(dtype: pa.DataType) -> bool:
-    dtype = _value_type(dtype)
+    dtype = plain_type(dtype)
     if pa.types.is_list(dtype) or pa.types.is_large_list(dtype):
-        dtype = _value_type(dtype.value_type)
+        dtype = plain_type(dtype.value_type)
     text = pa.types.is_string(dtype) or pa.types.is_large_string(dtype)
     return text or pa.types.is_binary(dtype) or pa.types.is_large_binary(dtype) or pa.types.is_null(dtype)
 
@@ -149,7 +145,7 @@ def check_catalog(spec: CatalogSpec) -> Catalog:
         raise JobError(
             f"catalog.path: {spec.path} matches {len(found)} files without a single row; give the catalogue's files"
         )
-    id_type = require_column(found, spec.id, "catalog.id", lambda t: is_id_type(_value_type(t)), "strings or integers")
+    id_type = require_column(found, spec.id, "catalog.id", is_id_type, "strings or integers")
     for column in spec.text_columns:
         require_column(found, column, "catalog.text", _is_text, "strings, numbers, booleans or lists of strings")
     if spec.title:
@@ -185,7 +181,7 @@ def _trimmed(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def compose_text(table: pa.Table, text: Sequence[str] | str) -> pa.ChunkedArray | pa.Array:
-    """Makes the text of each row.
+    """Makes the text of each row from its text columns.
 
     Args:
         table: with the text columns.
@@ -219,9 +215,9 @@ def compose_text(table: pa.Table, text: Sequence[str] | str) -> pa.ChunkedArray 
 
 def _as_media(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Casts a media column to strings, bytes, or lists of one of them."""
-    dtype = _value_type(column.type)
+    dtype = plain_type(column.type)
     listed = pa.types.is_list(dtype) or pa.types.is_large_list(dtype)
-    item = _value_type(dtype.value_type) if listed else dtype
+    item = plain_type(dtype.value_type) if listed else dtype
     binary = pa.types.is_binary(item) or pa.types.is_large_binary(item)
     target = pa.large_binary() if binary else pa.string()
     return column.cast(pa.list_(target) if listed else target)
@@ -233,8 +229,8 @@ def read_items(table: pa.Table, catalog: Catalog, first_row: int) -> tuple[pa.Ta
     Args:
         table: the columns `catalog.spec.columns`.
         catalog: a catalogue from `check_catalog`.
-        first_row: the number of the first row in the whole catalogue; among rows with equal ids, the lowest number
-            stays.
+        first_row: a number for the first row. Numbers ascend over the whole catalogue; among rows with equal ids, the
+            row with the lowest number stays.
 
     Returns:
         items: item_id, title, a raw column for each modality, and row (int64); without rows whose id is null.
@@ -258,15 +254,18 @@ def read_items(table: pa.Table, catalog: Catalog, first_row: int) -> tuple[pa.Ta
 
 
 def hidden_items(rows: pa.Table, id_column: str, column: str) -> pa.Table:
-    """Selects the items that a boolean column does not let through: `item_id`.
+    """Selects the items that may not be shown, by a boolean column of the catalogue.
 
     Args:
         rows: rows of the catalogue.
         id_column: the column of item ids. Rows without an id are left out.
         column: true where an item may be shown. A missing value counts as false.
+
+    Returns:
+        A table of `item_id`.
     """
-    shut = rows.filter(pc.invert(pc.fill_null(rows[column], False)))
-    return pa.table({"item_id": shut[id_column].drop_null()})
+    hidden = rows.filter(pc.invert(pc.fill_null(rows[column], False)))
+    return pa.table({"item_id": hidden[id_column].drop_null()})
 
 
 class ReadCatalog(beam.PTransform):

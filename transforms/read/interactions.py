@@ -32,15 +32,14 @@ STAGE = "interactions"
 TIME_TYPE = pa.timestamp("us", tz="UTC")
 
 _UNIT_US = {"s": 1_000_000, "ms": 1_000, "us": 1}
-# Allowed times: the years 1971 to 9999. If today's times are read in a wrong unit, they fall outside: after 9999 if the
-# unit is too large, and in 1970 if it is too small. Columns of timestamps are checked too: the program that wrote them
-# may have used a wrong unit.
+# Allowed times: the years 1971 to 9999. If today's times are read in a wrong unit, they are out of this range: after
+# 9999 if the unit is too large, and in 1970 if it is too small. Columns of timestamps are checked too, because the
+# program that wrote them may have used a wrong unit.
 _FIRST_US, _LAST_US = 31_536_000_000_000, 253_402_300_799_999_999
-_MAX_DETAIL = 500  # characters
 
 
 def _words(value: Any) -> Any:
-    """Reads event types as strings; refuses those that YAML has read as true or false."""
+    """Reads event types as strings; refuses event types that YAML has read as true or false."""
     if not isinstance(value, Mapping):
         return value
     for event in value:
@@ -93,7 +92,7 @@ class Interactions:
         user_type: the type of the user ids after reading: string if pseudonyms replace them.
         item_type: the type of the item ids.
         pseudonyms: what replaces user ids while the logs are read; None means that they are kept.
-        forget: the people whose rows are left out while the logs are read; None means that all rows are kept.
+        forget: the users whose rows are left out while the logs are read; None means that all rows are kept.
         latest_us: events after this time, in microseconds since 1970, are dead letters; None means that none are.
     """
 
@@ -112,7 +111,7 @@ class Interactions:
         return event_schema(self.user_type, self.item_type)
 
     def hiding(self, pseudonyms: Pseudonyms | None, forget: Forget | None) -> Interactions:
-        """Returns the same logs, read with these pseudonyms and without these people."""
+        """Returns the same logs, read with these pseudonyms and without the users to forget."""
         user_type = pa.string() if pseudonyms else self.user_type
         return replace(self, user_type=user_type, pseudonyms=pseudonyms, forget=forget)
 
@@ -183,6 +182,7 @@ def clean_interactions(
     Args:
         table: the columns `spec.columns`, as in the logs.
         spec: what the columns hold.
+        latest_us: see `Interactions`.
 
     Returns:
         events: user_id, item_id, time timestamp[us, UTC], weight float64, in the order of the log.
@@ -231,7 +231,7 @@ def _time_us(column: pa.ChunkedArray, unit: str | None) -> tuple[np.ndarray, np.
         column, factor = column.cast(pa.int64()), 1_000
     elif pa.types.is_timestamp(column.type):
         factor = {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": 0}[column.type.unit]
-        column = column.cast(pa.int64())  # For a time with a zone, this is the same instant in UTC.
+        column = column.cast(pa.int64())  # Arrow stores a time with a zone as the same instant in UTC.
     else:
         factor = _UNIT_US[unit or "us"]
         if column.type == pa.uint64():  # A number that int64 cannot hold is out of range in every unit.
@@ -284,7 +284,7 @@ def _letters(table: pa.Table, spec: InteractionsSpec, fault: np.ndarray, reasons
         "modality": pa.nulls(n, pa.string()),
         "stage": pa.repeat(pa.scalar(STAGE), n),
         "reason": pa.array([str(r) for r in reasons]).take(pa.array(fault[fault >= 0])),
-        "detail": pc.utf8_slice_codeunits(detail, 0, _MAX_DETAIL),
+        "detail": pc.utf8_slice_codeunits(detail, 0, dead_letters.MAX_DETAIL),
         "uri": pa.nulls(n, pa.string()),
     }
     return pa.table(columns, schema=dead_letters.SCHEMA)
@@ -297,8 +297,8 @@ class CleanRows:
     Attributes:
         events: see `clean_interactions`; the schema is `Interactions.schema`.
         dead: the dead letters.
-        kept: the raw rows without those of forgotten people, user ids replaced by pseudonyms.
-        found: user_id, the forgotten people whose rows were left out.
+        kept: the raw rows that remain after the rows of forgotten users are left out, with pseudonyms as user ids.
+        found: user_id, the forgotten users whose rows were left out.
     """
 
     events: pa.Table
@@ -310,13 +310,15 @@ class CleanRows:
 def clean_rows(
     raw: pa.Table, at: Interactions, gone: pa.Array | None, users: pa.Array | None = None
 ) -> CleanRows:
-    """Cleans raw rows of a log: pseudonyms first, because dead letters contain the user id, then forgotten people.
+    """Replaces user ids by pseudonyms, leaves out forgotten users, and turns the remaining rows into events.
+
+    Pseudonyms come first, because dead letters contain the user id.
 
     Args:
         raw: the columns `at.spec.columns`, as in the logs.
         at: the logs.
-        gone: the ids of the forgotten people, as `Forget.load` returns them. None means nobody.
-        users: only rows of these users are cleaned, `at.user_type`. None means all rows.
+        gone: the ids of the forgotten users, as `Forget.load` returns them. None means nobody.
+        users: ids of type `at.user_type`; only rows of these users are used. None means all rows.
     """
     kept = at.hide_users(raw)
     if users is not None:
@@ -340,7 +342,7 @@ class ReadInteractions(beam.PTransform):
             `dead`: pa.Table of dead letters.
             `rows`: int, the number of rows read.
             `users_of_dead`: pa.Table of user_id, the users who have dead letters and no event in the same row group.
-            `found`: pa.Table of user_id, the people whose rows were left out, see `unisono.transforms.privacy.forget`.
+            `found`: pa.Table of user_id, the users whose rows were left out, see `unisono.transforms.privacy.forget`.
     """
 
     def __init__(self, interactions: Interactions) -> None:

@@ -67,10 +67,10 @@ def _distinct_users(shard: int, tables: Iterable[pa.Table]) -> ShardTable:
 
 @with_output_types(tuple[int, bytes])
 class _SplitFn(beam.DoFn):
-    """Splits tables by shard, and adds an empty piece for each shard that the first table of a bundle has no row of.
+    """Splits tables by shard. For the first table of a bundle, it adds an empty piece for each shard without a row.
 
-    The empty pieces make every shard come out: there is at least one table, and Beam repeats a failed bundle as a
-    whole. Flattening the events with a list of empty shards would send every event through one more stage.
+    So every shard has at least one piece: there is at least one table, and Beam repeats a failed bundle as a whole.
+    Flattening the events with a list of empty shards would send every event through one more stage.
 
     Pieces are encoded here and decoded in `_MergeFn`, on threads. A coder would run on the worker's only thread.
     """

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.typehints import with_output_types
 
-from unisono.transforms.base.columns import embeddings_of
+from unisono.transforms.base.columns import embeddings_of, row_lengths
 from unisono.transforms.base.errors import JobError, Reason
 from unisono.transforms.base.progress import advance
 from unisono.transforms.base.tables import ShardTable, to_vector_column
@@ -28,8 +28,8 @@ class Fused:
 
     Attributes:
         vectors: float32 [n, dim], unit rows. Rows are zero where `ok` is False.
-        part_weights: for each modality float32 [n]: an item's vector is Σ_m part_weights[m] · the vector of modality m.
-            The weight is 0 where the item's vector does not use the modality.
+        part_weights: the weight of each modality, float32 [n]. An item's vector is the sum of its modalities' vectors
+            times these weights. A weight is 0 where the item's vector does not use the modality.
         ok: bool [n]. False where no modality has a weight, or where the weighted vectors cancel.
     """
 
@@ -44,7 +44,8 @@ def fuse(vectors: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray]) -
     Args:
         vectors: for each modality its vectors in the joint space, float32 [n, dim], unit rows. Rows of weight 0 may
             hold anything.
-        weights: for each modality float64 [n], ≥ 0. 0 where the item's vector does not use the modality.
+        weights: the weight of each modality, float64 [n], ≥ 0. 0 means that the item's vector does not use the
+            modality.
 
     Guarantees: the bits of a row depend on that row alone, and not on the order in which modalities are passed.
 
@@ -62,7 +63,7 @@ def fuse(vectors: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray]) -
         rows = slice(start, min(start + _BLOCK_ROWS, n))
         given = np.stack([weights[m][rows] for m in names])
         blocks = {m: _where(vectors[m][rows], weights[m][rows] > 0) for m in names}
-        norm = np.sqrt(_squares(_weighted_sum(blocks, given)))
+        norm = row_lengths(_weighted_sum(blocks, given))
         total = given.sum(0)
         ok[rows] = (norm > _CANCELLED * total) & (total > 0)
         split = np.where(ok[rows], given / np.where(ok[rows], norm, 1.0), 0.0).astype(np.float32)
@@ -107,11 +108,11 @@ def items_schema(
     float32. Null where `<m>_vector` is null.
 
     Args:
-        id_type: string or integer type of the catalogue's ids.
+        id_type: the type of the catalogue's ids, strings or integers.
         dim: the number of axes of the space.
         modalities: the modalities of the space.
         dtype: float32, float16 or int8. For int8 the file's metadata hold the scale of each axis.
-        imputes: the space predicts missing modalities.
+        imputes: whether the space predicts missing modalities.
         carried: columns that are copied from the catalogue.
     """
     vectors = pa.list_(pa.from_numpy_dtype(np.dtype(dtype)), dim)
@@ -130,7 +131,7 @@ def fuse_table(
     Args:
         table: `item_id`, `<m>_embedding` (null: missing), and the columns of `carry`.
         space: the joint space.
-        carry: names of columns to copy. Names that the table lacks are ignored.
+        carry: names of columns to copy. A name that the table does not have is ignored.
         dtype: how vectors are stored, see `small_vectors.encode_vectors`.
 
     Returns:
@@ -141,7 +142,9 @@ def fuse_table(
     kept = table.select(["item_id", *(c for c in carry if c in table.column_names)])
     names, dim = space.modalities, space.dim
     carried = [pa.field(c, kept[c].type) for c in kept.column_names[1:]]
-    schema = items_schema(kept["item_id"].type, dim, names, dtype, space.imputer is not None, carried)
+    schema = items_schema(
+        kept["item_id"].type, dim, names, dtype=dtype, imputes=space.imputer is not None, carried=carried
+    )
     in_vector = {m: aligned.weights[m] > 0 for m in names}
     columns: dict[str, pa.Array | pa.ChunkedArray] = {c: kept[c] for c in kept.column_names}
     columns["vector"] = to_vector_column(encode_vectors(fused.vectors, dtype, space.scale))
@@ -168,11 +171,6 @@ def _where(vectors: np.ndarray, present: np.ndarray) -> np.ndarray:
 def _weighted_sum(blocks: Mapping[str, np.ndarray], weights: np.ndarray) -> np.ndarray:
     """Computes Σ_m weights[m] · blocks[m] in the order of `blocks`: float64 [n, dim]."""
     return np.sum([w[:, None] * block for w, block in zip(weights, blocks.values(), strict=True)], axis=0)
-
-
-def _squares(vectors: np.ndarray) -> np.ndarray:
-    """Returns the squared length of each row."""
-    return np.einsum("ij,ij->i", vectors, vectors)
 
 
 def _name_lists(used: np.ndarray, names: Sequence[str]) -> pa.Array:

@@ -31,13 +31,14 @@ class ModalityShare:
     Attributes:
         weight: its weight in the sum of an item's unit vectors.
         coverage: the fraction of the items that have it.
-        spread: the standard deviation of its score between two items, see `fixed_weights.similarity_spread`.
+        spread: the standard deviation of its score between two items, see `fit.fusion.similarity_spread`.
         raw_length: the root mean square distance of its embeddings from their mean.
-        share_raw: its part of raw_length² · coverage over all modalities: how much it would count if embeddings were
-            added up as the encoders return them.
-        share_unit: its part of spread · coverage over all modalities: how much it would count if unit vectors were
-            added up with equal weights.
-        share: its part of weight² · spread over all modalities: how much it counts in the fused vectors.
+        share_raw: how much the modality would count if embeddings were added up as the encoders return them: its share
+            of the sum of raw_length² · coverage over all modalities.
+        share_unit: how much the modality would count if unit vectors were added up with equal weights: its share of the
+            sum of spread · coverage over all modalities.
+        share: how much the modality counts in the fused vectors: its share of the sum of weight² · spread over all
+            modalities.
     """
 
     weight: float
@@ -54,7 +55,7 @@ class FusionReport:
     """How the modalities of an item become one vector.
 
     Attributes:
-        method: one of `FUSIONS`.
+        method: a name in `registry.FUSIONS`.
         impute: whether missing modalities are predicted from the present ones.
         modalities: how much each modality counts.
         findings: what the method reports in addition, in JSON types: `reliability` of learned weights, `training` of
@@ -91,7 +92,7 @@ class RefitReport:
         published: the space_id of the published space.
         common: the number of items that both the sample and the published run have.
         before: the new vectors compared with the published ones, before the new space was turned.
-        turned: the same after the turn, before the two spaces were blended.
+        turned: the new vectors compared with the published ones, after the turn and before the two spaces were blended.
         rotation: the turn, one list for each row, rounded to six digits.
         inertia: the share of the published maps in the blended ones. 0 means that nothing was blended.
         mean_cosine: see `Comparison`, for the vectors that the run publishes.
@@ -139,21 +140,21 @@ class SpaceInfo:
         asked: the job file's `space.method`. None means that the space was not made by `fit_space`; the fields from
             `axes_asked` to `unaligned` are then empty and are not written.
         axes_asked: the number of axes asked for. The space has fewer if the data has fewer.
-        items: how many items have each modality.
-        pairs: how many items have both modalities of a pair, by "a-b".
+        items: the number of items that have each modality.
+        pairs: the number of items that have both modalities of a pair, by "a-b".
         unseen_pairs: the pairs of modalities that no item has both of, as "a-b".
         left_out: the modalities that could not be fitted, each with the reason.
         unaligned: the modalities that could not be aligned with another one, for example because no item has both.
         findings: what the method reports in addition, in JSON types, such as `spectrum` or `training`. In space.json
             its keys stand on the same level as the others.
         fusion: how modalities are fused. None means that no fusion was fitted.
-        settings: the settings that the space depends on, see `FitSettings.key`. None means that it was not fitted by a
-            run.
+        settings: the settings that the space depends on, see `fit.run.FitSettings.key`. None means that it was not
+            fitted by a run.
         encoder_ids: for each modality, the encoder_id of the embeddings that the space was fitted on.
         refit: how the run came to this space. None means that it was not fitted by a run.
         comparable: the space_ids of earlier spaces. Their vectors may be compared with the vectors of this space. The
             newest comes first. None means that no space was published when this one was fitted.
-        not_comparable: why `comparable` is empty, or nothing.
+        not_comparable: why `comparable` is empty, or an empty string.
     """
 
     asked: str | None = None

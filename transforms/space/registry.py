@@ -1,7 +1,7 @@
 """The alignment and fusion methods by name, and the classes of the parts that their spaces are made of.
 
 A new method is one new file and one entry here. This module imports only `base`, so the job file can be checked
-against the names without importing any method.
+without importing any method.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class AlignmentMethod(Lazy):
     in ascending order of the ids.
 
     Attributes:
-        needs_sample: the method is fitted on a sample of embeddings. Other methods see only the moments.
+        needs_sample: whether the method is fitted on a sample of embeddings. Other methods see only the moments.
         axes: how many axes the method can find, see `max_dim`.
         most_modalities: the largest number of modalities that the method can align. None means any number.
         parts: the part classes that only this method's spaces use, by `kind`.
@@ -47,7 +47,7 @@ class AlignmentMethod(Lazy):
 
         With a single modality every method finds its principal components, at most as many as its embedding has values.
         With several modalities:
-        `shared` (axes on which modalities correlate): the lengths of all embeddings but the longest, added up. The
+        `shared` (axes on which modalities correlate): the lengths of all embeddings except the longest, added up. The
         symmetric matrix that is solved has a zero diagonal block as large as the longest embedding, so it has no more
         positive eigenvalues (Cauchy's interlacing theorem). For two modalities this is the shorter length.
         `hub` (axes of one modality): the length of the hub's embedding, or of the longest one if no hub is named.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from unisono.transforms.base.columns import COMPARABLE, NOT_COMPARABLE
+from unisono.transforms.base.columns import COMPARABLE, NOT_COMPARABLE, row_lengths
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.space.info import SpaceInfo
 from unisono.transforms.space.parts.linear import (
@@ -29,9 +29,9 @@ from unisono.transforms.space.parts.linear import (
 from unisono.transforms.space.registry import part_class
 
 _FORMAT = 2  # the version of space.safetensors and space.json
-BLOCK_ROWS = 256  # `Space.align` maps exactly so many rows at a time, also where fewer are left
+BLOCK_ROWS = 256  # `Space.align` always maps this many rows at a time; a shorter last block is filled up with zeros
 
-Batch = Mapping[str, tuple[np.ndarray, np.ndarray]]  # modality: vectors [n, d], present bool [n]
+Batch = Mapping[str, tuple[np.ndarray, np.ndarray]]  # by modality: vectors [n, d], and present, bool [n]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,10 +41,10 @@ class Aligned:
     Attributes:
         vectors: for each modality float32 [n, dim], unit rows. Rows are zero where the modality is neither present nor
             imputed.
-        present: for each modality bool [n]: the item has it, and its embedding has a direction in the space.
-        imputed: for each modality bool [n]: its vector was predicted from the item's other modalities.
-        weights: for each modality float64 [n], ≥ 0. An item's vector has the direction of Σ_m weights[m] · vectors[m].
-            A weight is 0 where the modality is neither present nor imputed.
+        present: whether the item has each modality, with an embedding that has a direction in the space: bool [n].
+        imputed: whether the vector of each modality was predicted from the item's other modalities: bool [n].
+        weights: the weight of each modality, float64 [n], ≥ 0. An item's vector has the direction of
+            Σ_m weights[m] · vectors[m]. A weight is 0 where the modality is neither present nor imputed.
     """
 
     vectors: dict[str, np.ndarray]
@@ -102,7 +102,7 @@ class Space:
 
     @cached_property
     def space_id(self) -> str:
-        """Sixteen hex digits. They differ between two spaces that could map an embedding differently."""
+        """Sixteen hexadecimal digits, different for spaces that could map an embedding differently."""
         digest = hashlib.sha256(f"{self.method}|{json.dumps(self._kinds(), sort_keys=True)}".encode())
         for name, array in sorted(self._tensors().items()):
             digest.update(f"|{name}{array.dtype.str}{array.shape}".encode())
@@ -131,7 +131,7 @@ class Space:
 
         Args:
             modality: one of `modalities`.
-            x: any float [n, d_m], finite.
+            x: of any float dtype, [n, d_m], finite.
 
         Returns:
             float32 [n, dim], unit rows. A row is zero if its embedding has no direction in the space, for example
@@ -146,9 +146,9 @@ class Space:
         """Maps the modalities of items.
 
         Args:
-            batch: for each modality its embeddings, any float [n, d_m], and present, bool [n]. Rows that are not
-                present may hold anything. A modality that the space does not know is ignored. A modality of the space
-                that the batch lacks is missing in every item.
+            batch: for each modality its embeddings, of any float dtype, [n, d_m], and present, bool [n]. Rows that are
+                not present may hold anything. A modality that the space does not know is ignored. A modality of the
+                space that the batch lacks is missing in every item.
 
         Guarantees: the bits of a row depend on that row alone. All blocks have the same size, because BLAS orders its
         operations by the size of the matrix. The arithmetic is float64.
@@ -209,10 +209,10 @@ class Space:
             y = parts[k]
             if m in self.outputs:
                 y = (y - self.outputs[m].shift) @ self.outputs[m].map
-            length = np.sqrt(np.einsum("ij,ij->i", y, y))
+            length = row_lengths(y)
             some = seen[k] & (length > ZERO)
             out[k] = np.where(some[:, None], y / np.where(some, length, 1.0)[:, None], 0.0)
-            # The length counts too: an imputed vector and an output that does not keep lengths make it differ from 1.
+            # The length counts too. It differs from 1 for an imputed vector, or if an output does not keep lengths.
             weights[k] *= np.where(some, length if m in self.outputs or (impute and self.imputer) else 1.0, 0.0)
         return out, present, seen & ~present, weights
 
@@ -236,7 +236,7 @@ class Space:
     # --- as bytes ---
 
     def _named(self) -> Iterator[tuple[str, Part]]:
-        """Names every part, as the tensors in space.safetensors are named."""
+        """Yields every part with the name that its tensors have in space.safetensors."""
         for m in self.modalities:
             yield f"projection.{m}", self.projections[m]
         for name, part in (("mixer", self.mixer), ("weigher", self.weigher), ("imputer", self.imputer)):
@@ -277,9 +277,16 @@ class Space:
             projections = {k.removeprefix("projection."): v for k, v in parts.items() if k.startswith("projection.")}
             shifts = [k.split(".")[1] for k in tensors if k.startswith("output.") and k.endswith(".shift")]
             outputs = {m: Output(tensors[f"output.{m}.shift"], tensors[f"output.{m}.map"]) for m in shifts}
-            pieces = (parts.get("mixer"), parts.get("weigher"), parts.get("imputer"))
-            info = SpaceInfo.from_json(body["info"])
-            out = cls(body["method"], projections, outputs, *pieces, tensors.get("scale"), info)
+            out = cls(
+                body["method"],
+                projections,
+                outputs=outputs,
+                mixer=parts.get("mixer"),
+                weigher=parts.get("weigher"),
+                imputer=parts.get("imputer"),
+                scale=tensors.get("scale"),
+                info=SpaceInfo.from_json(body["info"]),
+            )
         except (KeyError, ValueError, TypeError, safetensors.SafetensorError) as e:
             raise JobError(f"space.safetensors: not a joint space written by Unisono ({e}); fit the space again") from e
         if out.space_id != body["space_id"]:
@@ -324,23 +331,23 @@ def _unit(y: np.ndarray, present: np.ndarray, floor: float) -> tuple[np.ndarray,
     Args:
         y: float64 [n, dim].
         present: bool [n].
-        floor: rows no longer than this have no direction.
+        floor: a row of this length or shorter has no direction.
 
     Returns:
         float64 [n, dim], zero rows where a row is not present or has no direction; kept, bool [n], False for those.
     """
-    norm = np.sqrt(np.einsum("ij,ij->i", y, y))
+    norm = row_lengths(y)
     keep = present & (norm > floor)
     norm[~keep] = np.inf
     return y / norm[:, None], keep
 
 
 def _under(tensors: Tensors, name: str) -> Tensors:
-    """Returns the tensors of one part by their own names."""
+    """Returns the tensors of one part, by their names within the part."""
     return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
 
 
 def comparable_metadata(space: Space) -> dict[bytes, bytes]:
-    """Returns the metadata for files of item vectors that name the earlier spaces, see `SpaceInfo.comparable`."""
+    """Returns the metadata of items/ that list the comparable earlier spaces, see `SpaceInfo.comparable`."""
     known, why = list(space.info.comparable or ()), space.info.not_comparable
     return {COMPARABLE: json.dumps(known).encode()} | ({NOT_COMPARABLE: why.encode()} if why else {})

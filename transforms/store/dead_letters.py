@@ -22,19 +22,20 @@ SCHEMA = pa.schema(
     ]
 )
 
-_MAX_DETAIL = 500  # characters; a decoder's message can contain a whole file
+MAX_DETAIL = 500  # characters; a decoder's message can contain a whole file
 
 
 class DeadLetter(NamedTuple):
     """One input that could not be used.
 
     Attributes:
-        item_id: the item's id as text, also if the catalogue's ids are integers; None if there is no item or no id.
-        modality: the modality that the item loses; None if the letter is not about a modality.
+        item_id: the item's id as text, also if the catalogue's ids are integers. None means that there is no item or no
+            id.
+        modality: the modality that the item loses. None means that the letter is not about a modality.
         stage: the stage that could not use the input.
         reason: why the input could not be used.
         detail: more about the reason, for a person.
-        uri: where the input was fetched from; None if it was not fetched.
+        uri: where the input was fetched from. None means that it was not fetched.
     """
 
     item_id: str | None
@@ -46,9 +47,9 @@ class DeadLetter(NamedTuple):
 
 
 def dead_letter_table(letters: Iterable[DeadLetter]) -> pa.Table:
-    """Makes a table of `SCHEMA`: details become one line and are cut to 500 characters."""
+    """Makes a table of `SCHEMA`: details become one line and are cut to `MAX_DETAIL` characters."""
     # A loop over rows is fast enough, because a run has few dead letters.
-    rows = ((*lt[:4], lt.detail[:_MAX_DETAIL].replace("\n", " "), lt.uri) for lt in letters)
+    rows = ((*lt[:4], lt.detail[:MAX_DETAIL].replace("\n", " "), lt.uri) for lt in letters)
     columns = list(zip(*rows, strict=True))
     if not columns:
         return SCHEMA.empty_table()
@@ -71,7 +72,8 @@ def dead_letters_of_rows(
         stage: the stage that could not use the rows.
         reason: why the rows could not be used.
         detail: more about the reason, the same for all rows.
-        modality: the modality that the items lose, the same for all rows; None if the letters are not about a modality.
+        modality: the modality that the items lose, the same for all rows. None means that the letters are not about a
+            modality.
 
     Returns:
         A table of `SCHEMA`, in the order of the rows.
@@ -84,7 +86,7 @@ def dead_letters_of_rows(
 
 
 def count_by(table: pa.Table) -> dict[tuple[str, str, str], int]:
-    """Counts dead letters by (stage, modality, reason); no modality is an empty string."""
+    """Counts dead letters by (stage, modality, reason). The modality is empty for letters that are not about one."""
     grouped = table.group_by(["stage", "modality", "reason"]).aggregate([([], "count_all")])
     return {
         (r["stage"], r["modality"] or "", r["reason"]): r["count_all"] for r in grouped.to_pylist()

@@ -21,7 +21,7 @@ from apache_beam.io.filesystems import FileSystems
 from filelock import FileLock
 
 from unisono.transforms.base.errors import JobError
-from unisono.transforms.base.files import join
+from unisono.transforms.base.files import is_remote, join
 from unisono.transforms.base.tables import hash_ids, is_id_type, one_chunk, same_id_kind, unpack_vectors
 from unisono.transforms.store.parquet import (
     ParquetFile,
@@ -34,8 +34,9 @@ from unisono.transforms.store.parquet import (
 from unisono.transforms.store.small_vectors import read_vectors
 
 _FORMAT = 2  # version of the format of the files in the cache
-_KEPT_ON_DISK = 8  # The most recently used matrices stay in the cache. A run has one, and one for each modality.
-_KEPT_IN_PROCESS = 8
+# A run uses one matrix of item vectors, and one for each modality.
+_KEPT_ON_DISK = 8  # how many matrices stay in the cache of a machine, the most recently used ones
+_KEPT_IN_PROCESS = 8  # how many matrices a process keeps open
 _VECTOR_TYPES = (pa.float32(), pa.float16(), pa.int8())
 _KEY = "items"  # the name of the files in error messages
 _MODALITY_VECTOR = "_vector"  # suffix of a column of vectors that may hold nulls, after the modality
@@ -246,8 +247,13 @@ def first_schema(files: Sequence[str | HasPath], root: str = "") -> pa.Schema:
         root: the directory or gs:// prefix that relative paths start from.
     """
     path = min(f if isinstance(f, str) else f.path for f in files)
-    with open_parquet(path if not root or "://" in path or path.startswith("/") else join(root, path)) as f:
+    with open_parquet(_absolute(path, root)) as f:
         return f.schema_arrow
+
+
+def _absolute(path: str, root: str) -> str:
+    """Joins a relative path to the root, if there is a root."""
+    return join(root, path) if root and not (is_remote(path) or path.startswith("/")) else path
 
 
 # --- building and opening ----------------------------------------------------------------------------------
@@ -255,7 +261,7 @@ def first_schema(files: Sequence[str | HasPath], root: str = "") -> pa.Schema:
 
 @dataclass(frozen=True)
 class _Sources:
-    """The input of a matrix.
+    """The files and columns that a matrix is built from.
 
     Attributes:
         files: path and mark of each file, sorted by path. The mark changes when the file's content changes: it is the
@@ -275,8 +281,7 @@ class _Sources:
         marked: list[tuple[str, str]] = []
         unmarked: list[str] = []
         for f in files:
-            path = f if isinstance(f, str) else f.path
-            path = path if not root or "://" in path or path.startswith("/") else join(root, path)
+            path = _absolute(f if isinstance(f, str) else f.path, root)
             sha256 = "" if isinstance(f, str) else getattr(f, "sha256", "")
             if sha256:
                 marked.append((path, sha256))

@@ -158,7 +158,7 @@ def require_column(
 ) -> pa.DataType:
     """Checks that all files have a column, with an allowed type and with values of one kind.
 
-    A file in which the column has the type `null`, because all values are missing, fits to any other file.
+    A column of type `null`, in which all values are missing, matches the column of any other file.
 
     Args:
         files: at least one file.

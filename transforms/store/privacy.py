@@ -1,4 +1,4 @@
-"""What a manifest says was done for the people in the log."""
+"""What a manifest says about the protection of the users in the log."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class PseudonymsStatement:
 
 @dataclass(frozen=True)
 class ForgetStatement:
-    """Who was left out.
+    """Which users were left out.
 
     Attributes:
-        files: paths of the lists of people to forget.
-        removed: how many distinct people were found and left out; None means not counted yet.
+        files: paths of the lists of users to forget.
+        removed: how many distinct users were found and left out. None means that they are not counted yet.
     """
 
     files: tuple[str, ...]
@@ -48,7 +48,7 @@ class NoiseStatement:
         does_not_cover: what the guarantee does not cover, for a person to read.
         composition: how the guarantees of several releases add up, for a person to read.
         releases: how many times this store has published profiles with noise, this run included.
-        epsilon_of_releases: ε of all these releases together, at the same δ; None means nothing was released.
+        epsilon_of_releases: ε of all these releases together, at the same δ. None means that nothing was released.
     """
 
     mechanism: str
@@ -66,21 +66,21 @@ class NoiseStatement:
 
 @dataclass(frozen=True)
 class PrivacyStatement:
-    """What was done for the people in the log. None means that this was not done.
+    """What a run did to protect the users in the log.
 
     Attributes:
-        pseudonyms: how user ids were replaced.
-        forget: who was left out.
-        noise: which noise was added to user profiles.
+        pseudonyms: how user ids were replaced. None means that they were not replaced.
+        forget: which users were left out. None means that no list of users to forget was given.
+        noise: which noise was added to user profiles. None means that there is no noise.
     """
 
     pseudonyms: PseudonymsStatement | None = None
     forget: ForgetStatement | None = None
     noise: NoiseStatement | None = None
 
-    def with_removed(self, people: int) -> PrivacyStatement:
-        """Fills in how many people were left out, if people were to be left out at all."""
-        return replace(self, forget=replace(self.forget, removed=people)) if self.forget else self
+    def with_removed(self, users: int) -> PrivacyStatement:
+        """Fills in how many users were left out, if there was a list of users to forget."""
+        return replace(self, forget=replace(self.forget, removed=users)) if self.forget else self
 
     def to_json(self) -> dict[str, Any]:
         """Returns the statement as JSON values, without the parts and values that are None."""

@@ -12,7 +12,7 @@ import pyarrow as pa
 from apache_beam.io.filesystems import FileSystems
 
 from unisono.transforms.base import files
-from unisono.transforms.base.columns import COUNT
+from unisono.transforms.base.columns import FORGOTTEN_COUNT
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import ShardTable, concat_tables
 from unisono.transforms.store.dead_letters import SCHEMA, count_by, sort_letters
@@ -33,7 +33,7 @@ class PublishSpec:
         max_dead_letter_fraction: the run is refused if its dead letters are more than this fraction of the catalogue
             rows, or more than this fraction of the events.
         inherited: files of an earlier run that this run uses.
-        privacy: what was done for the people in the log, without the number of people who were left out.
+        privacy: how the users in the log were protected, without the number of users who were left out.
     """
 
     makes_items: bool
@@ -85,7 +85,7 @@ def _check_items(counts: Counts) -> None:
 
 def _check_dead_letters(counts: Counts, most: float) -> None:
     inputs, events = _dead(counts, "catalog", "encode"), _dead(counts, "interactions")
-    # Such a row is not counted again: each of its modalities that failed has a dead letter of its own.
+    # Each failed modality of such a row has its own dead letter, so the row itself is not counted again.
     inputs.pop("catalog.-.no_modality", None)
     for dead, total, what in (
         (inputs, counts.get("catalog.rows", 0), "catalogue rows"),
@@ -183,7 +183,7 @@ def _publish(
     _remove_leftovers(store, run_id, records)
     metrics = json.dumps(dict(sorted(counts.items())), indent=1).encode() + b"\n"
     extra = write_file(store, "metrics", f"runs/{run_id}/metrics.json", metrics)
-    privacy = spec.privacy.with_removed(counts.get(COUNT, 0))
+    privacy = spec.privacy.with_removed(counts.get(FORGOTTEN_COUNT, 0))
     manifest = Manifest(run_id, created, (*spec.inherited, *records, extra), privacy=privacy)
     files.write_bytes(store.run_path(run_id, "manifest.json"), manifest.to_json().encode())
     files.write_bytes(store.path("LATEST"), f"{run_id}\n".encode())
@@ -193,7 +193,7 @@ def _publish(
 def _remove_leftovers(store: Store, run_id: str, records: Iterable[FileRecord]) -> None:
     """Deletes shard files that an earlier attempt at this run wrote with another number of shards.
 
-    Anybody who reads all of `items/*.parquet` would see their rows twice.
+    Anybody who reads all of `items/*.parquet` would otherwise see rows twice.
     """
     listed = {store.path(r.path) for r in records}
     (found,) = FileSystems.match([store.run_path(run_id, "*", "part-*.parquet")])

@@ -54,7 +54,7 @@ class Manifest:
         created: UTC time of launch, ISO 8601.
         files: every file of the run, and the files of earlier runs that it uses.
         format: version of the manifest's format.
-        privacy: what was done for the people in the log.
+        privacy: how the users in the log were protected.
     """
 
     run_id: str
@@ -146,6 +146,9 @@ class Store:
     def check_new_run(self, run_id: str) -> None:
         """Checks that a run can be made under this id, and creates its directory.
 
+        If a run with this id has a manifest and the store has no published run, that run was killed just before it was
+        published. Then it is published here.
+
         Raises:
             JobError: the id is malformed, a run with this id is finished, or the store cannot be written.
         """
@@ -228,7 +231,8 @@ def write_file(
 ) -> FileRecord:
     """Writes one file of a run and returns its record for the manifest. A retry writes the same file again."""
     files.write_bytes(store.path(path), data)
-    return FileRecord(part, path, shard, rows, len(data), hashlib.sha256(data).hexdigest())
+    sha256 = hashlib.sha256(data).hexdigest()
+    return FileRecord(part, path, shard=shard, rows=rows, bytes=len(data), sha256=sha256)
 
 
 def read_table(store: Store, record: FileRecord, columns: list[str] | None = None) -> pa.Table:
@@ -297,7 +301,8 @@ class _WriteShardFn(beam.DoFn):
 
     def _write(self, shard: int, table: pa.Table) -> FileRecord:
         path = shard_path(self._run_id, self._part, shard, self._shards)
-        return write_file(self._store, self._part, path, table_bytes(table, self._metadata), shard, table.num_rows)
+        data = table_bytes(table, self._metadata)
+        return write_file(self._store, self._part, path, data, shard=shard, rows=table.num_rows)
 
     def _written(self, record: FileRecord) -> FileRecord:
         advance(f"write-{self._part}", done=record.rows)
@@ -310,6 +315,10 @@ def read_json(store: Store, path: str) -> Any:
     Args:
         store: the store that the file is in.
         path: relative to the store.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not JSON.
     """
     return json.loads(files.read_bytes(store.path(path)))
 

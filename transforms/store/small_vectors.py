@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pyarrow as pa
 
+from unisono.transforms.base.columns import row_lengths, unit_rows
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import from_vector_column
 
@@ -53,7 +54,7 @@ def encode_vectors(vectors: np.ndarray, dtype: str, scale: np.ndarray | None) ->
 
 
 def scale_metadata(dtype: str, scale: np.ndarray | None) -> dict[str, str]:
-    """Returns the schema metadata that `read_vectors` needs to read what `encode_vectors` made.
+    """Returns the schema metadata that `read_vectors` needs to read what `encode_vectors` returned.
 
     Args:
         dtype: one of `DTYPES`.
@@ -75,7 +76,7 @@ def read_vectors(table: pa.Table, column: str = "vector") -> tuple[np.ndarray, n
         present: bool [n], False for null rows.
 
     Raises:
-        JobError: the column is int8, and the metadata have no scale with a value for each axis.
+        JobError: the column is int8, and the metadata do not hold a scale for each axis.
     """
     stored, present = from_vector_column(table[column])
     if stored.dtype != np.int8:
@@ -88,7 +89,4 @@ def read_vectors(table: pa.Table, column: str = "vector") -> tuple[np.ndarray, n
             f"{len(scale)} values; read files that Unisono wrote, with their metadata"
         )
     vectors *= scale
-    norm = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-    return np.divide(vectors, norm[:, None], out=vectors, where=norm[:, None] > 0), present
-
-
+    return unit_rows(vectors, row_lengths(vectors)), present

@@ -1,1 +1,1 @@
-"""User profiles: histories, states, interests, modalities, popularity, and explanations of scores."""
+"""User profiles: histories, sums of events, interests, affinities to modalities, popularity of items, explanations."""

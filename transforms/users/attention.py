@@ -21,8 +21,8 @@ class ModalityView:
 
     Attributes:
         sums: Σ w·v, float64 [u, dim]; zeros for a user without a liked item that has the modality.
-        affinity: ‖Σ w·v‖ / Σ w, float64 [u]: 1 if the items are all alike in this modality, near 0 if they are
-            unlike, NaN for a user without a liked item that has the modality.
+        affinity: ‖Σ w·v‖ / Σ w, float64 [u]: 1 if all items have the same direction in this modality, near 0 if
+            their directions differ, NaN for a user without a liked item that has the modality.
         attended: Σ a·v with a ∝ w · exp(z·v / temperature) and Σ a = 1, where z is the user's profile; float64
             [u, dim], zeros for a user without a liked item that has the modality.
 
@@ -79,13 +79,13 @@ def view_modality(
 
 
 def refine_profiles(profiles: np.ndarray, views: Mapping[str, ModalityView], delta: float) -> np.ndarray:
-    """Moves profiles towards what they attend to: z' is the direction of δ·z + (1 − δ)·c.
+    """Moves profiles towards the items that they attend to: z' is the direction of δ·z + (1 − δ)·c.
 
     The vector c is the mean of `attended` over the modalities that the user's liked items have.
 
     Args:
         profiles: z, float32 [u, dim], unit rows.
-        views: by modality, of the same users.
+        views: the view of each modality, for the same users.
         delta: δ, from 0 to 1; 1 leaves the profiles as they are.
 
     Returns:

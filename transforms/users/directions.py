@@ -1,4 +1,4 @@
-"""The directions of profiles: each user's own, mixed with what everybody likes for users with few events."""
+"""The directions of profiles: each user's own direction. For users with few events, the prior is mixed in."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _MIN_RELATIVE_NORM = 1e-6
 
 
 def popular_direction(counts: pa.Table, items: ItemMatrix) -> np.ndarray | None:
-    """Computes the direction of what everybody likes: the mean item vector, weighted by each item's interactions.
+    """Computes the prior, the direction of what everybody likes: the mean item vector, weighted by interactions.
 
     Args:
         counts: item_id, n: the number of interactions of each item.
         items: the item matrix.
 
     Returns:
-        float32 [dim], or None if no known item has an interaction or the vectors cancel.
+        float32 [dim], unit length. None means that no known item has an interaction, or that the vectors cancel.
 
     Raises:
         JobError: numba is not installed.

@@ -27,7 +27,7 @@ def profile_parts(
         modalities: the items' vectors in each modality, float32 [items, dim], zero rows where missing.
         spec: the settings that the profile was built with.
         cold: whether the user is cold. The prior contributes to such a profile too, so the contributions of the
-            events are then not scaled to the length of the profile: they add up to n · (Σ w·v / Σ |w|), as in
+            events are then not scaled to the length of the profile. They add up to n · (Σ w·v / Σ |w|), as in
             `directions.directions_of`.
 
     Returns:
@@ -85,7 +85,7 @@ def interest_parts(history: History, items: ItemMatrix, spec: ProfileSpec, numbe
         number: index of the interest in the user's list.
 
     Returns:
-        float64 [events, dim], whose rows add up to the vector of the interest.
+        float64 [events, dim]. The rows add up to the vector of the interest.
 
     Raises:
         JobError: numba is not installed.
@@ -110,7 +110,7 @@ def modality_parts(history: History, matrix: np.ndarray, spec: ProfileSpec) -> n
         spec: the settings that the vector was built with.
 
     Returns:
-        float64 [events, dim], whose rows add up to the vector of the modality.
+        float64 [events, dim]. The rows add up to the vector of the modality.
     """
     weight = _weight_now(history, spec)
     weight[: max(0, len(weight) - spec.recent_events)] = 0

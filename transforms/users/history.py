@@ -1,4 +1,4 @@
-"""The events of a shard in order, by user and time, and the rules that leave some of them out."""
+"""The events of a shard, ordered by user and time, and the rules that leave some of them out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unisono.transforms.store.item_matrix import ItemMatrix
 
 STAGE = "profiles"
 DAY_US = 86_400_000_000
-EVENTS_A_THREAD = 4096  # a loop over so many events takes long enough to be worth a thread
+EVENTS_A_THREAD = 4096  # a loop over this many events takes long enough to be worth a thread
 _MINUTE_US = 60_000_000
 
 
@@ -158,7 +158,7 @@ def leave_out_repeats_and_robots(
 
 
 def once_a_session(history: History, session_minutes: float) -> History:
-    """Keeps, of each user's events with one item and one weight in one session, the newest.
+    """Keeps only the newest of a user's events that have the same item and weight and are in the same session.
 
     A session ends when the user's next event comes more than `session_minutes` later.
     """

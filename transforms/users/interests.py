@@ -14,7 +14,7 @@ from unisono.transforms.base.threads import in_threads
 from unisono.transforms.store.item_matrix import ItemMatrix
 from unisono.transforms.users.history import History
 
-_PAIRS_A_THREAD = 4096  # the distances of so many pairs take long enough to be worth a thread
+_PAIRS_A_THREAD = 4096  # the distances of this many pairs take long enough to be worth a thread
 
 
 def interest_type(dim: int, item_type: pa.DataType) -> pa.DataType:
@@ -34,8 +34,8 @@ def find_interests(history: History, weight: np.ndarray, items: ItemMatrix, *, m
     the direction of the weighted mean of its items. Its item_id is the medoid: the member with the least sum of
     squared distances to all members.
 
-    PinnerSage serves the vector of the medoid, which saves storing one. As a query it is as noisy as one item: on the
-    demo's synthetic tastes, recall@20 is 0.073 with medoids and 0.104 with means.
+    PinnerSage uses the vector of the medoid instead, which need not be stored. As a query it is as noisy as one item:
+    on the synthetic data of the demo, recall@20 is 0.073 with medoids and 0.104 with means.
 
     Args:
         history: recent events.

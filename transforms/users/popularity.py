@@ -1,4 +1,4 @@
-"""The popularity of items: how many events and how many users each item has."""
+"""The popularity of items: the number of events and of users of each item."""
 
 from __future__ import annotations
 

@@ -56,13 +56,13 @@ class ProfileSpec:
     recent_events: Positive = 100
     """Interests, affinities and refinement use this many of a user's newest events."""
     delta: Share = 1.0
-    """The share of the profile that is kept when attention over the user's own items refines it. 1: no refinement."""
+    """The share of the profile that attention over the user's own items leaves as it is. 1 means no refinement."""
     temperature: Annotated[float, Field(ge=0.01, le=100)] = 0.1
     """Temperature of that attention. The smaller it is, the more the nearest items count."""
     session_minutes: Annotated[float, Field(gt=0)] | None = None
     """A pause of this length ends a session; repeats within a session count once. null means that all events count."""
     max_events_per_day: Positive | None = 5000
-    """A user with more events on one day is taken for a robot. null means no limit."""
+    """A user with more events on one day counts as a robot. null means no limit."""
     robots: Literal["cap", "drop"] = "cap"
     """`cap`: the newest events of each of the robot's days count. `drop`: a robot gets no profile."""
     incremental: bool | Literal["restart"] = False
@@ -97,7 +97,7 @@ def profile_schema(
 
 @dataclass(frozen=True, eq=False)
 class Surroundings:
-    """What all shards of profiles are built with.
+    """What is the same for the profiles of all shards.
 
     Attributes:
         items: the item matrix.
@@ -121,10 +121,10 @@ class Built:
         users: a table of `profile_schema`, sorted by user_id.
         sums: the state that a later run adds its events to.
         dead: dead letters of stage `profiles`.
-        counts: numbers by name. `events.rows` counts the events; `events.unknown_item` those whose item is unknown;
-            `events.set_aside` those left out as repeats or as a robot's. `users.seen` counts the users; `users.rows`
-            those with a profile; `users.cold` those with a profile who are cold; `users.without_profile` those
-            without one; `users.without_usable_event` those whose every event is a dead letter.
+        counts: numbers by name. `events.rows`: the events; `events.unknown_item`: the events whose item is unknown;
+            `events.set_aside`: the events left out as repeats or as a robot's. `users.seen`: the users; `users.rows`:
+            the users with a profile; `users.cold`: the cold users with a profile; `users.without_profile`: the users
+            without a profile; `users.without_usable_event`: the users whose events are all dead letters.
     """
 
     users: pa.Table
@@ -185,7 +185,14 @@ def build_profiles(
 def _count_users(
     users: pa.Table, sums: UserState, everybody: pa.Array, users_of_dead: pa.Table | None
 ) -> dict[str, int]:
-    """Counts users for `Built.counts`; `everybody` are the users of the new events, also those left out as robots."""
+    """Counts users for `Built.counts`.
+
+    Args:
+        users: the profiles.
+        sums: the sums that they were built from.
+        everybody: ids of the users of the new events, with the users who were left out as robots.
+        users_of_dead: see `build_profiles`.
+    """
     counts = {}
     seen = len(sums.user_ids) + pc.is_in(everybody, value_set=sums.user_ids).false_count
     if users_of_dead is not None:
@@ -354,8 +361,8 @@ class _BuildProfilesFn(beam.DoFn):
         self._spec, self._root, self._cache_dir, self._keep_state = spec, root, cache_dir, keep_state
         self._noise, self._modalities, self._with_vectors = noise, modalities, modality_vectors
         self._around: Surroundings | None = None
-        self._said: dict[bytes, bytes] = {}  # schema metadata of the items' files
-        self._space: dict[bytes, bytes] = {}
+        self._items_metadata: dict[bytes, bytes] = {}  # schema metadata of the items' files
+        self._space: dict[bytes, bytes] = {}  # the part of it that names the space
 
     def start_bundle(self) -> None:
         self._ahead: InOrder[tuple[int, Built]] = InOrder()
@@ -372,12 +379,12 @@ class _BuildProfilesFn(beam.DoFn):
             self._open(items, next(iter(popularity), None))
         assert self._around is not None
         if state is not None:
-            check_state(state, self._said, self._around.items.dim, self._spec.half_life_days)
+            check_state(state, self._items_metadata, self._around.items.dim, self._spec.half_life_days)
         for done in self._ahead.put(self._build, shard, events, state, users_of_dead.get(shard)):
-            yield from self._give(*done)
+            yield from self._outputs(*done)
 
     def finish_bundle(self) -> Iterable[object]:
-        yield from at_end_of_bundle(output for done in self._ahead.rest() for output in self._give(*done))
+        yield from at_end_of_bundle(output for done in self._ahead.rest() for output in self._outputs(*done))
 
     def _build(
         self, shard: int, events: pa.Table, state: pa.Table | None, users_of_dead: pa.Table | None
@@ -386,7 +393,7 @@ class _BuildProfilesFn(beam.DoFn):
         built = build_profiles(events, self._around, self._spec, state=state, users_of_dead=users_of_dead)
         return shard, publish_noised(built, self._noise) if self._noise else built
 
-    def _give(self, shard: int, built: Built) -> Iterable[object]:
+    def _outputs(self, shard: int, built: Built) -> Iterable[object]:
         assert self._around is not None
         for name, n in built.counts.items():
             Metrics.counter(NAMESPACE, name).inc(n)
@@ -405,5 +412,5 @@ class _BuildProfilesFn(beam.DoFn):
         modalities = {m: modality_vectors(items, m, self._root, self._cache_dir) for m in self._modalities}
         prior = None if popularity is None else popular_direction(popularity, matrix)
         self._around = Surroundings(matrix, modalities, prior, self._with_vectors)
-        self._said = first_schema(items, self._root).metadata or {}
-        self._space = {k: v for k, v in self._said.items() if k in (SPACE, b"unisono.dim")}
+        self._items_metadata = first_schema(items, self._root).metadata or {}
+        self._space = {k: v for k, v in self._items_metadata.items() if k in (SPACE, b"unisono.dim")}

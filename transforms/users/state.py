@@ -1,4 +1,4 @@
-"""The state of users: sums over their events, which can be added to the sums of earlier runs."""
+"""The state of users: sums over their events, to which a later run adds the sums of new events."""
 
 from __future__ import annotations
 
@@ -169,7 +169,9 @@ def merge_states(
     )
 
 
-def check_state(state: pa.Table, said: Mapping[bytes, bytes], dim: int, half_life_days: float | None) -> None:
+def check_state(
+    state: pa.Table, items_metadata: Mapping[bytes, bytes], dim: int, half_life_days: float | None
+) -> None:
     """Checks that new events can be added to a published state.
 
     Sums of item vectors from an earlier space stay valid if the items' space is comparable with that space, which
@@ -177,20 +179,20 @@ def check_state(state: pa.Table, said: Mapping[bytes, bytes], dim: int, half_lif
 
     Args:
         state: a table of `state_schema`, with the schema metadata of its file.
-        said: the schema metadata of the items' files.
+        items_metadata: the schema metadata of the items' files.
         dim: length of the item vectors.
-        half_life_days: with which the new events are summed.
+        half_life_days: the half-life with which the new events are summed.
 
     Raises:
         JobError: the state's space is not comparable with the items' space, its vectors have another length, or it
             was summed with another half-life.
     """
     have = state.schema.metadata or {}
-    old, new = (m.get(SPACE, b"").decode() for m in (have, said))
+    old, new = (m.get(SPACE, b"").decode() for m in (have, items_metadata))
     why = ""
-    if old != new and old not in json.loads(said.get(COMPARABLE, b"[]")):
-        found = said.get(NOT_COMPARABLE, b"").decode()
-        why = f"which does not face it ({found})" if found else "which does not face it"
+    if old != new and old not in json.loads(items_metadata.get(COMPARABLE, b"[]")):
+        found = items_metadata.get(NOT_COMPARABLE, b"").decode()
+        why = "which is not comparable with it" + (f" ({found})" if found else "")
     elif (length := state.schema.field("sum").type.list_size) != dim:
         why = f"and their vectors have {dim} values, not {length}"
     if why:
@@ -224,7 +226,12 @@ def state_schema(user_type: pa.DataType, item_type: pa.DataType, dim: int) -> pa
 
 
 def times(microseconds: np.ndarray, present: np.ndarray | None = None) -> pa.Array:
-    """Turns microseconds since 1970 into a time column; rows where `present`, bool [n], is False become null."""
+    """Turns microseconds since 1970, int64 [n], into a time column.
+
+    Args:
+        microseconds: the times.
+        present: bool [n]; False makes a row null. None means that all rows are present.
+    """
     mask = None if present is None else ~present
     return pa.array(microseconds, mask=mask).cast(pa.timestamp("us")).cast(TIME_TYPE)
 

@@ -94,18 +94,6 @@ def test_auc_equals_sklearn(levels: int | None) -> None:
     assert np.isnan(found[[0, 2]]).all()
 
 
-def test_lists_of_some_items_are_those_ranked_without_the_others() -> None:
-    scores, _, ranked = example(4, None)
-    wanted = np.arange(scores.shape[1]) % 3 == 0
-    direct = ranked.of_items(wanted)
-    alone = np.where(wanted, scores, -np.inf)
-    for u in range(len(scores)):
-        expected = [i for i in np.argsort(-alone[u], kind="stable").tolist() if alone[u, i] > -np.inf]
-        assert [i for i in direct.items[u].tolist() if i >= 0] == expected
-        np.testing.assert_array_equal(direct.scores[u, : len(expected)], alone[u, expected])
-        assert (direct.scores[u, len(expected) :] == -np.inf).all()
-
-
 def test_lists_measures_by_hand() -> None:
     items = np.array([[0, 1, -1], [0, 2, 3]])
     ranked = Ranked(items, np.where(items >= 0, -np.arange(3.0), -np.inf))

@@ -46,8 +46,8 @@ def fetch_directory(key: str, uri: str) -> Path:
         uri: gs://bucket/prefix, with or without a slash at the end.
 
     Raises:
-        JobError: the directory cannot be listed or read, holds no safetensors, or arrives damaged, or another process
-            holds its lock for too long.
+        JobError: the directory cannot be listed or read, it holds no safetensors, a file arrives damaged, or another
+            process holds the lock for too long.
     """
     blobs = _list(key, uri)
     facts = sorted((name, blob.size, blob.crc32c) for name, blob in blobs.items())
@@ -75,7 +75,7 @@ def _list(key: str, uri: str) -> dict[str, Any]:
     prefix = prefix.rstrip("/") + "/" if prefix.rstrip("/") else ""
     try:
         found = {b.name[len(prefix) :]: b for b in gcs_client().list_blobs(bucket, prefix=prefix, timeout=60.0)}
-    except Exception as error:  # of many kinds: no such bucket, no permission, no credentials, no network
+    except Exception as error:  # such as no such bucket, no permission, no credentials, no network
         raise JobError(f"{key}: {uri} cannot be listed ({type(error).__name__}: {first_line(error)})") from error
     if not found:
         raise JobError(f"{key}: there are no objects under {uri}; check bucket and prefix")
@@ -121,7 +121,7 @@ def _fetch(key: str, blobs: dict[str, Any], place: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             blob.download_to_filename(path, timeout=_DEADLINE_S, retry=DEFAULT_RETRY.with_timeout(_DEADLINE_S))
-        except Exception as error:  # of many kinds: network, permission, a checksum of the transfer, a full disk
+        except Exception as error:  # such as network, permission, a checksum of the transfer, a full disk
             raise JobError(f"{key}: {source} cannot be fetched ({first_line(error)})") from error
         if path.stat().st_size != blob.size or (blob.crc32c and _crc32c(path) != blob.crc32c):
             raise JobError(f"{key}: {source} arrived damaged; run again, or upload it again")

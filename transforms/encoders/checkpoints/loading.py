@@ -1,4 +1,4 @@
-"""Loads models and tokenizers of transformers from a directory, and turns what goes wrong into a JobError.
+"""Loads models and tokenizers of transformers from a directory, and turns errors into a JobError.
 
 Importing this file does not import transformers.
 """
@@ -43,7 +43,7 @@ def quiet_transformers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def loading(key: str, what: str) -> Iterator[None]:
-    """Runs its body quietly, and turns what transformers raises in it into a JobError.
+    """Runs its body quietly, and turns an error of transformers into a JobError.
 
     Args:
         key: the job-file key that the error message names.

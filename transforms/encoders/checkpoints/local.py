@@ -21,7 +21,7 @@ from unisono.transforms.encoders.checkpoints.formats import FETCHED, PICKLED, fi
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _HUB_SKIP = ["onnx/*", "openvino/*"]
 
-# Keys of JSON files that say where a checkpoint came from, and not what it computes.
+# Keys in JSON files that say where a checkpoint came from. They do not change what it computes.
 _PROVENANCE = {
     "_name_or_path", "name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype"
 }  # fmt: skip
@@ -36,7 +36,7 @@ def find_directory(
     """Finds the directory of a checkpoint. A gs:// directory or a hub repository is fetched first.
 
     Args:
-        spec: of the encoder that needs the checkpoint.
+        spec: the spec of the encoder that needs the checkpoint.
         revision: a tag, branch or commit of a hub repository. Only a commit always means the same files.
         option: the key below `encoders.<modality>` that the error messages name.
         where: the value of that option: a local directory, a gs:// directory or a hub id. None means `spec.model`.
@@ -81,7 +81,7 @@ def _fetch_from_hub(key: str, repository: str, revision: str | None) -> Path:
                 repository, revision=revision, allow_patterns=list(FETCHED), ignore_patterns=_HUB_SKIP
             )
         )
-    except Exception as error:  # of many kinds: network, no such repository or revision, offline, gated
+    except Exception as error:  # such as no such repository or revision, no network, offline mode, a gated repository
         raise JobError(
             f"{key}: {repository} is no local directory and cannot be fetched from the hub "
             f"({type(error).__name__}: {first_line(error)}); check name, revision and network, "
@@ -200,7 +200,7 @@ def content_hash(files: Iterable[Path], facts: Any) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """Hashes a file, a JSON file as `content_hash` describes. The result is kept until the file changes."""
+    """Hashes a file. In a JSON file, only what `content_hash` describes counts. The result is kept until it changes."""
     stat = path.stat()
     key = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
     with _hash_lock:
@@ -222,5 +222,3 @@ def _hash_json(path: Path) -> str:
     if isinstance(value, dict):
         value = {name: v for name, v in value.items() if name not in _PROVENANCE}
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-

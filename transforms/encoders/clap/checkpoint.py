@@ -60,7 +60,7 @@ def load_tower(key: str, directory: Path, modality: str) -> Any:
 
     Args:
         key: the job-file key that the error messages name.
-        directory: the checkpoint's.
+        directory: the checkpoint's directory.
         modality: `audio` or `text`.
 
     Raises:

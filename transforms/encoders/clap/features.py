@@ -18,8 +18,8 @@ CONFIG = "preprocessor_config.json"
 TRUNCATIONS = ("fusion", "rand_trunc")
 PADDINGS = ("repeatpad", "repeat", "pad")
 
-# Frames in one Fourier transform: on a CPU what its second-level cache holds (1 MB of float64), on a GPU enough to fill
-# it.
+# Frames in one Fourier transform: as many as the second-level cache of a CPU holds (1 MB of float64), or enough to keep
+# a GPU busy.
 _CPU_FRAMES, _CUDA_FRAMES = 128, 65_536
 _MEL_FLOOR = 1e-10  # `mel_floor` of transformers.audio_utils.spectrogram, and `min_value` of its `power_to_db`
 
@@ -61,7 +61,7 @@ def read_recipe(key: str, directory: Path) -> Recipe:
 
     Args:
         key: the job-file key that the error messages name.
-        directory: the checkpoint's.
+        directory: the checkpoint's directory.
 
     Raises:
         JobError: there is no such file, or it asks for features that are not supported.
@@ -75,15 +75,15 @@ def read_recipe(key: str, directory: Path) -> Recipe:
     # The defaults are those of `ClapFeatureExtractor`.
     rate, seconds = int(config.get("sampling_rate", 48_000)), config.get("max_length_s", 10)
     recipe = Recipe(
-        rate,
-        int(seconds * rate),
-        int(config.get("hop_length", 480)),
-        int(config.get("fft_window_size", 1024)),
-        int(config.get("feature_size", 64)),
-        float(config.get("frequency_min", 0)),
-        float(config.get("frequency_max", 14_000)),
-        str(config.get("padding", "repeatpad")),
-        str(config.get("truncation", "fusion")),
+        sample_rate_hz=rate,
+        window=int(seconds * rate),
+        hop=int(config.get("hop_length", 480)),
+        frame=int(config.get("fft_window_size", 1024)),
+        mels=int(config.get("feature_size", 64)),
+        min_hz=float(config.get("frequency_min", 0)),
+        max_hz=float(config.get("frequency_max", 14_000)),
+        padding=str(config.get("padding", "repeatpad")),
+        truncation=str(config.get("truncation", "fusion")),
     )
     if recipe.truncation not in TRUNCATIONS or recipe.padding not in PADDINGS:
         raise JobError(
@@ -159,7 +159,8 @@ class MelFeatures:
         """
         torch, at = self._torch, self._recipe
         half = at.frame // 2
-        # No frame lies in two clips, so each clip is padded for itself. On a GPU, many clips go together.
+        # No frame may contain samples of two clips, so each clip is padded separately. On a GPU, many clips are
+        # transformed together.
         per_row = 1 + waves.shape[1] // at.hop
         out = torch.empty(len(waves) * per_row, at.mels, device=self.device)
         rows = max(1, self._block // per_row)

@@ -5,8 +5,8 @@ A model is `clap/<hub id>`, `clap/<directory>` or, for audio, the hub id or dire
 A clip longer than the model's window is cut into windows, spread evenly over the clip; its embedding is the mean of
 the windows' unit embeddings.
 
-A checkpoint with `truncation: fusion` is told for each clip whether it is longer than the window. Here, that is always
-the truth. The extractor of transformers marks one clip as longer, at random, in a batch where none is.
+A model with `truncation: fusion` takes a flag for each clip that says whether the clip is longer than the window. Here
+the flag is always right. If no clip of a batch is longer, the extractor of transformers marks a random one as longer.
 """
 
 from __future__ import annotations
@@ -90,12 +90,12 @@ def load(spec: EncoderSpec) -> Encoder:
 
 def _read(spec: EncoderSpec) -> tuple[Settings, Checkpoint]:
     settings = Settings(
-        read_settings(spec, OPTIONS),
-        read_whole(spec, "windows", WINDOWS),
-        read_seconds(spec, "hop_seconds", None),
-        read_choice(spec, "long_clips", LONG_CLIPS),
-        read_whole(spec, "batch_windows", BATCH_WINDOWS),
-        read_whole(spec, "batch_texts", BATCH_TEXTS),
+        torch=read_settings(spec, OPTIONS),
+        windows=read_whole(spec, "windows", WINDOWS),
+        hop_seconds=read_seconds(spec, "hop_seconds", None),
+        long_clips=read_choice(spec, "long_clips", LONG_CLIPS),
+        batch_windows=read_whole(spec, "batch_windows", BATCH_WINDOWS),
+        batch_texts=read_whole(spec, "batch_texts", BATCH_TEXTS),
     )
     found = read_checkpoint(spec)
     if settings.long_clips == "fusion" and found.recipe.truncation != "fusion":
@@ -124,7 +124,7 @@ class Clip:
         values: the waveforms of its windows, float32 [windows, samples]. A clip shorter than the window has one row
             of its own length. If `ready`, these are instead the features of one input, float32 [4, frames, mels].
         ready: whether `values` are features.
-        longer: whether a `fusion` model is told that the clip is longer than the window.
+        longer: the flag that tells a `fusion` model that the clip is longer than the window.
     """
 
     values: np.ndarray
@@ -133,7 +133,7 @@ class Clip:
 
     @property
     def nbytes(self) -> int:
-        """The bytes that it holds."""
+        """The number of bytes that the clip holds."""
         return self.values.nbytes
 
 
@@ -206,7 +206,7 @@ class ClapAudioEncoder:
     def _make_features(self, batch: Sequence[Clip]) -> Any:
         """Makes the model's input: float32 [windows, channels, frames, mels] on the device.
 
-        There is one channel, unless a clip of the batch has features for `fusion`; then there are four.
+        There are four channels if a clip of the batch has features for `fusion`, otherwise one.
         """
         at = self._found.recipe
         waves = [_padded(row, at) for clip in batch if not clip.ready for row in clip.values]

@@ -1,6 +1,6 @@
 """Finds an open_clip checkpoint and reads everything about it except its weights.
 
-It imports neither torch nor open_clip, except to look up a tag of pretrained weights.
+Importing this file imports neither torch nor open_clip. open_clip is imported only to look up a tag of weights.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def _from_tag(spec: EncoderSpec, name: str, tag: str, revision: str | None) -> C
 
     try:
         path = Path(huggingface_hub.hf_hub_download(repository, file, revision=revision))
-    except Exception as error:  # of many kinds: network, no such repository, file or revision, offline, gated
+    except Exception as error:  # such as no such repository, file or revision, no network, a gated repository
         raise JobError(
             f"{key}: {file} of {repository} cannot be fetched from the hub "
             f"({type(error).__name__}: {first_line(error)}); check tag, revision and network, or give a directory"

@@ -146,8 +146,9 @@ class OpenClipImageEncoder(_Tower):
     def prepare(self, raw: bytes) -> np.ndarray:
         """Decodes one picture and brings it to the model's size: uint8 [height, width, 3].
 
-        In two points this differs from open_clip's own transform. Transparent pixels are laid over white; there they
-        keep whatever colour the file gives them, often black. The EXIF orientation is applied; there it is ignored.
+        This differs from open_clip's own transform in two points. Transparent pixels are laid over white; open_clip
+        keeps the colour that the file stores for them, often black. The EXIF orientation is applied; open_clip ignores
+        it.
 
         Raises:
             InputError: as `decode_image`.
@@ -178,7 +179,7 @@ class OpenClipTextEncoder(_Tower):
         try:
             with _quiet_open_clip():
                 self._tokenizer = open_clip.get_tokenizer(found.tokenizer)
-        except Exception as error:  # of many kinds: no tokenizer files, no hub, a vocabulary that cannot be read
+        except Exception as error:  # such as no tokenizer files, no network, a vocabulary that cannot be read
             raise JobError(
                 f"{spec.key}.model: the tokenizer of {spec.model} cannot be loaded ({first_line(error)}); "
                 "put its files in the directory of the weights"
@@ -204,7 +205,7 @@ class OpenClipTextEncoder(_Tower):
 def _load_model(key: str, found: Checkpoint) -> Any:
     """Builds the architecture and loads every weight into it.
 
-    open_clip does both for a directory in its own layout, so such a directory is made for the time of the call.
+    open_clip does both for a directory in its own layout, so this function makes a temporary one.
 
     Raises:
         JobError: the weights do not fit the configuration.
@@ -218,7 +219,7 @@ def _load_model(key: str, found: Checkpoint) -> Any:
         try:
             with _quiet_open_clip():
                 return open_clip.create_model(f"local-dir:{directory}", pretrained_text=False)
-        except Exception as error:  # of many kinds: torch raises its own for each way in which weights do not fit
+        except Exception as error:  # torch raises errors of many types for weights that do not fit
             why = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
             raise JobError(
                 f"{key}: {found.weights} cannot be loaded ({why}); name the architecture of these weights"

@@ -13,7 +13,7 @@ from unisono.transforms.media.audio import decode_audio
 SAMPLE_RATE_HZ = 22_050
 WINDOW, HOP = 2048, 512  # in samples, 93 ms and 23 ms: librosa's defaults
 MELS, MFCCS, CHROMAS = 64, 20, 12
-MAX_SECONDS = 30.0  # only the first so many seconds of a clip are decoded
+MAX_SECONDS = 30.0  # only this much from the beginning of a clip is decoded
 ACTIVE_DB = 50.0  # frames this far below the loudest frame are pauses and do not enter the statistics
 DYNAMIC_DB = 80.0  # levels this far below the loudest are raised to that level, as in librosa's `power_to_db`
 SILENCE = 1e-6  # a clip whose peak is below -120 dB is silence

@@ -24,7 +24,7 @@ _WIDTH_KEYS = ("hidden_size", "d_model", "dim", "n_embd")
 # Names of prompts that sentence-transformers' `encode_document` and `encode_query` look for, in this order.
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 _QUERY_PROMPTS = ("query",)
-# Encoder-decoders whose encoder alone makes the embedding, as in sentence-transformers: model type to class.
+# For encoder-decoders, only the encoder makes the embedding, as in sentence-transformers: class by model type.
 ENCODER_HALVES = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
 
 # The pooling switches of sentence-transformers before version 6, in the order in which their results are joined.
@@ -80,9 +80,9 @@ class Checkpoint(NamedTuple):
         steps: the steps after the transformer, in order. The first is the pooling.
         max_tokens: the longest input that the sentence-transformers files state. None means that they state none.
         lower_case: whether texts are changed to lower case first.
-        prompt: goes before every text of the catalogue.
+        prompt: the text that is put before every text of the catalogue.
         dim: the length of an embedding.
-        query_prompt: goes before every query.
+        query_prompt: the text that is put before every query.
     """
 
     directory: Path
@@ -103,7 +103,7 @@ def read_checkpoint(key: str, root: Path, prompt: str | None = None, query_promp
         root: the checkpoint's directory.
         prompt: the prompt for texts of the catalogue: the name of one of the checkpoint's prompts, or a text. None
             means the checkpoint's own choice.
-        query_prompt: the prompt for queries, likewise.
+        query_prompt: the prompt for queries, in the same form.
 
     Raises:
         JobError: a file is missing or wrong, or asks for something that is not supported.
@@ -129,14 +129,14 @@ def read_checkpoint(key: str, root: Path, prompt: str | None = None, query_promp
     stated = local.read_json(key, sentence) if sentence.is_file() else {}
     max_tokens = stated.get("max_seq_length")
     return Checkpoint(
-        directory,
-        weights,
-        (pooling, *others),
-        int(max_tokens) if max_tokens else None,
-        bool(stated.get("do_lower_case", False)),
-        _read_prompt(key, root, prompt, _DOCUMENT_PROMPTS),
-        dense[-1] if dense else width * len(pooling.modes),
-        _read_prompt(key, root, query_prompt, _QUERY_PROMPTS),
+        directory=directory,
+        weights=weights,
+        steps=(pooling, *others),
+        max_tokens=int(max_tokens) if max_tokens else None,
+        lower_case=bool(stated.get("do_lower_case", False)),
+        prompt=_read_prompt(key, root, prompt, _DOCUMENT_PROMPTS),
+        dim=dense[-1] if dense else width * len(pooling.modes),
+        query_prompt=_read_prompt(key, root, query_prompt, _QUERY_PROMPTS),
     )
 
 
@@ -170,7 +170,7 @@ def _check_config(key: str, directory: Path, config: dict[str, Any]) -> None:
     """Checks that a model needs no code of its own and has no decoder.
 
     Raises:
-        JobError: it needs its own code, or has a decoder, or its configuration states no type of model.
+        JobError: the model needs its own code or has a decoder, or its configuration states no type of model.
     """
     kind = config.get("model_type")
     if kind is None:
@@ -235,7 +235,11 @@ def _read_prompt(key: str, root: Path, wanted: str | None, kinds: tuple[str, ...
 
 
 def content_id(found: Checkpoint, **settings: str) -> str:
-    """Hashes everything that an embedding depends on: weights, tokenizer, configuration, steps and `settings`."""
+    """Hashes everything that an embedding depends on: weights, tokenizer, configuration, steps and `settings`.
+
+    Returns:
+        16 hexadecimal digits.
+    """
     tokenizer = [found.directory / name for name in _TOKENIZER_FILES]
     dense = [step.weights for step in found.steps if isinstance(step, Dense)]
     # The place of a file does not change the output.

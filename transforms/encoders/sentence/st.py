@@ -48,7 +48,7 @@ OPTIONS = ("audio_seconds", "batch", "max_pixels", "parts", "prompt", "revision"
 AUDIO_SECONDS = 30.0  # length of a window: the audio towers of current omni-modal models were made for this length
 WINDOWS = 4
 BATCH = 32
-MAX_PIXELS = 2_000_000  # a picture is shrunk to this before it waits for the model; current models use no more
+MAX_PIXELS = 2_000_000  # a larger picture is shrunk to this before it waits for the model; models use no more
 _RATE_HZ = 16_000  # for a model whose feature extractor states no sample rate
 
 
@@ -57,7 +57,7 @@ class Settings(NamedTuple):
 
     Attributes:
         torch: the options that all torch families share.
-        audio_seconds: the length of a window.
+        audio_seconds: the length of an audio window, in seconds.
         windows: the largest number of windows that are taken from one clip. A joint input takes one, from the middle.
         batch: the largest number of inputs in one forward pass.
         max_pixels: a larger picture is shrunk to this many pixels before the model's own resizing.
@@ -99,13 +99,13 @@ def load(spec: EncoderSpec) -> Encoder:
 
 def _read(spec: EncoderSpec) -> tuple[Settings, Path]:
     settings = Settings(
-        read_settings(spec, OPTIONS),
-        read_seconds(spec, "audio_seconds", AUDIO_SECONDS),
-        read_whole(spec, "windows", WINDOWS),
-        read_whole(spec, "batch", BATCH),
-        read_whole(spec, "max_pixels", MAX_PIXELS),
-        read_string(spec, "prompt"),
-        tuple(dict(spec.options).get("parts", CATALOG)),
+        torch=read_settings(spec, OPTIONS),
+        audio_seconds=read_seconds(spec, "audio_seconds", AUDIO_SECONDS),
+        windows=read_whole(spec, "windows", WINDOWS),
+        batch=read_whole(spec, "batch", BATCH),
+        max_pixels=read_whole(spec, "max_pixels", MAX_PIXELS),
+        prompt=read_string(spec, "prompt"),
+        parts=tuple(dict(spec.options).get("parts", CATALOG)),
     )
     root = find_directory(spec, read_string(spec, "revision"), where=spec.model.removeprefix("st/"))
     key = f"{spec.key}.model"
@@ -143,8 +143,8 @@ class Sample:
 
     Attributes:
         inputs: the input in the form that sentence-transformers takes. A long clip has one for each of its windows.
-        nbytes: the bytes that it holds.
-        kind: the modalities in it, sorted.
+        nbytes: the number of bytes that the input holds.
+        kind: the modalities in the input, sorted.
         lost: the parts of a joint input that cannot be used, and why.
     """
 
@@ -174,7 +174,7 @@ class SentenceEncoder:
                     local_files_only=True,
                     model_kwargs={"use_safetensors": True, "dtype": "float32"},
                 )
-        except Exception as error:  # of many kinds: each module raises its own
+        except Exception as error:  # each module raises errors of its own types
             raise JobError(f"{key}: {root} cannot be loaded ({first_line(error)})") from error
         self._model = self._runtime.place(model)
         if settings.torch.compile:
@@ -205,12 +205,16 @@ class SentenceEncoder:
         """Decodes one input, or the parts of a joint one.
 
         Raises:
-            InputError: the input cannot be used, or the model takes no input of just these parts.
+            InputError: the input cannot be used, or the model takes no input with exactly these parts.
         """
         return self.to_sample(raw if self._spec.modality == JOINT else {self._spec.modality: raw})
 
     def to_sample(self, raw: dict[str, Any]) -> Sample:
-        """Decodes an input that is given by part. See `prepare`."""
+        """Decodes an input that is given as a dict by part.
+
+        Raises:
+            InputError: as `prepare`.
+        """
         kind = tuple(sorted(raw))
         self._check_kind(kind)
         if kind == ("audio",):

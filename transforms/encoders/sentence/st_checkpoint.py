@@ -104,16 +104,16 @@ def stated_modalities(key: str, root: Path) -> list[str]:
 
 
 def check_modalities(spec: EncoderSpec, parts: Iterable[str], taken: list[str]) -> None:
-    """Checks that a model takes the modality of a spec, or for `joint` an input of all its parts.
+    """Checks that a model takes the modality of a spec. For `joint`, it must take all parts in one input.
 
     Args:
         spec: the encoder's spec.
         parts: the parts of a joint input.
         taken: the modalities that the model takes, in the form that `stated_modalities` returns. An empty list means
-            that this is not known, and passes.
+            that they are not known; then the check passes.
 
     Raises:
-        JobError: the model does not take it.
+        JobError: the model does not take such inputs.
     """
     if not taken:
         return

@@ -40,8 +40,9 @@ OPTIONS = ("batch_tokens", "prompt", "query_prompt", "revision")
 # Tokens in one forward pass. A CPU is fastest while the activations fit in its caches: with MiniLM, batches of 4,096
 # tokens take two cores 1.3 times as long (docs/performance.md). A GPU needs enough tokens to keep it busy.
 CPU_TOKENS, CUDA_TOKENS = 1024, 32_768
-# Tokens in one call to `encode`, at least. The stage sorts texts by their letters, which predict the number of tokens
-# only within a factor of two. `encode` sorts by the true number, and with so many tokens hardly any padding is left.
+# The least number of tokens in one call to `encode`. The encode stage sorts texts by their letters, which predict the
+# number of tokens only within a factor of two. `encode` sorts by the true number, which leaves hardly any padding if it
+# gets so many tokens.
 TOKENS_AT_ONCE = 65_536
 FALLBACK_MAX_TOKENS = 512  # if neither the checkpoint's files nor its tokenizer nor its model state a maximum
 
@@ -52,8 +53,8 @@ class Settings(NamedTuple):
     Attributes:
         torch: the options that all torch families share.
         revision: a tag, branch or commit of a hub repository.
-        prompt: goes before every text of the catalogue. None means the checkpoint's own choice.
-        query_prompt: goes before every query. None means the checkpoint's own choice.
+        prompt: the text that is put before every text of the catalogue. None means the checkpoint's own choice.
+        query_prompt: the text that is put before every query. None means the checkpoint's own choice.
         batch_tokens: tokens in one forward pass, with padding. None means `CUDA_TOKENS` or `CPU_TOKENS`, by the device.
     """
 
@@ -85,11 +86,11 @@ def load(spec: EncoderSpec) -> Encoder:
 
 def _read(spec: EncoderSpec) -> tuple[Settings, Checkpoint]:
     settings = Settings(
-        read_settings(spec, OPTIONS),
-        read_string(spec, "revision"),
-        read_string(spec, "prompt"),
-        read_string(spec, "query_prompt"),
-        read_whole(spec, "batch_tokens", None),
+        torch=read_settings(spec, OPTIONS),
+        revision=read_string(spec, "revision"),
+        prompt=read_string(spec, "prompt"),
+        query_prompt=read_string(spec, "query_prompt"),
+        batch_tokens=read_whole(spec, "batch_tokens", None),
     )
     root = find_directory(spec, settings.revision)
     return settings, read_checkpoint(f"{spec.key}.model", root, settings.prompt, settings.query_prompt)
@@ -143,7 +144,7 @@ class TransformersTextEncoder:
     def cost(self, prepared: str) -> int:
         """Estimates the number of tokens: a quarter for an ASCII letter, one for a Chinese character."""
         letters = len(self._prompt) + len(prepared)
-        # Bytes of UTF-8 beyond one for each letter: 2 for a Chinese character.
+        # The bytes of UTF-8 beyond one byte for each letter, such as 2 for a Chinese character.
         wider = len(self._prompt.encode()) + len(prepared.encode()) - letters
         return min(self._max_tokens, 2 + (2 * letters + 3 * wider) // 8)
 
@@ -272,7 +273,7 @@ def _forward_batches(lengths: np.ndarray, budget: int) -> Iterator[tuple[int, in
 
 
 def _load_model(key: str, directory: Path) -> Any:
-    """Loads a transformer. Of an encoder-decoder, it loads the encoder.
+    """Loads a transformer, or only the encoder of an encoder-decoder.
 
     Raises:
         JobError: it cannot be loaded, or a weight is missing.

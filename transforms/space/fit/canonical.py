@@ -50,7 +50,7 @@ def solve_gcca(moments: Moments, used: list[str], spec: SpaceSpec) -> Solution:
     paired = [m for m in used if any(m != other and moments.count(m, other) > 1 for other in used)]
     r = shared_regularization(moments, used) if spec.regularization is None else spec.regularization
     whiteners = {m: whitener(moments, m, r) for m in used}
-    # At most so many axes have a positive correlation, see `AlignmentMethod.max_dim`.
+    # The number of axes with a positive correlation is limited, see `AlignmentMethod.max_dim`.
     ranks = [whiteners[m].basis.shape[1] for m in paired]
     axes = min(spec.axes, sum(ranks) - max(ranks)) if paired else 0
     maps, correlations = _joint_axes(moments, {m: whiteners[m] for m in paired}, axes)

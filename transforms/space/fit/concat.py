@@ -26,9 +26,9 @@ def concat_outputs(
     """Returns the principal components of the weighted modalities side by side, as one output for each modality.
 
     An item's vector has the direction of Σ_m w_m (z_m − μ_m) P_m over the modalities it has. P are the leading
-    eigenvectors of the joint covariance of the w_m z_m. Covariances are computed from the available cases: a rare
-    modality does not lose influence. `<m>_vector` is then (z_m − μ_m) P_m at unit length, the sum of `<m>_weight` ·
-    `<m>_vector` is exactly the item's vector, and a query by one modality can be compared with both.
+    eigenvectors of the joint covariance of the w_m z_m. Covariances are computed from the available cases, so
+    a rare modality does not lose influence. `<m>_vector` is then (z_m − μ_m) P_m at unit length. The sum of
+    `<m>_weight` · `<m>_vector` is exactly the item's vector. A query by one modality can be compared with both.
 
     Source: Hotelling 1933 (PCA); Kiela, Bottou, "Learning image embeddings using convolutional neural networks for
     improved multi-modal semantics", EMNLP 2014, §3.3 (normalised, weighted concatenation).
@@ -36,7 +36,7 @@ def concat_outputs(
     Args:
         moments: the moments of the unit vectors of each modality.
         modalities: the modalities of the space.
-        weights: the weight of each modality. 1 for a modality that is not named.
+        weights: the weight of each modality. A modality that is not named has weight 1.
         dim: the number of axes to keep.
     """
     dims = moments.dims

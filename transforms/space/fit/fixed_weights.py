@@ -19,7 +19,7 @@ from unisono.transforms.space.space import Space
 
 
 def fit_mean(case: FusionCase) -> FusionFit:
-    """Balances the modalities: every one moves the score of two items equally, see `balanced_weights`."""
+    """Gives the modalities balanced weights: each moves the score of two items equally, see `balanced_weights`."""
     return _fixed(case, case.balanced)
 
 
@@ -29,7 +29,7 @@ def fit_weighted(case: FusionCase) -> FusionFit:
     A learned weight is the balanced weight times the square root of the reliability.
 
     Raises:
-        JobError: weights should be learned and there are too few items to validate on.
+        JobError: the weights are to be learned, and there are too few items to validate on.
     """
     names, given = case.space.modalities, case.spec.weights
     if given != "learned":
@@ -51,8 +51,9 @@ def _fixed(
 def reliability(space: Space, rows: pa.Table) -> dict[str, float]:
     """Measures how well each modality agrees with the others on items that the space was not fitted on.
 
-    For each pair of modalities and each direction: the mean reciprocal rank of an item's own other modality, scaled so
-    that chance is 0 and a perfect result is 1. A modality's reliability is the mean over its pairs and directions.
+    A query by one modality ranks all items by another modality, and the reciprocal rank of the item itself counts. The
+    mean over items is scaled: chance becomes 0 and a perfect result 1. A modality's reliability is the mean over all
+    pairs that it is in, in both directions.
 
     Source: Bates, Granger, "The combination of forecasts", Operational Research Quarterly 20(4), 1969 (weights from
     past performance).
@@ -62,7 +63,8 @@ def reliability(space: Space, rows: pa.Table) -> dict[str, float]:
         rows: `item_id` and `<m>_embedding` columns (null: missing).
 
     Returns:
-        For each modality of the space 0 … 1. 0 if too few rows have it together with another one.
+        The reliability of each modality of the space, 0 … 1. It is 0 if fewer than two rows have the modality together
+        with another one.
     """
     aligned = replace(space, outputs={}, weigher=None, imputer=None).align(embeddings_of(rows))
     scores: dict[str, list[float]] = {m: [] for m in space.modalities}

@@ -28,9 +28,9 @@ class FusionCase:
         sample: `item_id` and `<m>_embedding` columns (null: missing), rows in ascending order of the ids.
         spec: the settings.
         moments: the moments of the unit vectors of each modality, before fusion.
-        spread: the standard deviation of the scores in each modality, see `similarity_spread`. A modality that no item
-            of the sample has is left out.
-        validation: rows, and a space that was fitted without them. None means that there are too few items.
+        spread: the standard deviation of the scores in each modality, see `similarity_spread`. It has no entry for a
+            modality that no item of the sample has.
+        validation: a space, and rows that it was not fitted on. None means that there are too few items.
     """
 
     space: Space
@@ -42,7 +42,7 @@ class FusionCase:
 
     @property
     def balanced(self) -> dict[str, float]:
-        """The weights by which all modalities count alike, see `balanced_weights`."""
+        """The weights with which all modalities count equally, see `balanced_weights`."""
         return balanced_weights(self.spread)
 
 
@@ -51,8 +51,8 @@ class FusionFit:
     """What a fusion method found.
 
     Attributes:
-        weights: the weight of each modality, for the report. 1 for a modality that is not named. A weigher that is
-            trained ignores them.
+        weights: the weight of each modality, for the report. A modality that is not named has weight 1. A trained
+            weigher does not use them.
         weigher: weighs the modalities of an item. None means equal weights.
         outputs: the last map of each modality. Empty means that the axes of the space stay.
         findings: what the method reports in addition, in JSON types, see `FusionReport.findings`.
@@ -81,7 +81,8 @@ def fit_fusion(
         space: fitted, without outputs.
         sample: `item_id` and `<m>_embedding` columns (null: missing).
         spec: the settings.
-        validation: rows, and a space that was fitted without them. Needed for `weights: learned`.
+        validation: a space, and rows that it was not fitted on. Needed for `weights: learned`. None means that there
+            are too few items.
 
     Returns:
         The space with its weigher, outputs and imputer. `info.fusion` says how much each modality counts.
@@ -91,7 +92,10 @@ def fit_fusion(
     """
     moments = inner_moments(space, sample)
     spread = {m: similarity_spread(moments, m) for m in space.modalities if moments.count(m)}
-    fit: FusionFit = FUSIONS[spec.method].load()(FusionCase(space, sample, spec, moments, spread, validation))
+    case = FusionCase(
+        space=space, sample=sample, spec=spec, moments=moments, spread=spread, validation=validation
+    )  # fmt: skip
+    fit: FusionFit = FUSIONS[spec.method].load()(case)
     out = replace(space, weigher=fit.weigher, outputs=fit.outputs)
     if spec.impute and len(space.modalities) > 1:
         out = replace(out, imputer=fit_conditional_mean(moments))
@@ -115,12 +119,12 @@ def similarity_spread(moments: Moments, m: str) -> float:
 
 
 def balanced_weights(spread: Mapping[str, float]) -> dict[str, float]:
-    """Returns the weights by which every modality moves the score of two items equally. Their mean is 1.
+    """Returns the weights with which every modality moves the score of two items equally. Their mean is 1.
 
     The score of two items contains w_m² z_m·z'_m, so w_m ∝ spread_m^{-1/2}.
 
     Args:
-        spread: for each modality, see `similarity_spread`.
+        spread: the standard deviation of the scores in each modality, see `similarity_spread`.
     """
     return mean_one({m: s**-0.5 if s > 0 else 0.0 for m, s in spread.items()})
 

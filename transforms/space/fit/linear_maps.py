@@ -38,8 +38,9 @@ def solve_whiten(moments: Moments, used: list[str], spec: SpaceSpec) -> Solution
 
     ZCA maps by (C + λI)^{-1/2}. Its result is as close to the embeddings as whitening allows, so axes that the encoders
     share stay shared. All modalities are then turned to the principal axes of the mean of their covariances. PCA maps
-    each modality to its own principal axes. An axis then means something else in each modality, so only the fusion
-    method `concat` suits it. In both cases the `remove_top` strongest axes of each modality are removed first.
+    each modality to its own principal axes. An axis then has a different meaning in each modality, so only the
+    fusion method `concat` suits such a space. In both cases the `remove_top` strongest axes of each modality are
+    removed first.
 
     Source: Kessy, Lewin, Strimmer, "Optimal whitening and decorrelation", The American Statistician 72(4), 2018,
     eq. 3 and 7 (ZCA, PCA); Ledoit, Wolf 2004 and Chen et al. 2010 (shrinkage); Mu, Viswanath, "All-but-the-top",
@@ -157,6 +158,9 @@ def _hub(moments: Moments, used: list[str], spec: SpaceSpec) -> tuple[str, np.nd
 
     Returns:
         The hub; its leading principal axes, float64 [d, ≤ dim].
+
+    Raises:
+        JobError: the hub asked for is none of `used`.
     """
     if spec.hub is not None and spec.hub not in used:
         raise JobError(f"space.hub: {spec.hub!r} cannot be used; choose one of {', '.join(used)}")
@@ -172,6 +176,11 @@ def _shared_axes(covariance: np.ndarray, dim: int) -> np.ndarray:
 
 
 def _check_one_length(moments: Moments, used: list[str], method: str) -> None:
+    """Checks that the embeddings of all modalities have the same length.
+
+    Raises:
+        JobError: the lengths differ.
+    """
     if len({moments.dims[m] for m in used}) > 1:
         lengths = ", ".join(f"{m} {moments.dims[m]}" for m in used)
         raise JobError(

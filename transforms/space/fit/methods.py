@@ -18,7 +18,7 @@ from unisono.transforms.space.info import SpaceInfo
 from unisono.transforms.space.registry import METHODS
 from unisono.transforms.space.space import Space, linear_space
 
-_CANONICAL = ("auto", "cca", "gcca")  # three names of one method
+_CANONICAL = ("auto", "cca", "gcca")  # three names for one method
 
 
 def needs_sample(method: str) -> bool:
@@ -27,12 +27,12 @@ def needs_sample(method: str) -> bool:
 
 
 def max_dim(method: str, dims: Mapping[str, int], hub: str | None = None) -> int:
-    """Returns the largest number of axes that a method can find, see `registry.AlignmentMethod.max_dim`."""
+    """Returns the largest number of axes that a method can find, see `AlignmentMethod.max_dim`."""
     return METHODS[method].max_dim(dims, hub)
 
 
 def possible_axes(spec: SpaceSpec, dims: Mapping[str, int]) -> int:
-    """Returns the number of axes that is asked for, or as many as there can be."""
+    """Returns the number of axes that is asked for, or the largest possible number if that is smaller."""
     return min(spec.axes, max_dim(spec.method, dims, spec.hub))
 
 
@@ -44,7 +44,7 @@ def fit_space(moments: Moments, spec: SpaceSpec, sample: pa.Table | None = None)
     Args:
         moments: the moments of the embeddings.
         spec: the settings.
-        sample: see `registry.AlignmentMethod`. Only for methods that need a sample.
+        sample: see `space.registry.AlignmentMethod`. None is allowed for methods that need no sample.
 
     Returns:
         A space without fusion. The fields of its `info` from `asked` to `findings` are set.
@@ -75,7 +75,11 @@ def fit_space(moments: Moments, spec: SpaceSpec, sample: pa.Table | None = None)
 
 
 def _fit(moments: Moments, used: list[str], spec: SpaceSpec, sample: pa.Table | None) -> Space:
-    """Fits the usable modalities by the method asked for."""
+    """Fits the usable modalities by the method asked for.
+
+    Raises:
+        JobError: the method needs a sample, and there is none; or as the method's function raises.
+    """
     if len(used) == 1:
         return _linear("pca", moments, solve_pca(moments, used, spec))
     method = spec.method
@@ -97,7 +101,11 @@ def _linear(method: str, moments: Moments, found: Solution) -> Space:
 
 
 def _check(moments: Moments, spec: SpaceSpec) -> None:
-    """Refuses settings that cannot be met."""
+    """Checks that the method can align these modalities in so many axes.
+
+    Raises:
+        JobError: there are too many modalities or axes for the method.
+    """
     method, dim = METHODS[spec.method], spec.axes
     if method.most_modalities is not None and len(moments.dims) > method.most_modalities:
         raise JobError(

@@ -1,4 +1,4 @@
-"""Second moments of embeddings over every pair of modalities. Merged in any order they have the same bits."""
+"""Second moments of embeddings over every pair of modalities. The order of merging does not change a bit of them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Moments:
     and its 1 are zero. No shift is subtracted from the embeddings: all workers would have to agree on it before they
     see the data. In float64 the covariance keeps twelve digits even if a mean is a hundred times the spread.
 
-    Guarantees: `merge` is exact, hence associative and commutative bit for bit, for sums below 2^43. The resolution is
+    Guarantees: for sums below 2^43, `merge` is exact, so the order of merging does not change a bit. The resolution is
     2^-62.
 
     Attributes:
@@ -54,8 +54,8 @@ class Moments:
         """Adds rows, in place.
 
         Args:
-            batch: for each modality its embeddings, any float [n, d], and present, bool [n]. Rows that are not present
-                may hold anything.
+            batch: for each modality its embeddings, of any float dtype, [n, d], and present, bool [n]. Rows that are
+                not present may hold anything.
 
         Raises:
             JobError: embeddings of a modality differ in length from earlier ones, or a present embedding is not finite.

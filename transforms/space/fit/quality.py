@@ -19,13 +19,12 @@ from unisono.transforms.base.nearest import (
 )
 from unisono.transforms.base.tables import hash_ids
 from unisono.transforms.space.fuse import Fused, fuse
-from unisono.transforms.space.space import Aligned, Space
+from unisono.transforms.space.space import Aligned, Batch, Space
 from unisono.transforms.store.small_vectors import encode_vectors
 
 _LOST = 0.3  # the fraction of all modalities that `_missing` takes away
-_K = 10
-_MOST_ROWS = 8192  # every item is compared with every other one
-Batch = dict[str, tuple[np.ndarray, np.ndarray]]
+_K = 10  # how many neighbours, and how many results of a query
+_MOST_ROWS = 8192  # more would take too long, because every item is compared with every other one
 
 
 def measure_space(space: Space, rows: pa.Table, labels: np.ndarray | None = None) -> dict[str, Any]:
@@ -40,16 +39,17 @@ def measure_space(space: Space, rows: pa.Table, labels: np.ndarray | None = None
     Returns:
         A dictionary in JSON types:
         `items`: the number of items.
-        `pairs`: for each pair `a→b` recall@1, recall@5, recall@10, median_rank and mrr of an item's own b among all
-        items' b, when the query is its a; n, the number of items with both; chance@10, the recall@10 of random ranks.
+        `pairs`: measures for each pair `a→b` of modalities, where a query by an item's a ranks the b of all items:
+        recall@1, recall@5, recall@10, median_rank and mrr of the item's own b; n, the number of items with both; and
+        chance@10, the recall@10 of random ranks.
         `mean_recall@10`: the mean over the pairs.
         `times_chance`: the mean over the pairs of recall@10 / chance@10.
         `gap`: for each pair `a-b` the distance between the mean unit vectors of the two.
         `isotropy`: see `isotropy`, of the item vectors.
         `coverage`: the fraction of the items that have each modality, and that have a `vector`.
-        `same_label`: the fraction of ten nearest neighbours with the same label, for item vectors (`vector`), for each
-        modality, and by `chance`. Only with labels.
-        `without`: for each modality, what remains if it is dropped, see `_without`.
+        `same_label`: the fraction of the ten nearest neighbours that have the same label, for item vectors (`vector`),
+        for each modality, and for random vectors (`chance`). Only with labels.
+        `without`: for each modality, the effect of dropping it, see `_without`.
         `missing`: see `_missing`.
     """
     rows = rows.slice(0, _MOST_ROWS)
@@ -159,7 +159,7 @@ def fused_without(space: Space, batch: Batch, kept: dict[str, np.ndarray]) -> Fu
     Args:
         space: the space.
         batch: see `Space.align`.
-        kept: for each modality bool [n]: the rows that keep it. A modality that is not named is kept everywhere.
+        kept: for each modality the rows that keep it, bool [n]. A modality that is not named is kept in all rows.
     """
     shown = {m: (x, p & kept[m] if m in kept else p) for m, (x, p) in batch.items()}
     aligned = space.align(shown)

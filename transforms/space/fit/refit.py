@@ -1,4 +1,4 @@
-"""Versions of a space: axes in order of importance, and a new fit that is turned to the published space."""
+"""Refits: the order of the axes, the turn of a new space to the published one, and what the two have in common."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ from unisono.transforms.space.parts.linear import LinearMap
 from unisono.transforms.space.space import Space
 
 OVERLAP_ROWS = 2048  # how many items have their neighbours compared: n² scores
-_LEAST_COSINE = 0.9  # least mean cosine of an item's vectors in two spaces for sums of the one to be used in the other
-_MOST_COMPARABLE = 400  # how many earlier spaces are remembered: a year of nights
-_LEAST_PER_AXIS = 1  # common items for each axis; with fewer, the turn would be arbitrary
+# Two spaces are comparable if the mean cosine between the two vectors of an item is at least this. Sums of vectors from
+# one space can then be used in the other.
+_LEAST_COSINE = 0.9
+_MOST_COMPARABLE = 400  # how many earlier spaces are listed: more than a year of nightly runs
+_LEAST_PER_AXIS = 1  # the least number of common items for each axis; with fewer, the turn would be arbitrary
 
 
 def order_axes(vectors: np.ndarray) -> np.ndarray:
     """Returns the turn after which the first k axes are the best short vector, for every k: float64 [dim, dim].
 
-    Its columns are the eigenvectors of Σ v vᵀ, the largest eigenvalue first. Of all linear maps to k axes, the first k
-    of them keep the most of the vectors in the sense of least squares.
+    Its columns are the eigenvectors of Σ v vᵀ, the largest eigenvalue first. Among all linear maps to k axes, the map
+    by the first k columns loses the least of the vectors in the sense of least squares.
 
     Source: Eckart, Young, "The approximation of one matrix by another of lower rank", Psychometrika 1(3), 1936.
 
@@ -56,11 +58,11 @@ class Turn:
     """How a new space was turned to the published one.
 
     Attributes:
-        common: the number of items that both have.
-        before: the new vectors compared with the published ones before the turn. None without a turn.
-        turned: the same after the turn. None without a turn.
-        rotation: the turn, one list for each row, rounded to six digits. None without a turn.
-        not_anchored: why the space was not turned. None if it was.
+        common: the number of items that both the sample and the published run have.
+        before: the new vectors compared with the published ones before the turn. None means that there was no turn.
+        turned: the new vectors compared with the published ones after the turn. None means that there was no turn.
+        rotation: the turn, one list for each row, rounded to six digits. None means that there was no turn.
+        not_anchored: why the space was not turned. None means that it was turned.
     """
 
     common: int
@@ -70,10 +72,10 @@ class Turn:
     not_anchored: str | None = None
 
 
-def anchor(
+def turn_to_published(
     space: Space, ids: pa.ChunkedArray, vectors: np.ndarray, previous: pa.Table, dim: int
 ) -> tuple[Space, Turn]:
-    """Turns a newly fitted space to the published one: vectors of the two can then be compared.
+    """Turns a newly fitted space to the published one, so that vectors of the two can be compared.
 
     Args:
         space: the new space.
@@ -111,8 +113,9 @@ def lineage(
     Args:
         space: the new space.
         published: the published space.
-        mean_cosine: the mean cosine of the new vectors to the published ones, see `RefitReport`.
-        not_anchored: why there is no mean cosine.
+        mean_cosine: the mean cosine of the new vectors to the published ones, see `RefitReport`. None means that the
+            two could not be compared.
+        not_anchored: why the new space was not turned. None means that it was turned.
 
     Returns:
         The space_ids, the newest first; and why there are none, or an empty string.
@@ -131,7 +134,7 @@ def blend(space: Space, published: Space, inertia: float) -> Space | None:
     """Moves the published space part of the way to a new one that was turned to it.
 
     The mean and the map of each modality become (1 − inertia) · new + inertia · published. Over many runs this is an
-    exponential moving average of the fits: it follows the catalogue and evens out the chance of each night's sample.
+    exponential moving average of the fits: it follows the catalogue and averages out the randomness of each sample.
 
     Source: Polyak, Juditsky, "Acceleration of stochastic approximation by averaging", SIAM J. Control Optim. 30(4),
     1992 (averages of estimates vary less than the last estimate); Schönemann 1966 for the turn before it.
@@ -142,8 +145,8 @@ def blend(space: Space, published: Space, inertia: float) -> Space | None:
         inertia: the share of the published space, 0 … 1.
 
     Returns:
-        The blended space without an imputer, because the new space's imputer belongs to other axes. None if the spaces
-        are not one linear map for each modality, or if their maps have other shapes.
+        The blended space without an imputer, because the new space's imputer belongs to other axes. None means that
+        a space is not one linear map for each modality, or that the two spaces have different modalities or shapes.
     """
     new, old = _flat(space), _flat(published)
     if new is None or old is None or new.keys() != old.keys():
@@ -163,7 +166,11 @@ def blend(space: Space, published: Space, inertia: float) -> Space | None:
 
 
 def _flat(space: Space) -> dict[str, LinearMap] | None:
-    """Joins the projection and the output of each modality in one linear map. None if the space is not linear."""
+    """Joins the projection and the output of each modality in one linear map.
+
+    Returns:
+        The map of each modality. None means that the space is not linear.
+    """
     if space.mixer is not None:
         return None
     out = {}

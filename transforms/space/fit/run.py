@@ -18,7 +18,15 @@ from unisono.transforms.space.fit.impute import fit_conditional_mean
 from unisono.transforms.space.fit.methods import fit_space, needs_sample
 from unisono.transforms.space.fit.moments import Moments
 from unisono.transforms.space.fit.quality import measure_space, size_costs
-from unisono.transforms.space.fit.refit import OVERLAP_ROWS, anchor, blend, compare, lineage, may_keep, order_axes
+from unisono.transforms.space.fit.refit import (
+    OVERLAP_ROWS,
+    blend,
+    compare,
+    lineage,
+    may_keep,
+    order_axes,
+    turn_to_published,
+)
 from unisono.transforms.space.fit.spec import FusionSpec, SpaceSpec
 from unisono.transforms.space.fuse import fuse, item_vectors
 from unisono.transforms.space.info import Comparison, RefitReport
@@ -46,7 +54,11 @@ class FitSettings:
     encoder_ids: Mapping[str, str] = field(default_factory=dict)
 
     def key(self) -> dict[str, Any]:
-        """What of it a space must have been fitted with to be used again, in JSON types."""
+        """Returns the settings that decide whether a published space can be kept, in JSON types.
+
+        It can be kept only if it was fitted with the same settings. The encoder_ids are compared separately, by
+        `refit.may_keep`.
+        """
         asked = {"space": self.space.key(), "fusion": asdict(self.fusion), "output_dim": self.output_dim}
         out: dict[str, Any] = json.loads(json.dumps(asked, default=dict))
         return out
@@ -66,10 +78,11 @@ def fit_run(
         sample: `item_id` and `<m>_embedding` (null: missing), rows in ascending order of the ids.
         settings: how to fit.
         published: the space of the published run. None means that nothing is published.
-        previous: `item_id` and `vector` (float32, unit rows) of the published run, for the items of the sample.
+        previous: `item_id` and `vector` (float32, unit rows) of the published run, for the items of the sample. None
+            means that nothing is published.
 
     Returns:
-        The space, ready to map items, all fields of its `info` set; and the content of quality.json.
+        The space, ready to map items, with all fields of its `info` set; and the content of quality.json.
 
     Raises:
         JobError: a setting is not allowed, nothing can be fitted, or `space.refit` is `never` and the published space
@@ -86,7 +99,7 @@ def fit_run(
     if published is None or previous is None or previous.num_rows == 0:
         space = space.turned(np.eye(space.dim)[:, :dim]) if dim < space.dim else space
     else:
-        space, report = _face(space, sample, published, previous, settings, refused)
+        space, report = _turn_and_blend(space, sample, published, previous, settings, refused)
         if report.drift is not None and report.drift <= settings.space.drift_threshold:
             kept = RefitReport("on_drift", refitted=False, drift=report.drift, threshold=report.threshold)
             return _keep(published, sample, kept)
@@ -106,7 +119,7 @@ def _refusal(published: Space | None, settings: FitSettings, moments: Moments) -
     return ""
 
 
-def _face(
+def _turn_and_blend(
     space: Space, sample: pa.Table, published: Space, previous: pa.Table, settings: FitSettings, refused: str
 ) -> tuple[Space, RefitReport]:
     """Turns a new space to the published one, blends the two, and measures the result.
@@ -117,11 +130,12 @@ def _face(
         published: the published space.
         previous: see `fit_run`.
         settings: see `fit_run`.
-        refused: why the published space cannot be kept. If it cannot, it is not blended either.
+        refused: why the published space cannot be kept, or an empty string. A space that cannot be kept is not blended
+            either.
     """
     dim = min(settings.output_dim or space.dim, space.dim)
     ids, vectors = _vectors(space, sample)
-    out, turn = anchor(space, ids, vectors, previous, dim)
+    out, turn = turn_to_published(space, ids, vectors, previous, dim)
     report = RefitReport(
         settings.space.refit,
         refitted=True,
@@ -154,7 +168,7 @@ def _face(
 
 
 def _vectors(space: Space, sample: pa.Table) -> tuple[pa.ChunkedArray, np.ndarray]:
-    """Maps the sample: ids and item vectors, float32 [n, dim], of the items that have a vector."""
+    """Maps the sample; returns ids and item vectors, float32 [n, dim], of the items that have a vector."""
     fused, _ = item_vectors(space, sample)
     ok = np.flatnonzero(fused.ok)
     return sample["item_id"].take(pa.array(ok)), fused.vectors[ok]
@@ -180,11 +194,12 @@ def _keep(published: Space, sample: pa.Table, report: RefitReport) -> tuple[Spac
 def _fit_new(moments: Moments, sample: pa.Table, settings: FitSettings) -> tuple[Space, dict[str, Any]]:
     """Fits method and fusion, and measures a fit on items that it was not fitted on.
 
-    A method that sees only the moments is fitted twice: on all items, and for measuring without the held-out items,
-    whose sums are subtracted exactly. A method that needs the sample is fitted once, without the held-out items.
+    A method that sees only the moments is fitted twice. The fit on all items is the result. The fit without the
+    held-out items, whose sums are subtracted exactly, is measured. A method that needs the sample is fitted once,
+    without the held-out items.
 
     Returns:
-        The space, its axes in order of importance; the content of quality.json up to `sizes`.
+        The space, with its axes in order of importance; and the content of quality.json without `sizes` and `refit`.
     """
     held = held_out(sample, settings)
     rest, rows = sample.filter(pa.array(~held)), sample.filter(pa.array(held))
@@ -214,7 +229,7 @@ def held_out(sample: pa.Table, settings: FitSettings) -> np.ndarray:
 
     Only items that the moments include are chosen, and no item that is named as an anchor.
     """
-    # Bits 20 and up are independent of the low bits, which choose the shard, and of the high ones, which draw samples.
+    # Bits 20 and up are independent of the low bits, which choose the shard, and of the high bits, which draw samples.
     chosen = (hash_ids(sample["item_id"]) >> np.uint64(20)) % np.uint64(1000) < np.uint64(int(_VALIDATION * 1000))
     chosen &= in_sample(sample["item_id"], settings.space.sample)
     if isinstance(settings.space.anchors, tuple):

@@ -1,4 +1,4 @@
-"""What an alignment method without a sample returns."""
+"""The result of an alignment method that sees only the moments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Solution:
     """One linear map for each modality.
 
     Attributes:
-        maps: for each modality float64 [d_m, dim]. A modality's mean is subtracted before its map is applied.
+        maps: the map of each modality, float64 [d_m, dim]. A modality's mean is subtracted before its map is applied.
         unaligned: the modalities that could not be aligned with another one, for example because no item has both.
         findings: what the method reports in addition, in JSON types, see `SpaceInfo.findings`.
     """

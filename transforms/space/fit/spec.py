@@ -1,4 +1,4 @@
-"""How a joint space is fitted: its settings, and what a solver gives."""
+"""The settings of a joint space and of its fusion."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class SpaceSpec:
         return DEFAULT_DIM if self.dim is None else self.dim
 
     def key(self) -> dict[str, Any]:
-        """The settings that a fitted space depends on, in JSON types."""
+        """Returns the settings that a fitted space depends on, in JSON types."""
         own = asdict(self)
         return {name: own[name] for name in _FITTED_WITH}
 

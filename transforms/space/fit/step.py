@@ -20,16 +20,17 @@ from unisono.transforms.space.space import Space
 from unisono.transforms.store.runs import FileRecord, Store, read_table, write_file
 from unisono.transforms.store.small_vectors import read_vectors
 
-SAMPLE_ROWS = 20_000  # the sample for fusion, order of axes and quality if the method sees only the moments
-TRAINING_ROWS = 100_000  # the sample if the method needs one
+# About how many items the sample has.
+SAMPLE_ROWS = 20_000  # for a method that sees only the moments; then fusion, order of axes and quality use the sample
+TRAINING_ROWS = 100_000  # for a method that is itself fitted on the sample
 
 
 def sample_fraction(method: str, rows: int) -> float:
-    """The share of a catalogue that a space is fitted and measured on.
+    """Returns the fraction of the items that a space is fitted and measured on.
 
     Args:
-        method: of the space.
-        rows: of the catalogue.
+        method: the alignment method of the space.
+        rows: the number of rows of the catalogue.
     """
     wanted = TRAINING_ROWS if needs_sample(method) else SAMPLE_ROWS
     return min(1.0, wanted / max(rows, 1))
@@ -42,8 +43,8 @@ class SampleEmbeddings(beam.PTransform):
     drawn row are dropped.
 
     Args:
-        fraction: the fraction of the items to draw, about.
-        named: ids of items to draw in any case.
+        fraction: about this fraction of the items is drawn.
+        named: ids of items that are always drawn.
     """
 
     def __init__(self, fraction: float, named: Sequence[str] = ()) -> None:

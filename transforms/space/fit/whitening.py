@@ -11,7 +11,7 @@ import scipy.linalg
 from unisono.transforms.space.fit.moments import Moments
 
 _RANK_FLOOR = 1e-10  # a variance below this fraction of the largest one counts as zero
-_OAS_FACTOR = 15.0  # multiplies OAS; of 5, 10, 15, 20, 30 the best on the demo and the stamps (docs/quality.md)
+_OAS_FACTOR = 15.0  # among 5, 10, 15, 20 and 30, the best on the demo and the stamps (docs/quality.md)
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ def default_regularization(covariance: np.ndarray, n: int) -> float:
 
 
 def shared_regularization(moments: Moments, modalities: Sequence[str]) -> float:
-    """Returns one r for all modalities: the geometric mean of their default ones.
+    """Returns one r for all modalities: the geometric mean of their default values.
 
-    The covariance of one modality may be harder to estimate, although the modality is as strongly related to the others
-    as any. A separate r for each modality lowered the demo's R@10 by 3% (docs/quality.md).
+    The covariance of one modality may be hard to estimate, although the modality is strongly related to the others. A
+    separate r for each modality lowered the demo's R@10 by 3% (docs/quality.md).
     """
     own = [default_regularization(moments.covariance(m, m), moments.count(m)) for m in modalities]
     return float(np.exp(np.mean(np.log(np.maximum(own, 1e-12)))))
@@ -96,7 +96,7 @@ def whitener(moments: Moments, m: str, regularization: float | None) -> Whitener
 
 
 def signs(axes: np.ndarray) -> np.ndarray:
-    """Returns ±1 for each column. Multiplied by it, the column's entry of largest absolute value is positive."""
+    """Returns for each column the sign, ±1.0, that makes its entry of largest absolute value positive: [columns]."""
     return np.where(np.take_along_axis(axes, np.abs(axes).argmax(0)[None], 0)[0] < 0, -1.0, 1.0)
 
 

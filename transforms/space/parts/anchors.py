@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unisono.transforms.base.columns import row_lengths, unit_rows
 from unisono.transforms.space.parts.linear import Tensors
 
 
 @dataclass(frozen=True, eq=False)
 class AnchorMap:
-    """Cosines to the anchors of one modality, the largest ones of each row, centred and mapped to axes.
+    """Maps an embedding to its largest cosines to the anchors of its modality, centred and reduced to axes.
 
     Attributes:
         mean: float64 [d], the mean embedding.
@@ -48,8 +49,7 @@ class AnchorMap:
             x: embeddings, float64 [n, d].
         """
         y = (x - self.mean) @ self.whitening
-        norm = np.sqrt(np.einsum("ij,ij->i", y, y))
-        s: np.ndarray = np.divide(y, norm[:, None], out=np.zeros_like(y), where=norm[:, None] > 0) @ self.anchors.T
+        s: np.ndarray = unit_rows(y, row_lengths(y)) @ self.anchors.T
         if self.kept < s.shape[1]:
             s[s < np.partition(s, -self.kept, axis=1)[:, -self.kept, None]] = 0.0
         return s
@@ -70,4 +70,11 @@ class AnchorMap:
     @classmethod
     def from_tensors(cls, tensors: Tensors) -> AnchorMap:
         t = tensors
-        return cls(t["mean"], t["whitening"], t["anchors"], int(t["kept"][0]), t["shift"], t["axes"])
+        return cls(
+            mean=t["mean"],
+            whitening=t["whitening"],
+            anchors=t["anchors"],
+            kept=int(t["kept"][0]),
+            shift=t["shift"],
+            axes=t["axes"],
+        )

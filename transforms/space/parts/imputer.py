@@ -14,8 +14,8 @@ from unisono.transforms.space.parts.linear import Tensors
 class ConditionalMean:
     """The best linear prediction E[z_m | z_p] = μ_m + C_mp (C_pp + Λ_p)^{-1} (z_p − μ_p).
 
-    z_p are the present modalities of an item and z_m is a missing one. A prediction is the shorter, the less certain
-    it is: a modality that the present ones say nothing about becomes its mean.
+    z_p are the present modalities of an item and z_m is a missing one. The less certain a prediction is, the shorter it
+    is: if the present modalities say nothing about the missing one, the prediction is its mean.
 
     Attributes:
         mean: float64 [K, dim], the mean unit vector of each modality, modalities in ascending order.
@@ -36,7 +36,7 @@ class ConditionalMean:
         modalities, rows, dim = parts.shape
         out = parts.copy()
         given = np.where(present[:, :, None], parts - self.mean[:, None], 0.0)
-        # One product of the whole block, always of the same size: BLAS then treats a row alike in every batch.
+        # The product always has the same size, so BLAS computes a row in the same way in every batch.
         flat = given.transpose(1, 0, 2).reshape(rows, modalities * dim)
         patterns = np.unique(present.T, axis=0)
         for pattern in patterns:  # there are at most 2^K
@@ -49,7 +49,7 @@ class ConditionalMean:
         return out
 
     def _weights(self, pattern: np.ndarray) -> np.ndarray:
-        """Returns the map from present to missing modalities for one pattern, zeros elsewhere.
+        """Returns the map from present to missing modalities for one pattern. All other entries are zero.
 
         Args:
             pattern: bool [K], the present modalities, at least one and not all.

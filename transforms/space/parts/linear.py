@@ -17,10 +17,10 @@ Tensors = Mapping[str, np.ndarray]
 class Part(Protocol):
     """A part of a space. It is applied with NumPy alone and written as named tensors."""
 
-    kind: str  # names the class in space.json, see `registry.part_class`
+    kind: str  # the name of the class in space.json, see `registry.part_class`
 
     def tensors(self) -> Tensors:
-        """Returns the part's numbers, float64 unless the class says otherwise."""
+        """Returns the part's tensors by name, float64 unless the class says otherwise."""
         ...
 
     @classmethod

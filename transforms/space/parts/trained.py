@@ -36,7 +36,7 @@ def silu(xp: ModuleType, x: Array) -> Array:
 def residual(xp: ModuleType, y: Array, g: Array, w1: Array, w2: Array) -> Array:
     """Computes g + silu(y · w1) · w2: a closed-form projection and a trained correction.
 
-    There is no bias: an embedding that equals the mean keeps a zero vector, hence no direction in the space.
+    There is no bias, so an embedding that equals the mean keeps a zero vector, which has no direction in the space.
 
     Args:
         xp: NumPy or torch.
@@ -115,7 +115,7 @@ def gate(xp: ModuleType, p: Mapping[str, Array], parts: Array, present: Array) -
 def pool(xp: ModuleType, p: Mapping[str, Array], parts: Array, present: Array) -> Array:
     """Computes how much the mean of an item's vectors attends to each of its modalities.
 
-    weight_m = n_present · softmax over the present m of (mean z · query + start)·(z_m · key + kind_m). Through the
+    weight_m = n_present · softmax over the present m of (mean z · query + start)·(z_m · key + kind_m). Because of the
     factor n_present, the number of present modalities, an item's weights are 1 on average.
 
     Source: Vaswani et al. 2017, eq. 1, with one query; Lee et al., "Set transformer", ICML 2019, eq. 11 (pooling by

@@ -9,7 +9,7 @@ import pytest
 from tests.transforms.space.sample import draw, linear_of, moments_of, table_of, unit
 from unisono.transforms.base.tables import to_vector_column
 from unisono.transforms.space.fit.methods import fit_space
-from unisono.transforms.space.fit.refit import anchor, blend, compare, lineage, may_keep, order_axes
+from unisono.transforms.space.fit.refit import blend, compare, lineage, may_keep, order_axes, turn_to_published
 from unisono.transforms.space.fit.spec import SpaceSpec
 from unisono.transforms.space.fuse import item_vectors
 from unisono.transforms.space.parts.linear import Output
@@ -51,7 +51,7 @@ def test_a_turned_space_is_turned_back():
     ids, vectors = vectors_of(space, table)
     turn = np.linalg.qr(np.random.default_rng(1).standard_normal((6, 6)))[0]
     previous = pa.table({"item_id": ids, "vector": to_vector_column(unit(vectors @ turn))})
-    out, found = anchor(space, ids, vectors, previous, 6)
+    out, found = turn_to_published(space, ids, vectors, previous, 6)
     assert found.rotation is not None
     np.testing.assert_allclose(found.rotation, turn, atol=1e-5)
     assert found.common == len(ids)
@@ -66,11 +66,11 @@ def test_too_few_common_items_or_axes_leave_the_space_as_it_is():
     space, table = fitted()
     ids, vectors = vectors_of(space, table)
     previous = pa.table({"item_id": ids, "vector": to_vector_column(unit(vectors[:, :4]))})
-    out, found = anchor(space, ids, vectors, previous, 6)
+    out, found = turn_to_published(space, ids, vectors, previous, 6)
     assert out.space_id == space.space_id
     assert found.not_anchored == "it has 4 axes, this run 6"
     assert found.turned is found.rotation is None
-    short, found = anchor(space, ids, vectors, previous.slice(0, 3), 4)
+    short, found = turn_to_published(space, ids, vectors, previous.slice(0, 3), 4)
     assert short.dim == 4
     assert found.not_anchored == "fewer than 4 items in common"
 

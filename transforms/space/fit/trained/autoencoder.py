@@ -27,7 +27,7 @@ class AutoencoderObjective(HeadsObjective):
     """Trains heads and decoders.
 
     Every present modality is reconstructed from the code of one view. The goal is the modality's closed-form projection
-    at unit length: to reconstruct whole embeddings, the code would have to hold what is private to one modality.
+    at unit length, and not its embedding: for that, the code would have to hold what only one modality knows.
     """
 
     agreement_weight: ClassVar[float] = 0.3

@@ -1,4 +1,4 @@
-"""What the alignment methods with trained heads share: the objective, and the training from the closed form on."""
+"""What the alignment methods with trained heads share: the objective, and the training."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import torch
 
 HIDDEN = 256
-_REFIT_ROWS = 20_000  # with fewer items, the validation items are used for the final training too
+_REFIT_ROWS = 20_000  # with fewer items, a second training uses the validation items too
 
 
 @dataclass
@@ -51,7 +51,7 @@ class HeadsObjective:
 
     Attributes:
         training: the rows to train on.
-        validation: the rows to score on. None if no score is needed.
+        validation: the rows to score on. None means that no score is needed.
         batch: the number of rows in a batch. The start of SigLIP's bias depends on it.
         agreement_weight: the weight of the agreement of the two views in the loss.
     """
@@ -74,7 +74,7 @@ class HeadsObjective:
         }
 
     def shared_params(self, rng: np.random.Generator) -> Params:
-        """Draws the parameters that belong to no single modality."""
+        """Draws the parameters that all modalities share."""
         return {}
 
     def fuse(self, xp: Any, params: Mapping[str, Any], parts: Any, present: Any) -> Any:
@@ -192,18 +192,18 @@ def fit_heads(
 ) -> Space:
     """Trains one head for each modality.
 
-    Training starts from regularised generalised CCA. An epoch is kept only if it pairs the modalities of the validation
-    items better than all earlier ones; if none does, the space is the closed form and the report's `epoch` is 0. With
-    fewer than `_REFIT_ROWS` items the heads are trained twice: the second time on all items, with the learning rates of
-    the epochs that led to the best one.
+    Training starts from regularised generalised CCA, the closed form. The result is the epoch that pairs the modalities
+    of the validation items best. If no epoch is better than the closed form, the space is the closed form and the
+    report's `epoch` is 0. With fewer than `_REFIT_ROWS` items the heads are trained twice: the second time on all
+    items, with the learning rates of the epochs that led to the best one.
 
     Args:
         objective: makes the method's objective from training rows, validation rows and the batch size.
-        recipe: how to train. The seed and the number of epochs that `spec` asks for replace its own.
+        recipe: how to train. If `spec` asks for a seed or a number of epochs, these are used instead of the recipe's.
         moments: the moments of the embeddings of all items.
         used: the modalities to align.
         spec: `seed`, `epochs` and what `solve_gcca` uses are used.
-        sample: see `registry.AlignmentMethod`.
+        sample: see `space.registry.AlignmentMethod`.
 
     Returns:
         A space of `TrainedHead`s, or of linear maps if nothing was trained. `info.findings["training"]` is the report.

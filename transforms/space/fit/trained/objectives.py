@@ -1,4 +1,4 @@
-"""The pieces that trained heads and weighers share: the loss, random views and mixtures of items, the score."""
+"""What trained heads and weighers share: the loss, random views and mixtures of items, and the score."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     import torch
 
 _SCALE = 1.4  # log of the scale of cosines before training; SigLIP's log 10 overfits a few thousand items strongly
-_MIX = 1.0  # α of Beta(α, α), which the shares in a mixture are drawn from
+_MIX = 1.0  # α of the distribution Beta(α, α) of the shares in a mixture
 
 
 def siglip(a: torch.Tensor, b: torch.Tensor, log_scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Computes −1/n Σ_ij log σ(±(scale · a_i·b_j + bias)), with + where i = j: every pair is a decision of its own.
+    """Computes −1/n Σ_ij log σ(±(scale · a_i·b_j + bias)), with + where i = j: each pair is classified on its own.
 
     Source: Zhai et al., "Sigmoid loss for language image pre-training", ICCV 2023, eq. 1 and algorithm 1.
 
@@ -48,8 +48,8 @@ def split_views(present: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarr
         rng: the source of randomness.
 
     Returns:
-        bool [K, n] twice. The views of an item with two modalities or more share none, and each has at least one. Both
-        views of an item with one modality hold it.
+        Two views, bool [K, n] each. The views of an item with two modalities or more have no modality in common, and
+        each has at least one. Both views of an item with one modality have that modality.
     """
     coin = rng.random(present.shape) < 0.5
     chosen = np.argmax(np.where(present, rng.random(present.shape), -1.0), axis=0)
@@ -93,7 +93,7 @@ def mix_items(
 
 
 def mean_reciprocal_rank(vectors: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray]) -> float:
-    """Averages the reciprocal rank of an item's own other modality over all pairs of modalities, in both directions.
+    """Averages the reciprocal rank of an item, queried by one modality and ranked by another, over all such pairs.
 
     Args:
         vectors: for each modality unit rows [n, dim] of the same items.

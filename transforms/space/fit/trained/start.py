@@ -14,11 +14,11 @@ from unisono.transforms.space.fit.spec import SpaceSpec
 from unisono.transforms.space.fit.trained.training import Params
 from unisono.transforms.space.fit.whitening import whitener
 from unisono.transforms.space.info import SpaceInfo
-from unisono.transforms.space.parts.linear import Mixer
+from unisono.transforms.space.parts.linear import LinearMap, Mixer
 from unisono.transforms.space.parts.trained import TrainedHead
-from unisono.transforms.space.space import Batch, LinearMap, Space
+from unisono.transforms.space.space import Batch, Space
 
-_INNER = 192  # a head sees at most so many whitened coordinates
+_INNER = 192  # the largest number of whitened coordinates that a head sees
 _BLOCK_ROWS = 4096
 
 
@@ -27,8 +27,9 @@ class Rows:
     """Items as heads see them.
 
     Attributes:
-        values: for each modality y float32 [n, k], whitened coordinates, and g float32 [n, dim], the closed-form
-            projection scaled to a root mean square length of 1. Rows are zero where the modality is missing.
+        values: for each modality a pair (y, g): y is float32 [n, k], whitened coordinates; g is float32 [n, dim], the
+            closed-form projection scaled to a root mean square length of 1. Rows are zero where the modality is
+            missing.
         present: bool [K, n], modalities in ascending order.
     """
 
@@ -90,7 +91,7 @@ class Start:
         Args:
             training: what to report about the training.
             params: the trained parameters, as `HeadsObjective.initial` names them.
-            mixer: the space's mixer, if the method has one.
+            mixer: the space's mixer. None means that the method has none.
         """
         return Space("", {m: self._head(params, m) for m in self._mean}, mixer=mixer, info=self._info(training))
 

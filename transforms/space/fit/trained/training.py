@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 Params = dict[str, np.ndarray]
 Tensors = Mapping[str, "torch.Tensor"]
-LEAST_ROWS = 40  # items with two modalities or more; with fewer of them nothing is trained
-_VALIDATION = (0.1, 200, 2000, 0.3)  # a fraction of the rows, at least, at most, and never more than this fraction
+LEAST_ROWS = 40  # with fewer items that have two modalities or more, nothing is trained
+# The number of validation rows: the fraction of the rows that is wanted, the least number, the largest number, and a
+# fraction that is never exceeded.
+_VALIDATION = (0.1, 200, 2000, 0.3)
 _CUT = 0.3  # the learning rate is multiplied by this when it is reduced
 _SPLIT = np.uint64(0x9E3779B97F4A7C15)  # makes the split independent of the hash by which the sample was drawn
 
@@ -30,8 +32,8 @@ class Recipe:
 
     Attributes:
         epochs: the largest number of passes over the rows.
-        patience: after so many passes without a better validation score, training returns to the best parameters and
-            reduces the learning rate, or ends.
+        patience: the number of passes without a better validation score after which training returns to the best
+            parameters and reduces the learning rate, or ends.
         cuts: how often the learning rate is reduced, each time to `_CUT` of its value.
         batch: the number of rows in a step.
         rate: the learning rate at the start.
@@ -49,7 +51,7 @@ class Recipe:
     seed: int = 0
 
     def asked(self, seed: int | None, epochs: int | None) -> Recipe:
-        """Copies the recipe with the seed and the number of epochs that the job file asks for. None keeps its own."""
+        """Copies the recipe with the seed and the number of epochs of the job file. None keeps the recipe's value."""
         return replace(
             self, seed=self.seed if seed is None else seed, epochs=self.epochs if epochs is None else epochs
         )
@@ -130,11 +132,11 @@ def train(objective: Objective, recipe: Recipe, rates: list[float] | None = None
     Args:
         objective: what to train.
         recipe: how to train.
-        rates: trains one epoch at each of these learning rates, without validation. None means that the validation
-            score decides.
+        rates: the learning rate of each epoch; there is then no validation. None means that the validation score
+            decides about learning rates and the end.
 
-    Guarantees: on the CPU of one machine the same rows, recipe and objective have the same result bit for bit. For this
-    torch runs in one thread, which is as fast as several with matrices of this size. On CUDA results agree up to
+    Guarantees: on the CPU of one machine, the same rows, recipe and objective give the same result bit for bit. For
+    this, torch runs in one thread, which is as fast as several for matrices of this size. On CUDA results agree up to
     rounding errors.
 
     Raises:
@@ -209,7 +211,11 @@ class _Run:
 def _epoch(
     objective: Objective, params: dict[str, torch.Tensor], optimiser: Any, recipe: Recipe, rng: np.random.Generator
 ) -> None:
-    """Trains on each row once. An incomplete last batch is skipped: its loss would have another scale."""
+    """Trains on each row once. An incomplete last batch is skipped, because its loss would have another scale.
+
+    Raises:
+        JobError: a parameter is no longer finite.
+    """
     size = min(recipe.batch, objective.rows)
     order = rng.permutation(objective.rows)
     for start in range(0, objective.rows - size + 1, size):
@@ -225,6 +231,11 @@ def _epoch(
 
 
 def _torch() -> Any:
+    """Imports torch.
+
+    Raises:
+        JobError: torch is not installed.
+    """
     try:
         import torch
     except ImportError as e:

@@ -32,7 +32,7 @@ RECIPE = Recipe(rate=1e-3, epochs=30, decay=0.01)
 
 @dataclass
 class WeigherObjective:
-    """Trains a weigher: each random view of an item agrees with the other view and with the whole item.
+    """Trains a weigher: each random view of an item should agree with the other view and with the whole item.
 
     Agreement is SigLIP. The projections and the mixer of the space are not trained; the mixer is applied to the
     modalities of each view. A subclass sets `part` and draws its parameters in `weigher_params`.
@@ -40,8 +40,8 @@ class WeigherObjective:
     Attributes:
         parts: float32 [K, n, dim], unit rows before the mixer, zero where the modality is missing.
         present: bool [K, n].
-        held: int64, the validation rows. Other rows with two modalities or more train.
-        mixer: the mixer of the space.
+        held: int64, the validation rows. The weigher is trained on the other rows with two modalities or more.
+        mixer: the mixer of the space. None means that the space has none.
         batch: the number of rows in a batch. The start of SigLIP's bias depends on it.
         part: the class of the weigher.
     """
@@ -99,7 +99,7 @@ class WeigherObjective:
         )
 
     def score(self, params: Params) -> float:
-        """Returns the mean reciprocal rank of an item's one view by its other, over both directions."""
+        """Returns the mean reciprocal rank of an item's one view if the other is the query, over both directions."""
         parts = self.parts[:, self.held]
         mixer = self.mixer and self.mixer.weights
         one, other = (self._fuse(np, params, parts, v, mixer) for v in self._views)
@@ -113,7 +113,7 @@ class WeigherObjective:
             params: the parameters.
             parts: [K, n, dim], unit rows.
             present: bool [K, n].
-            mixer: the weights of the mixer, arrays of `xp`.
+            mixer: the weights of the mixer, arrays of `xp`. None means that there is no mixer.
         """
         if mixer is not None and self.mixer is not None:
             parts = unit(xp, cross_attend(xp, mixer, parts, present, self.mixer.heads))
