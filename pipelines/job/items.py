@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from unisono.pipelines.job.job import Job
 from unisono.transforms.base.errors import JobError
-from unisono.transforms.base.extras import require_all
+from unisono.transforms.base.extras import require, require_all
 from unisono.transforms.base.files import exists
 from unisono.transforms.base.modalities import BEHAVIOUR
 from unisono.transforms.encoders.base import EncoderSpec
@@ -138,3 +138,6 @@ def _check_media_root(job: Job) -> None:
         raise JobError(f"catalog.media_root: required, because catalog.path names many directories ({root})")
     if job.catalog.media_root and "://" not in root and not exists(root):
         raise JobError(f"catalog.media_root: no directory {root}; relative URIs resolve there")
+    for key, place in (("catalog.media_root", root), *(("catalog.allow", prefix) for prefix in job.catalog.allow)):
+        if place.startswith("gs://"):
+            require("google.cloud.storage", "gcp", key, place)

@@ -68,6 +68,12 @@ def test_a_base_install_makes_item_vectors_of_texts(tmp_path: Path) -> None:
             "pip install 'unisono[omni,image]'",
             id="omni",
         ),
+        pytest.param(
+            {"text": "t", "image": "file", "media_root": "gs://shop/media"}, {},
+            "catalog.media_root: gs://shop/media needs google-cloud-storage, which is not installed; "
+            "pip install 'unisono[gcp]'",
+            id="gcp",
+        ),
     ],
 )  # fmt: skip
 def test_a_job_that_needs_an_extra_is_refused_before_any_work(
