@@ -25,6 +25,7 @@ ORDER = (
     "transforms.encoders.clip",
     "transforms.encoders.sentence",
     "transforms.encoders.clap",
+    "transforms.encoders.<family>",  # a further family needs no line here
     "transforms.encode",
     "transforms.read",
     "transforms.space.parts",
@@ -52,8 +53,10 @@ def module_of(path: Path) -> str:
 
 
 def folder_of(module: str) -> str:
-    """The longest entry of `ORDER` that a module lies in."""
-    return max((f for f in ORDER if module == f or module.startswith(f + ".")), key=len)
+    """The longest entry of `ORDER` that a module is in."""
+    found = max((f for f in ORDER if module == f or module.startswith(f + ".")), key=len)
+    in_folder_of_its_own = found == "transforms.encoders" and module.count(".") > 2
+    return "transforms.encoders.<family>" if in_folder_of_its_own else found
 
 
 def our_imports(path: Path) -> set[str]:

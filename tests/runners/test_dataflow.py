@@ -72,7 +72,7 @@ def said_from(site: Path, cwd: Path) -> list[str]:
 def test_an_installed_wheel_has_no_setup_file_to_give(tmp_path: Path) -> None:
     source, site = tmp_path / "source", tmp_path / "site"
     source.mkdir()
-    for name in ("setup.py", "pyproject.toml"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for name in ("unisono", "transforms", "pipelines", "runners"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))

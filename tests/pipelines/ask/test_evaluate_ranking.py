@@ -178,7 +178,7 @@ def test_the_command(job_file: Path) -> None:
     for bad, message in [
         (["--split", "monthly"], "--split: 'monthly' is none of"),
         (["--baselines", "svd"], "--baselines: 'svd' is none of"),
-        (["--label", "kind"], "--what: ranking has no use for"),
+        (["--label", "kind"], "--what: ranking does not use"),
     ]:
         with pytest.raises(JobError, match=message):
             CliRunner().invoke(app, [*words, *bad], catch_exceptions=False)

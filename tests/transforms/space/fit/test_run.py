@@ -1,6 +1,7 @@
 """The fit of a run's space: what is held out, refits, policies, lengths."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +16,9 @@ from unisono.transforms.space.fit.spec import FusionSpec, SpaceSpec
 from unisono.transforms.space.fuse import item_vectors
 
 
-def settings(**more):
-    return FitSettings(SpaceSpec("gcca", 8, 0.1), FusionSpec("mean"), **more)
+def settings(output_dim=None, encoder_ids=None, **more):
+    """Settings of a space of 8 axes; `more` are settings of the space."""
+    return FitSettings(SpaceSpec("gcca", 8, 0.1, **more), FusionSpec("mean"), output_dim, encoder_ids or {})
 
 
 def fit(batch, how, *published):
@@ -59,7 +61,8 @@ def test_policies():
     previous = vectors_table(old, batch)
 
     def again(data=batch, ids="lite", space=None, **more):
-        how = FitSettings(space or SpaceSpec("gcca", 8, 0.1), FusionSpec("mean"), encoder_ids={"text": ids}, **more)
+        spec = replace(space or SpaceSpec("gcca", 8, 0.1), **more)
+        how = FitSettings(spec, FusionSpec("mean"), encoder_ids={"text": ids})
         return fit(data, how, old, previous)[0]
 
     kept = again(refit="never")
@@ -123,7 +126,7 @@ def test_named_anchors_and_items_outside_the_moments_are_not_held_out():
     named = tuple(table["item_id"].filter(pa.array(plain)).to_pylist()[:5])
     how = FitSettings(SpaceSpec("anchors", 8, anchors=named))
     assert set(np.flatnonzero(plain)) - set(np.flatnonzero(held_out(table, how))) == {int(i[1:]) for i in named}
-    fewer = held_out(table, settings(moments_sample=0.3))
+    fewer = held_out(table, settings(sample=0.3))
     assert 0 < fewer.sum() < plain.sum()
     assert plain[fewer].all()
 
