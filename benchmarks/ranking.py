@@ -268,7 +268,7 @@ def tuner(path: Path, content: Mapping[str, Any], folds: Sequence[Case]) -> Call
                 if key not in made:
                     made[key] = build_items(job, case.embeddings, case.train)
                 users = build_users(job, made[key], case.train, case.who)
-                ranked = rank_users_items(job, made[key], users, case.train, case.who, K)
+                ranked = rank_users_items(job, made[key], users, case.train, who=case.who, width=K)
                 values.append(np.nanmean(measure_users(ranked, case.relevant, case.items, [K])[f"ndcg@{K}"]))
             known[name] = float(np.mean(values))
         return known[name]

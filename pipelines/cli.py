@@ -162,7 +162,9 @@ def evaluate(
     from unisono.transforms.measure.splits import SplitSpec
 
     if what == "space":
-        result = space.evaluate_space(load_job(config), _names(methods), _names(fusions), folds, label, labels)
+        result = space.evaluate_space(
+            load_job(config), _names(methods), _names(fusions), folds=folds, label=label, labels_path=labels
+        )
         show = space.print_evaluation
     elif what == "ranking":
         if _names(methods) or label or labels:

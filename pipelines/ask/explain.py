@@ -94,9 +94,15 @@ def explain(run: PublishedRun, user: str | int, item: str | int) -> Explanation:
     log = open_log(run, job)
     events = pa.concat_tables([log.schema.empty_table(), *read_events(log, known.cast(log.user_type))])
     match = _Match(
-        of_user, of_item, items, {m: modality_vectors(records, m, root) for m in names},
-        _history_of(events, items, job.profiles), job.profiles, run.job.ranking or RankingSpec(), job.space_modalities,
-    )  # fmt: skip
+        user=of_user,
+        item=of_item,
+        items=items,
+        modalities={m: modality_vectors(records, m, root) for m in names},
+        history=_history_of(events, items, job.profiles),
+        profiles=job.profiles,
+        ranking=run.job.ranking or RankingSpec(),
+        space_modalities=job.space_modalities,
+    )
     return _explain_late(match) if match.ranking.fusion == "late" else _explain_early(match)
 
 

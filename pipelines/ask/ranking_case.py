@@ -19,7 +19,7 @@ from unisono.transforms.base.nearest import best_columns
 from unisono.transforms.base.tables import hash_ids, one_chunk, same_id_kind
 from unisono.transforms.measure.baselines import Scorer
 from unisono.transforms.measure.rank_metrics import Ranked
-from unisono.transforms.measure.splits import SplitSpec, split_events
+from unisono.transforms.measure.splits import Split, SplitSpec, split_events
 
 MOST_USERS = 10_000
 _MOST_SCORES = 50_000_000  # with at most this many pairs of a user and an item, all items are ranked, for the AUC
@@ -109,22 +109,35 @@ def make_case(embeddings: pa.Table, events: pa.Table, split: SplitSpec, liked_ab
     row_of = np.full(len(people), -1, np.int64)
     row_of[rows] = np.arange(len(who))
     asked = inside & (row_of[user] >= 0)
-    about = {
-        "split": split.method,
-        "fraction": None if split.method == "leave-last-out" else split.fraction,
-        "cut": None if parts.cut is None else parts.cut.as_py().isoformat(),
-        "train_events": parts.train.num_rows,
+    about = _describe(split, parts) | {
         "held_out_pairs": mine.num_rows,
         "users": len(who),
         "users_without_history": len(held["user_id"].unique()) - len(known["user_id"].unique()),
         "items": len(ids),
         "new_items": int(len(ids) - len(np.unique(item[inside]))),
     }
+    events_of = np.bincount(user, total["count_all"].to_numpy(), minlength=len(people))
     return Case(
-        embeddings, parts.train, who, _places(mine, pa.chunked_array([who]), ids), (row_of[user[asked]], item[asked]),
-        log, rows, np.bincount(item[inside], minlength=len(ids)),
-        np.bincount(user, total["count_all"].to_numpy(), minlength=len(people))[rows].astype(np.int64), about,
-    )  # fmt: skip
+        embeddings=embeddings,
+        train=parts.train,
+        who=who,
+        relevant=_places(mine, pa.chunked_array([who]), ids),
+        seen=(row_of[user[asked]], item[asked]),
+        log=log,
+        rows=rows,
+        turned=np.bincount(item[inside], minlength=len(ids)),
+        events=events_of[rows].astype(np.int64),
+        about=about,
+    )
+
+
+def _describe(split: SplitSpec, parts: Split) -> dict[str, Any]:
+    return {
+        "split": split.method,
+        "fraction": None if split.method == "leave-last-out" else split.fraction,
+        "cut": None if parts.cut is None else parts.cut.as_py().isoformat(),
+        "train_events": parts.train.num_rows,
+    }
 
 
 def _places(pairs: pa.Table, users: pa.ChunkedArray, items: pa.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -165,7 +178,7 @@ def serve(job: Job, case: Case, items: Items | None = None) -> Lists:
     users = build_users(job, items, case.train, case.who)
 
     def rank(hidden: pa.Table | None) -> Ranked:
-        return rank_users_items(job, items, users, case.train, case.who, case.width, hidden)
+        return rank_users_items(job, items, users, case.train, who=case.who, width=case.width, hidden=hidden)
 
     old = case.embeddings.select(["item_id"]).filter(pa.array(~case.new))
     return Lists(rank(None), rank(old), time.monotonic() - started)

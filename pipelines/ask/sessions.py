@@ -128,4 +128,6 @@ def _spec(table: pa.Table, job: Job) -> InteractionsSpec:
         if at is None or at.weights is None:
             raise JobError("events.event: the job has no interactions.weights; give `weight`, or neither")
         event, weights = "event", at.weights
-    return InteractionsSpec("", "user_id", "item_id", "time", event, weights, unit)
+    return InteractionsSpec(
+        path="", user="user_id", item="item_id", time="time", event=event, weights=weights, time_unit=unit
+    )

@@ -160,6 +160,7 @@ def rank_users_items(
     items: Items,
     users: pa.Table,
     train: pa.Table,
+    *,
     who: pa.Array,
     width: int,
     hidden: pa.Table | None = None,

@@ -74,7 +74,8 @@ def _fit_space(
     if base and spaces:
         records = root | "PublishedItems" >> beam.Create(base.part("items"))
         previous = records | "PublishedVectors" >> SampleVectors(run.store, fraction)
-    return FitSpace(run.store, run.run_id, settings, sample, previous, spaces[0] if spaces else None, made)
+    published = spaces[0] if spaces else None
+    return FitSpace(run.store, run.run_id, settings, sample, previous=previous, published=published, made=made)
 
 
 def _embed(root: beam.Pipeline, run: RunPlan, items: ItemsPlan, out: Outputs) -> beam.PCollection:

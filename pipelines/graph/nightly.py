@@ -27,10 +27,13 @@ def build(root: beam.Pipeline, plan: Plan) -> beam.PCollection:
     parts.append(_carry(root, run, plan.people))
     if plan.users and plan.log and log:
         made = _files(root, run.base, parts, "items")
-        parts.append(users.build(root, run, plan.users, log, plan.log.shards, people, made))
+        parts.append(
+            users.build(root, run, plan.users, log=log, shards=plan.log.shards, people=people, items=made)
+        )
     if plan.lists:
         to_rank, to_serve = (_files(root, run.base, parts, part) for part in ("items", "users"))
-        parts.append(lists.build(root, run, plan.lists, to_rank, to_serve, log.known if log else None))
+        known = log.known if log else None
+        parts.append(lists.build(root, run, plan.lists, items=to_rank, users=to_serve, events=known))
     return _publish(root, plan, parts)
 
 

@@ -119,5 +119,5 @@ def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool, recommen
     run_id = run_id or default_run_id()
     store.check_new_run(run_id)
     shards = items_plan.shards if items_plan else job.shards or default_shards(1, base)
-    run = RunPlan(job, store, run_id, now_utc(), base, shards)
-    return Plan(run, people, items_plan, log, users_plan, lists)
+    run = RunPlan(job=job, store=store, run_id=run_id, created=now_utc(), base=base, shards=shards)
+    return Plan(run=run, people=people, items=items_plan, log=log, users=users_plan, lists=lists)

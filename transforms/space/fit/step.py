@@ -117,6 +117,7 @@ class FitSpace(beam.PTransform):
         run_id: str,
         settings: FitSettings,
         sample: beam.PCollection,
+        *,
         previous: beam.PCollection | None = None,
         published: FileRecord | None = None,
         made: beam.PCollection | None = None,

@@ -98,7 +98,7 @@ def test_the_space_of_the_graph_is_that_of_fit_run(published):
         sample = p | "S" >> beam.Create(slices(table)[::-1])
         before = p | "P" >> beam.Create([previous])
         made = p | "M" >> beam.Create([("audio", "made-1")])
-        step = FitSpace(store, "two", SETTINGS, sample, before, saved, made)
+        step = FitSpace(store, "two", SETTINGS, sample, previous=before, published=saved, made=made)
         out = p | beam.Create([moments_of(batch)]) | step
         assert_that(out["space"], check_space, "space")
         assert_that(out["files"], check_files, "files")
