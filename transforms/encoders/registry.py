@@ -79,7 +79,7 @@ def family_of(spec: EncoderSpec) -> str:
     if spec.modality not in FAMILIES[name].modalities:
         able = sorted(n for n, f in FAMILIES.items() if spec.modality in f.modalities)
         raise JobError(
-            f"{spec.key}.model: the family of {spec.model!r} has no {spec.modality} encoder; "
+            f"{spec.key}.model: {spec.model!r} is not an encoder of {spec.modality}; "
             f"families with {spec.modality}: {', '.join(able)}"
         )
     return name

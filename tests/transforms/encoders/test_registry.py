@@ -43,7 +43,7 @@ def test_a_model_belongs_to_a_family(modality: str, model: str, family: str) -> 
     [("joint", "lite", "st"), ("image", "some/model", "lite, open_clip, st"), ("audio", "open_clip", "clap, lite, st")],
 )
 def test_a_family_without_the_modality_is_refused(modality: str, model: str, able: str) -> None:
-    message = rf"^encoders\.{modality}\.model: the family of {model!r} has no .*; families with .*: {able}$"
+    message = rf"^encoders\.{modality}\.model: {model!r} is not an encoder of {modality}; families with .*: {able}$"
     with pytest.raises(JobError, match=message):
         family_of(EncoderSpec(modality, model))
 
