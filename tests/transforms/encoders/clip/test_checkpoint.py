@@ -82,7 +82,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str, dict, str]] = {
     "decode": (lambda p: None, "open_clip", {"decode": "fast"}, r"decode: got 'fast'; allowed: reduced, exact"),
     "option": (lambda p: None, "open_clip", {"pool": 1}, r"pool: no such option; allowed: batch_size, compile, decode"),
     "device": (lambda p: None, "open_clip", {"device": "tpu"}, r"device: got 'tpu'; allowed: auto, cpu, cuda"),
-    "audio": (lambda p: None, "open_clip", {"modality": "audio"}, r"has no audio encoder; families with audio"),
+    "audio": (lambda p: None, "open_clip", {"modality": "audio"}, r"is not an encoder of audio; families with audio"),
 }  # fmt: skip
 
 
