@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from tests.checkpoints import save_omni
+from tests.checkpoints import save_omni, save_open_clip
 from unisono.pipelines.demo.demo import write_job
 from unisono.pipelines.demo.shop import ShopPaths, generate_shop
 from unisono.pipelines.launch import run_job
@@ -63,6 +63,14 @@ def omni(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny omni-modal checkpoint, as sentence-transformers saves it."""
     path = tmp_path_factory.mktemp("omni")
     save_omni(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLIP checkpoint, as open_clip saves it."""
+    path = tmp_path_factory.mktemp("clip")
+    save_open_clip(path)
     return path
 
 

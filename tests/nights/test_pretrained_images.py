@@ -12,9 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from PIL import Image
 
-from tests.checkpoints import save_open_clip
+from tests.pictures import write_pictures
 from unisono.pipelines.ask.published import PublishedRun
 from unisono.pipelines.ask.search import Searcher
 from unisono.transforms.encoders.base import EncoderSpec
@@ -24,22 +23,6 @@ from unisono.transforms.store.runs import Store
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("open_clip")
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("clip")
-    save_open_clip(path)
-    return path
-
-
-def write_pictures(directory: Path, n: int) -> list[str]:
-    directory.mkdir(exist_ok=True)
-    rng = np.random.default_rng(3)
-    for i in range(n):
-        pixels = rng.integers(0, 256, (6, 8, 3), np.uint8)
-        Image.fromarray(pixels).resize((48, 36), Image.Resampling.BICUBIC).save(directory / f"{i:03}.jpg", quality=90)
-    return [f"{i:03}.jpg" for i in range(n)]
 
 
 def write_job(directory: Path, names: list[str], image: object) -> Path:

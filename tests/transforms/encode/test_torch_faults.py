@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image
 
-from tests.checkpoints import save_open_clip
+from tests.pictures import write_pictures
 from unisono.transforms.base.tables import from_vector_column
 from unisono.transforms.encode.microbatch import MicroBatcher
 from unisono.transforms.encode.shard import encode_table
@@ -24,22 +23,6 @@ if TYPE_CHECKING:
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("open_clip")
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("clip")
-    save_open_clip(path)
-    return path
-
-
-def write_pictures(directory: Path, n: int) -> list[str]:
-    directory.mkdir(exist_ok=True)
-    rng = np.random.default_rng(3)
-    for i in range(n):
-        pixels = rng.integers(0, 256, (6, 8, 3), np.uint8)
-        Image.fromarray(pixels).resize((48, 36), Image.Resampling.BICUBIC).save(directory / f"{i:03}.jpg", quality=90)
-    return [f"{i:03}.jpg" for i in range(n)]
 
 
 def spec_of(clip: Path, **options: object) -> EncoderSpec:

@@ -71,6 +71,8 @@ def test_the_same_settings_may_stand_side_by_side() -> None:
     other_list = People(PEOPLE.pseudonyms, None, PEOPLE.noise)  # who is left out may change every night
     other_list.check_same(PEOPLE.statement(None, True), "users/", "do something else")
     People().check_same(PrivacyStatement(), "users/", "do something else")
+    with pytest.raises(JobError, match="privacy"):
+        People().check_same(PEOPLE.statement(None, True), "users/", "do something else")
 
 
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)

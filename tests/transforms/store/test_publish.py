@@ -47,6 +47,9 @@ USERS = PublishSpec(makes_items=False, max_dead_letter_fraction=0.04)
 def test_a_good_run_passes_at_the_very_limit() -> None:
     check_books(GOOD, ITEMS)  # 4 of 100 rows; `no_modality` is not counted again
     check_books(GOOD | {"dead.interactions.-.null_item": 1}, ITEMS)  # 2 of 50 events
+    for one_more in ({"dead.encode.image.not_found": 3}, {"dead.interactions.-.null_item": 2}):
+        with pytest.raises(JobError, match="max_dead_letter_fraction"):
+            check_books(GOOD | one_more, ITEMS)
 
 
 BROKEN = {
@@ -112,6 +115,8 @@ def test_a_run_without_a_catalogue_is_checked_by_its_events_alone() -> None:
 def test_letters_of_users_and_rows_without_modality_refuse_nothing() -> None:
     check_books(GOOD | {"dead.profiles.-.too_many_events": 1000}, ITEMS)
     check_books(GOOD | {"items.rows": 48, "dead.catalog.-.no_modality": 50}, ITEMS)
+    with pytest.raises(JobError, match="max_dead_letter_fraction"):
+        check_books(GOOD | {"dead.encode.audio.too_long": 1000}, ITEMS)
 
 
 COUNT = st.integers(0, 40)
