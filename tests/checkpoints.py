@@ -188,6 +188,27 @@ def save_clap(directory: Path, truncation: str = "rand_trunc", padding: str = "r
     hf.ClapFeatureExtractor(truncation=truncation, padding=padding, max_length_s=seconds).save_pretrained(directory)
 
 
+# The configuration of a tiny EmbeddingGemma2.
+_OMNI_TEXT = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 16, "global_head_dim": 16, "hidden_size_per_layer_input": 8,
+    "embedding_dim": 24, "max_position_embeddings": 512, "initializer_range": 0.3,
+}  # fmt: skip
+_OMNI_VISION = {
+    "model_type": "gemma4_vision", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16, "global_head_dim": 16, "initializer_range": 0.3,
+}  # fmt: skip
+_OMNI_AUDIO = {
+    "model_type": "gemma4_audio", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "output_proj_dims": 32, "initializer_range": 0.3,
+}  # fmt: skip
+_OMNI_TEMPLATE = (
+    "{% for m in messages %}{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}<img>{% elif c['type'] == 'audio' %}<aud>{% else %}{{ c['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}{% endfor %}"
+)
+
+
 def save_omni(directory: Path) -> None:
     """Saves a tiny EmbeddingGemma2, which takes text, image and audio in one input, as sentence-transformers does."""
     import torch
@@ -206,43 +227,11 @@ def save_omni(directory: Path) -> None:
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|video|>"]})
     ids = {name: tokenizer.convert_tokens_to_ids(mark) for name, mark in marks.items()}
     torch.manual_seed(5)
-    text = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 16,
-        "global_head_dim": 16,
-        "hidden_size_per_layer_input": 8,
-        "embedding_dim": 24,
-        "max_position_embeddings": 512,
-        "initializer_range": 0.3,
-    }
-    vision = {
-        "model_type": "gemma4_vision",
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "global_head_dim": 16,
-        "initializer_range": 0.3,
-    }
-    audio = {
-        "model_type": "gemma4_audio",
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "output_proj_dims": 32,
-        "initializer_range": 0.3,
-    }
+    text = {**_OMNI_TEXT, "vocab_size": len(tokenizer)}
     config = hf.EmbeddingGemma2Config(
         text_config=text,
-        vision_config=vision,
-        audio_config=audio,
+        vision_config=_OMNI_VISION,
+        audio_config=_OMNI_AUDIO,
         boi_token_id=ids["boi_token"],
         eoi_token_id=ids["eoi_token"],
         image_token_id=ids["image_token"],
@@ -252,11 +241,6 @@ def save_omni(directory: Path) -> None:
         audio_token_id=ids["audio_token"],
     )
     hf.EmbeddingGemma2Model(config).save_pretrained(directory)
-    template = (
-        "{% for m in messages %}{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
-        "{% if c['type'] == 'image' %}<img>{% elif c['type'] == 'audio' %}<aud>{% else %}{{ c['text'] }}{% endif %}"
-        "{% endfor %}{% endif %}{% endfor %}"
-    )
     from transformers.models.embedding_gemma2.video_processing_embedding_gemma2 import EmbeddingGemma2VideoProcessor
 
     hf.EmbeddingGemma2Processor(
@@ -264,7 +248,7 @@ def save_omni(directory: Path) -> None:
         Gemma4ImageProcessor(max_soft_tokens=70),
         tokenizer,
         EmbeddingGemma2VideoProcessor(),
-        chat_template=template,
+        chat_template=_OMNI_TEMPLATE,
     ).save_pretrained(directory)
     prompts = {"query": "song: ", "document": "the red "}
     resave(directory, [Pooling(24, "mean"), Normalize()], prompts=prompts)

@@ -93,11 +93,7 @@ def make_case(embeddings: pa.Table, events: pa.Table, split: SplitSpec, liked_ab
     people = parts.train["user_id"].unique()
     held = parts.held.filter(pc.is_in(parts.held["item_id"].cast(ids.type), value_set=ids))
     known = held.filter(pc.is_in(held["user_id"], value_set=one_chunk(people)))
-    who = one_chunk(known["user_id"]).unique()
-    if len(who) > MOST_USERS:
-        who = who.filter(pa.array(in_sample(who, MOST_USERS / len(who))))
-    if not len(who):
-        raise JobError(f"--split: {split.method} leaves nobody with events on both sides; take another fraction")
+    who = _measured_users(known, split)
     mine = known.filter(pc.is_in(known["user_id"], value_set=who))
     total = parts.train.group_by(["user_id", "item_id"]).aggregate([("weight", "sum"), ([], "count_all")])
     user, item = _places(total, people, ids)
@@ -129,6 +125,16 @@ def make_case(embeddings: pa.Table, events: pa.Table, split: SplitSpec, liked_ab
         events=events_of[rows].astype(np.int64),
         about=about,
     )
+
+
+def _measured_users(known: pa.Table, split: SplitSpec) -> pa.Array:
+    """Chooses the users to measure: those with held-out events, or a sample of at most about `MOST_USERS`."""
+    who = one_chunk(known["user_id"]).unique()
+    if len(who) > MOST_USERS:
+        who = who.filter(pa.array(in_sample(who, MOST_USERS / len(who))))
+    if not len(who):
+        raise JobError(f"--split: {split.method} leaves nobody with events on both sides; take another fraction")
+    return who
 
 
 def _describe(split: SplitSpec, parts: Split) -> dict[str, Any]:
