@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import scipy.linalg
 
@@ -101,18 +104,12 @@ def solve_procrustes(moments: Moments, used: list[str], spec: SpaceSpec) -> Solu
     Raises:
         JobError: the hub is none of `used`.
     """
-    hub, axes = _hub(moments, used, spec)
-    maps, spectrum, unaligned = {hub: axes}, {}, []
-    for m in used:
-        if m == hub:
-            continue
-        if moments.count(m, hub) < 2:
-            maps[m] = padded(principal_axes(moments.covariance(m, m))[1], axes.shape[1])
-            unaligned.append(m)
-            continue
+
+    def solve(m: str, hub: str, axes: np.ndarray) -> tuple[np.ndarray, list[float]]:
         u, s, vt = np.linalg.svd(moments.covariance(m, hub) @ axes, full_matrices=False)
-        maps[m], spectrum[m] = u @ vt, s.tolist()
-    return Solution(maps, unaligned, {"hub": hub, "singular_values": spectrum})
+        return u @ vt, s.tolist()
+
+    return _map_to_hub(moments, used, spec, solve, "singular_values")
 
 
 def solve_ridge(moments: Moments, used: list[str], spec: SpaceSpec) -> Solution:
@@ -132,25 +129,50 @@ def solve_ridge(moments: Moments, used: list[str], spec: SpaceSpec) -> Solution:
     Raises:
         JobError: the hub is none of `used`.
     """
+
+    def solve(m: str, hub: str, axes: np.ndarray) -> tuple[np.ndarray, float]:
+        own = moments.covariance(m, m)
+        r = spec.regularization
+        strength = default_regularization(own, moments.count(m, hub)) if r is None else r
+        own[np.diag_indices_from(own)] += strength * np.trace(own) / len(own)
+        cross = moments.covariance(m, hub) @ axes
+        try:
+            return scipy.linalg.solve(own, cross, assume_a="pos"), strength
+        except np.linalg.LinAlgError:  # λ = 0 and C_mm has a null space: take the shortest solution
+            return scipy.linalg.pinvh(own) @ cross, strength
+
+    return _map_to_hub(moments, used, spec, solve, "regularization")
+
+
+def _map_to_hub(
+    moments: Moments,
+    used: list[str],
+    spec: SpaceSpec,
+    solve: Callable[[str, str, np.ndarray], tuple[np.ndarray, Any]],
+    finding: str,
+) -> Solution:
+    """Maps each modality to the hub's principal axes. One that never occurs with the hub keeps its own axes.
+
+    Args:
+        moments: the moments of the embeddings.
+        used: the modalities to map.
+        spec: `dim` and `hub` are used.
+        solve: takes a modality, the hub and the hub's axes; returns the map, and what to report of it.
+        finding: the name under which that is reported, for each modality.
+    """
     hub, axes = _hub(moments, used, spec)
-    maps, strength, unaligned = {hub: axes}, {}, []
+    maps: dict[str, np.ndarray] = {hub: axes}
+    found: dict[str, Any] = {}
+    unaligned = []
     for m in used:
         if m == hub:
             continue
         if moments.count(m, hub) < 2:
             maps[m] = padded(principal_axes(moments.covariance(m, m))[1], axes.shape[1])
             unaligned.append(m)
-            continue
-        own = moments.covariance(m, m)
-        r = spec.regularization
-        strength[m] = default_regularization(own, moments.count(m, hub)) if r is None else r
-        own[np.diag_indices_from(own)] += strength[m] * np.trace(own) / len(own)
-        cross = moments.covariance(m, hub) @ axes
-        try:
-            maps[m] = scipy.linalg.solve(own, cross, assume_a="pos")
-        except np.linalg.LinAlgError:  # λ = 0 and C_mm has a null space: take the shortest solution
-            maps[m] = scipy.linalg.pinvh(own) @ cross
-    return Solution(maps, unaligned, {"hub": hub, "regularization": strength})
+        else:
+            maps[m], found[m] = solve(m, hub, axes)
+    return Solution(maps, unaligned, {"hub": hub, finding: found})
 
 
 def _hub(moments: Moments, used: list[str], spec: SpaceSpec) -> tuple[str, np.ndarray]:
