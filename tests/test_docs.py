@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import typer.main
 from packaging.requirements import Requirement
@@ -20,6 +21,11 @@ from unisono.pipelines.cli import app
 from unisono.pipelines.job.load import load_job
 from unisono.runners.select import unknown_options
 from unisono.transforms.base.errors import Reason
+from unisono.transforms.encode.columns import embeddings_schema
+from unisono.transforms.rank.lists import recommendation_schema
+from unisono.transforms.space.fuse import items_schema
+from unisono.transforms.store import dead_letters
+from unisono.transforms.users.profiles import profile_schema
 
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -202,3 +208,22 @@ def test_the_job_file_of_the_readme_is_valid(tmp_path: Path) -> None:
     assert job.store == str(tmp_path / "out")
     assert job.interactions is not None
     assert job.interactions.weights == {"view": 1, "cart": 3, "purchase": 5, "dislike": -3}
+
+
+# --- columns -----------------------------------------------------------------------------------------------
+
+SCHEMAS = {
+    "items": items_schema(pa.string(), 4, ["text"], imputes=True, carried=[pa.field("title", pa.string())]),
+    "users": profile_schema(pa.string(), 4, pa.string(), ["text"], vectors=True),
+    "recommendations": recommendation_schema(pa.string(), pa.string()),
+    "embeddings": embeddings_schema(pa.string(), {"text": 4}),
+    "dead_letters": dead_letters.SCHEMA,
+}
+
+
+@pytest.mark.parametrize("part", SCHEMAS)
+def test_every_column_of_a_part_is_in_the_page_of_the_store(part: str) -> None:
+    page = (ROOT / "docs" / "store.md").read_text()
+    for name in SCHEMAS[part].names:
+        column = re.sub("^text_", "<m>_", name)
+        assert re.search(rf"(?<![\w<]){re.escape(column)}(?!\w)", page), f"docs/store.md does not name {part}/ {column}"
