@@ -9,11 +9,16 @@ import pyarrow.compute as pc
 from unisono.transforms.base.tables import from_vector_column, hash_ids, same_id_kind
 
 EMBEDDING = "_embedding"  # suffix of a column of embeddings, after the modality
+RANKING_VECTOR = "ranking_vector"  # column of items/ and users/
+HISTORY, HISTORY_NEW = "history_vector", "history_vector_new"  # columns of items/
+TASTE = "taste"  # column of profiles before they get a ranking vector
 # Keys of schema metadata.
 SPACE = b"unisono.space_id"  # in items/, users/ and state/
 HALF_LIFE = b"unisono.half_life_days"  # in state/
 COMPARABLE = b"unisono.comparable"  # in items/: JSON list of the earlier space_ids with comparable vectors
 NOT_COMPARABLE = b"unisono.not_comparable"  # in items/: why the vectors of the published run are not comparable
+RANKING = b"unisono.ranking"  # in items/ and users/: JSON that says how the ranking vectors were made
+TASTES = b"unisono.tastes"  # in state/: the key of the history vectors that `older` was summed from
 FORGOTTEN_COUNT = "users.forgotten"  # counter of the users who were left out (`privacy.forget`)
 
 

@@ -34,9 +34,9 @@ from unisono.transforms.store.parquet import (
 from unisono.transforms.store.small_vectors import read_vectors
 
 _FORMAT = 2  # version of the format of the files in the cache
-# A run uses one matrix of item vectors, and one for each modality.
-_KEPT_ON_DISK = 8  # how many matrices stay in the cache of a machine, the most recently used ones
-_KEPT_IN_PROCESS = 8  # how many matrices a process keeps open
+# A run uses matrices of item, ranking and history vectors, and one for each modality.
+_KEPT_ON_DISK = 16  # how many matrices stay in the cache of a machine, the most recently used ones
+_KEPT_IN_PROCESS = 16  # how many matrices a process keeps open
 _VECTOR_TYPES = (pa.float32(), pa.float16(), pa.int8())
 _KEY = "items"  # the name of the files in error messages
 _MODALITY_VECTOR = "_vector"  # suffix of a column of vectors that may hold nulls, after the modality

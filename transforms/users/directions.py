@@ -7,7 +7,8 @@ import pyarrow as pa
 
 from unisono.transforms.base.columns import row_lengths
 from unisono.transforms.store.item_matrix import ItemMatrix
-from unisono.transforms.users.state import UserState, add_rows
+from unisono.transforms.users.state import UserState
+from unisono.transforms.users.sums import add_rows
 
 # Item vectors are float32, so Σ w·v has an error of up to 6e-8 · Σ |w|. A sum that is not longer than this share of
 # Σ |w| has no reliable direction.

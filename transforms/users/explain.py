@@ -10,7 +10,7 @@ from unisono.transforms.store.item_matrix import ItemMatrix
 from unisono.transforms.users.history import History
 from unisono.transforms.users.interests import interest_members
 from unisono.transforms.users.profiles import ProfileSpec
-from unisono.transforms.users.state import decay
+from unisono.transforms.users.sums import decay
 
 
 def profile_parts(

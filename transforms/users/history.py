@@ -65,8 +65,15 @@ class History:
 
     def newest(self, most: int) -> History:
         """Keeps the newest events of each user, at most `most`."""
-        from_end = np.repeat(self.first[1:], self.counts) - np.arange(len(self.time))
-        return self.keep(from_end <= most)
+        return self.keep(self._from_end() <= most)
+
+    def before_newest(self, most: int) -> History:
+        """Keeps the events of each user that `newest` leaves out."""
+        return self.keep(self._from_end() > most)
+
+    def _from_end(self) -> np.ndarray:
+        """Numbers each user's events from the end, int64 [e]; the newest has 1."""
+        return np.repeat(self.first[1:], self.counts) - np.arange(len(self.time))
 
 
 def order_history(table: pa.Table, items: ItemMatrix) -> tuple[History, int]:

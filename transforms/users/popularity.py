@@ -1,4 +1,4 @@
-"""The popularity of items: the number of events and of users of each item."""
+"""The popularity of items: how many events they have, how many users like them, and how many of late."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from collections.abc import Iterable
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from unisono.transforms.base.tables import concat_tables
-from unisono.transforms.users.state import decay
+from unisono.transforms.users.sums import decay
+
+_NEVER = np.iinfo(np.int64).min
 
 
 class CountItems(beam.PTransform):
-    """Counts the events of each item: from (shard, table with item_id) to one table (item_id, n), sorted by item."""
+    """Counts the events of each item: from (shard, events) to one table, sorted by item; see `count_items`."""
 
     def expand(self, seen: beam.PCollection) -> beam.PCollection:
         return (
@@ -23,9 +26,13 @@ class CountItems(beam.PTransform):
         )
 
 
-def count_items(pairs: pa.Table) -> pa.Table:
-    """Counts the rows of each item in one table: item_id, n int64."""
-    counted = pairs.group_by("item_id").aggregate([([], "count_all")])
+def count_items(events: pa.Table) -> pa.Table:
+    """Counts the events of each item in one table: item_id, n int64.
+
+    Only events of positive weight count: a dislike does not make an item popular.
+    """
+    liked = events.filter(pc.greater(events["weight"], 0.0))
+    counted = liked.group_by("item_id").aggregate([([], "count_all")])
     return pa.table({"item_id": counted["item_id"], "n": counted["count_all"]})
 
 
@@ -34,76 +41,122 @@ def _sum_counts(tables: Iterable[pa.Table]) -> pa.Table:
     return pa.table({"item_id": merged["item_id"], "n": merged["n_sum"]}).sort_by("item_id")
 
 
-class CountUsers(beam.PTransform):
-    """Counts the users of each item; a user counts less, the older the user's newest event with the item is.
+class CountLikes(beam.PTransform):
+    """Counts the users who like each item.
 
-    Takes (shard, events) as `ShardByUser` returns them. Returns one table (item_id, n float64, users int64), sorted by
-    item. Here n = Σ 2^(−age / half-life) over the item's users, where the age is the time from the user's newest event
-    with the item to the newest event of the log.
+    Takes (shard, events) as `ShardByUser` returns them. Returns one table, as `add_likes` does.
 
     Args:
-        half_life_days: None means that interactions do not age, so that n equals users.
+        liked_above: see `pair_events`.
+        half_life_days: see `count_likes`.
     """
 
-    def __init__(self, half_life_days: float | None = None) -> None:
+    def __init__(self, liked_above: float = 0.0, half_life_days: float | None = None) -> None:
         super().__init__()
-        self._half_life_days = half_life_days
+        self._liked_above, self._half_life_days = liked_above, half_life_days
 
     def expand(self, events: beam.PCollection) -> beam.PCollection:
-        half_life = self._half_life_days
+        above, half_life = self._liked_above, self._half_life_days
         return (
             events
-            | "PerShard" >> beam.MapTuple(lambda _, t: count_users(t, half_life)).with_output_types(pa.Table)
-            | "Sum" >> beam.CombineGlobally(_SumUsersFn(half_life)).without_defaults()
+            | "PerShard" >> beam.MapTuple(lambda _, t: count_likes(t, above, half_life)).with_output_types(pa.Table)
+            | "Sum" >> beam.CombineGlobally(_SumLikesFn(half_life)).without_defaults()
         )
 
 
-def count_users(events: pa.Table, half_life_days: float | None = None) -> pa.Table:
-    """Counts the users of each item in one shard, with ages up to the newest event of the shard.
+def pair_events(events: pa.Table, liked_above: float = 0.0) -> pa.Table:
+    """Sums up the events of each pair of a user and an item.
+
+    Events of weight 0 say nothing about the user and are left out.
 
     Args:
-        events: user_id, item_id, time.
-        half_life_days: see `CountUsers`.
+        events: user_id, item_id, time, weight.
+        liked_above: a user likes an item if one of the user's events with it has a weight above this, and the weights
+            of all of them sum to more than 0.
 
     Returns:
-        item_id, n float64, users int64, and newest int64: the time of the shard's newest event in microseconds since
-        1970, the same in each row.
+        user_id, item_id, time int64: the newest event in microseconds since 1970, first int64: the oldest one, and
+        liked bool.
     """
-    pairs = events.group_by(["user_id", "item_id"]).aggregate([("time", "max")])
-    time = pairs["time_max"].cast(pa.int64()).to_numpy()
-    newest = int(time.max(initial=np.iinfo(np.int64).min))
-    # Sorted by time, so that float sums do not depend on the order of the rows.
-    aged = pa.table({"item_id": pairs["item_id"], "n": decay(newest - time, half_life_days), "time": time})
-    aged = aged.sort_by([("item_id", "ascending"), ("time", "ascending")])
-    counted = aged.group_by("item_id", use_threads=False).aggregate([("n", "sum"), ([], "count_all")])
+    said = events.filter(pc.not_equal(events["weight"], 0.0))
+    how = [("time", "max"), ("time", "min"), ("weight", "max"), ("weight", "sum")]
+    pairs = said.group_by(["user_id", "item_id"]).aggregate(how)
+    liked = pc.and_(pc.greater(pairs["weight_max"], liked_above), pc.greater(pairs["weight_sum"], 0.0))
     return pa.table({
-        "item_id": counted["item_id"],
-        "n": counted["n_sum"],
-        "users": counted["count_all"],
-        "newest": pa.array(np.full(counted.num_rows, newest)),
+        "user_id": pairs["user_id"],
+        "item_id": pairs["item_id"],
+        "time": pairs["time_max"].cast(pa.int64()),
+        "first": pairs["time_min"].cast(pa.int64()),
+        "liked": liked,
     })
 
 
-def add_users(tables: Iterable[pa.Table], half_life_days: float | None = None) -> pa.Table:
-    """Adds up the tables of `count_users`, with ages up to the newest event of all shards.
+def count_likes(events: pa.Table, liked_above: float = 0.0, half_life_days: float | None = None) -> pa.Table:
+    """Counts the users who like each item in one shard, with ages up to the newest event of the shard.
+
+    Args:
+        events: user_id, item_id, time, weight.
+        liked_above: see `pair_events`.
+        half_life_days: a user counts 2^(−age / half-life) in `late`, where the age is the time from the user's newest
+            event with the item to the newest event of the log. None means that interactions do not age.
+
+    Returns:
+        item_id; late float64; likes int64, the users who like the item; users int64, the users who turned to it; and
+        the times of the shard's newest and oldest event, newest and oldest int64, the same in each row.
+    """
+    pairs = pair_events(events, liked_above)
+    time = pairs["time"].to_numpy()
+    newest, oldest = int(time.max(initial=_NEVER)), int(pairs["first"].to_numpy().min(initial=-1 - _NEVER))
+    liked = pairs["liked"].to_numpy().astype(np.int64)
+    late = decay(newest - time, half_life_days) * liked
+    # Sorted by time, so that float sums do not depend on the order of the rows.
+    aged = pa.table({"item_id": pairs["item_id"], "late": late, "likes": liked, "time": time})
+    aged = aged.sort_by([("item_id", "ascending"), ("time", "ascending")])
+    counted = aged.group_by("item_id", use_threads=False).aggregate(
+        [("late", "sum"), ("likes", "sum"), ([], "count_all")]
+    )
+    return pa.table({
+        "item_id": counted["item_id"],
+        "late": counted["late_sum"],
+        "likes": counted["likes_sum"],
+        "users": counted["count_all"],
+        "newest": pa.array(np.full(counted.num_rows, newest)),
+        "oldest": pa.array(np.full(counted.num_rows, oldest)),
+    })
+
+
+def add_likes(tables: Iterable[pa.Table], half_life_days: float | None = None) -> pa.Table:
+    """Adds up the tables of `count_likes`, with ages up to the newest event of all shards.
 
     Args:
         tables: one for each shard, in any order.
         half_life_days: the value that the tables were counted with.
 
     Returns:
-        item_id, n float64, users int64, sorted by item.
+        item_id, late float64, likes int64, users int64, newest int64 and oldest int64 (of the log, the same in each
+        row), sorted by item.
     """
     every = concat_tables(list(tables))
     newest = every["newest"].to_numpy()
-    left = decay(newest.max(initial=np.iinfo(np.int64).min) - newest, half_life_days)
-    aged = every.set_column(every.column_names.index("n"), "n", pa.array(every["n"].to_numpy() * left))
-    aged = aged.sort_by([("item_id", "ascending"), ("newest", "ascending"), ("n", "ascending")])
-    counted = aged.group_by("item_id", use_threads=False).aggregate([("n", "sum"), ("users", "sum")])
-    return pa.table({"item_id": counted["item_id"], "n": counted["n_sum"], "users": counted["users_sum"]})
+    last = newest.max(initial=_NEVER)
+    left = decay(last - newest, half_life_days)
+    aged = every.set_column(every.column_names.index("late"), "late", pa.array(every["late"].to_numpy() * left))
+    aged = aged.sort_by([("item_id", "ascending"), ("newest", "ascending"), ("late", "ascending")])
+    counted = aged.group_by("item_id", use_threads=False).aggregate(
+        [("late", "sum"), ("likes", "sum"), ("users", "sum")]
+    )
+    n = counted.num_rows
+    return pa.table({
+        "item_id": counted["item_id"],
+        "late": counted["late_sum"],
+        "likes": counted["likes_sum"],
+        "users": counted["users_sum"],
+        "newest": pa.array(np.full(n, last)),
+        "oldest": pa.array(np.full(n, every["oldest"].to_numpy().min(initial=-1 - _NEVER))),
+    })
 
 
-class _SumUsersFn(beam.CombineFn):
+class _SumLikesFn(beam.CombineFn):
     """Keeps the tables of all shards until the end: partial sums would depend on the order in which shards arrive."""
 
     def __init__(self, half_life_days: float | None) -> None:
@@ -119,4 +172,4 @@ class _SumUsersFn(beam.CombineFn):
         return [table for part in accumulators for table in part]
 
     def extract_output(self, accumulator: list[pa.Table]) -> pa.Table:
-        return add_users(accumulator, self._half_life_days)
+        return add_likes(accumulator, self._half_life_days)

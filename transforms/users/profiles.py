@@ -14,7 +14,7 @@ from apache_beam.metrics import Metrics
 from apache_beam.typehints import with_output_types
 from pydantic import Field
 
-from unisono.transforms.base.columns import HALF_LIFE, SPACE
+from unisono.transforms.base.columns import HALF_LIFE, RANKING, SPACE, TASTE, TASTES
 from unisono.transforms.base.errors import Reason
 from unisono.transforms.base.progress import NAMESPACE, advance
 from unisono.transforms.base.settings import Positive, Share, settings
@@ -32,13 +32,14 @@ from unisono.transforms.users.interests import find_interests, interest_type
 from unisono.transforms.users.state import (
     UserState,
     check_state,
-    decay,
     merge_states,
     read_state,
     state_table,
     sum_history,
     times,
 )
+from unisono.transforms.users.sums import decay
+from unisono.transforms.users.tastes import Tastes, TasteSpec, read_tastes, taste_vectors
 
 
 @settings("profiles")
@@ -71,7 +72,12 @@ class ProfileSpec:
 
 
 def profile_schema(
-    user_type: pa.DataType, dim: int, item_type: pa.DataType, modalities: Sequence[str] = (), vectors: bool = False
+    user_type: pa.DataType,
+    dim: int,
+    item_type: pa.DataType,
+    modalities: Sequence[str] = (),
+    vectors: bool = False,
+    taste: int = 0,
 ) -> pa.Schema:
     """Returns the schema of the files in users/.
 
@@ -81,6 +87,7 @@ def profile_schema(
         item_type: type of the item ids.
         modalities: modalities with a column `<m>_affinity`.
         vectors: whether each of them has a column `<m>_vector` too.
+        taste: length of the column `taste`. 0 means that there is none.
     """
     fields = [
         ("user_id", user_type),
@@ -91,6 +98,7 @@ def profile_schema(
         ("events", pa.int64()),
         ("last_event", TIME_TYPE),
         ("cold", pa.bool_()),
+        *([pa.field(TASTE, pa.list_(pa.float32(), taste), nullable=False)] if taste else []),
     ]
     return pa.schema(fields)
 
@@ -105,12 +113,14 @@ class Surroundings:
             lacks the modality.
         prior: float32 [dim], the direction of what everybody likes. None means that cold users get no profile.
         with_vectors: whether a profile has a vector for each of `modalities`.
+        tastes: what tastes are made from. None means that profiles have no taste.
     """
 
     items: ItemMatrix
     modalities: Mapping[str, np.ndarray] = field(default_factory=dict)
     prior: np.ndarray | None = None
     with_vectors: bool = False
+    tastes: Tastes | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,10 +181,10 @@ def build_profiles(
         history, spec.session_minutes, spec.max_events_per_day, spec.robots == "drop"
     )
     counts["events.set_aside"] = used - len(history.time)
-    sums = sum_history(history, items, spec.half_life_days, spec.recent_events)
+    kept = {"half_life_days": spec.half_life_days, "recent": spec.recent_events, "tastes": around.tastes}
+    sums = sum_history(history, items, **kept)
     if state is not None:
-        earlier = read_state(state, items)
-        sums = merge_states(earlier, sums, items, half_life_days=spec.half_life_days, recent=spec.recent_events)
+        sums = merge_states(read_state(state, items), sums, items, **kept)
     users, cancelled = profiles_of(sums, around, spec)
     if cancelled.any():
         dead = pa.concat_tables([dead, _letters_of_cancelled(sums, cancelled)])
@@ -245,8 +255,12 @@ def profiles_of(sums: UserState, around: Surroundings, spec: ProfileSpec) -> tup
         times(sums.newest, sums.events > 0),
         pa.array(cold),
     ]
-    items = around.items
-    schema = profile_schema(sums.user_ids.type, items.dim, items.id_type, list(views), around.with_vectors)
+    items, tastes = around.items, around.tastes
+    if tastes:
+        columns.append(to_vector_column(taste_vectors(sums, tastes)))
+    schema = profile_schema(
+        sums.user_ids.type, items.dim, items.id_type, list(views), around.with_vectors, tastes.width if tastes else 0
+    )
     table = pa.table(columns, schema=schema)
     return table if keep.all() else table.filter(pa.array(keep)), cancelled
 
@@ -298,6 +312,7 @@ class BuildProfiles(beam.PTransform):
             because a prior is made from everybody's events.
         modalities: the modalities that profiles have an affinity to.
         modality_vectors: whether profiles have a vector for each of these modalities.
+        tastes: how tastes are made from the items' history vectors. None means that profiles have no taste.
 
     Returns:
         A dict of PCollections: `users` and `state` of (shard, pa.Table), `dead` of pa.Table, and `counts` of
@@ -321,12 +336,13 @@ class BuildProfiles(beam.PTransform):
         noise: NoiseSpec | None = None,
         modalities: Sequence[str] = (),
         modality_vectors: bool = False,
+        tastes: TasteSpec | None = None,
     ) -> None:
         super().__init__()
         if noise and (popularity is not None or keep_state):
             raise ValueError("noise hides neither a prior nor a state; leave out `popularity` and `keep_state`")
         self._items, self._popularity, self._state, self._users_of_dead = items, popularity, state, users_of_dead
-        self._args = (spec, root, cache_dir, keep_state, noise, tuple(modalities), modality_vectors)
+        self._args = (spec, root, cache_dir, keep_state, noise, tuple(modalities), modality_vectors, tastes)
 
     def expand(self, shards: beam.PCollection) -> dict[str, beam.PCollection]:
         if self._state is None:
@@ -357,9 +373,11 @@ class _BuildProfilesFn(beam.DoFn):
         noise: NoiseSpec | None,
         modalities: tuple[str, ...],
         modality_vectors: bool,
+        tastes: TasteSpec | None,
     ) -> None:
         self._spec, self._root, self._cache_dir, self._keep_state = spec, root, cache_dir, keep_state
         self._noise, self._modalities, self._with_vectors = noise, modalities, modality_vectors
+        self._tastes = tastes
         self._around: Surroundings | None = None
         self._items_metadata: dict[bytes, bytes] = {}  # schema metadata of the items' files
         self._space: dict[bytes, bytes] = {}  # the part of it that names the space
@@ -379,7 +397,8 @@ class _BuildProfilesFn(beam.DoFn):
             self._open(items, next(iter(popularity), None))
         assert self._around is not None
         if state is not None:
-            check_state(state, self._items_metadata, self._around.items.dim, self._spec.half_life_days)
+            around = self._around
+            check_state(state, self._items_metadata, around.items.dim, self._spec.half_life_days, around.tastes)
         for done in self._ahead.put(self._build, shard, events, state, users_of_dead.get(shard)):
             yield from self._outputs(*done)
 
@@ -401,6 +420,8 @@ class _BuildProfilesFn(beam.DoFn):
         if self._keep_state:
             table = state_table(built.sums, self._around.items)
             marks = self._space | {HALF_LIFE: str(self._spec.half_life_days).encode()}
+            if self._around.tastes:
+                marks[TASTES] = self._around.tastes.key.encode()
             yield beam.pvalue.TaggedOutput("state", (shard, table.replace_schema_metadata(marks)))
         if built.dead.num_rows:
             yield beam.pvalue.TaggedOutput("dead", built.dead)
@@ -411,6 +432,9 @@ class _BuildProfilesFn(beam.DoFn):
         matrix = per_process(items, self._root, self._cache_dir)
         modalities = {m: modality_vectors(items, m, self._root, self._cache_dir) for m in self._modalities}
         prior = None if popularity is None else popular_direction(popularity, matrix)
-        self._around = Surroundings(matrix, modalities, prior, self._with_vectors)
+        tastes = None
+        if self._tastes:
+            tastes = read_tastes(items, self._tastes, self._root, self._cache_dir)
+        self._around = Surroundings(matrix, modalities, prior, self._with_vectors, tastes)
         self._items_metadata = first_schema(items, self._root).metadata or {}
-        self._space = {k: v for k, v in self._items_metadata.items() if k in (SPACE, b"unisono.dim")}
+        self._space = {k: v for k, v in self._items_metadata.items() if k in (SPACE, b"unisono.dim", RANKING)}

@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from unisono.transforms.base.columns import COMPARABLE, HALF_LIFE, NOT_COMPARABLE, SPACE
+from unisono.transforms.base.columns import COMPARABLE, HALF_LIFE, NOT_COMPARABLE, SPACE, TASTES
 from unisono.transforms.base.errors import JobError
-from unisono.transforms.base.extras import require
 from unisono.transforms.base.tables import from_vector_column, one_chunk, to_vector_column
-from unisono.transforms.base.threads import in_threads
 from unisono.transforms.read.interactions import TIME_TYPE
 from unisono.transforms.store.item_matrix import ItemMatrix
-from unisono.transforms.users.history import DAY_US, EVENTS_A_THREAD, History, merge_histories, rank_ids
+from unisono.transforms.users.history import History, merge_histories, rank_ids
+from unisono.transforms.users.sums import add_rows, decay, segment_sums
+from unisono.transforms.users.tastes import Tastes, sum_older
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +35,8 @@ class UserState:
         events: number of events, int64 [u]; may be 0.
         newest: time of the newest event, int64 [u], microseconds since 1970; 0 where there is no event.
         recent: the newest events of the same users.
+        older: for `tastes`, sums over the events that are no longer in `recent`, float64 [u, 2d]; see
+            `tastes.sum_older`. None means that no tastes are made.
     """
 
     user_ids: pa.Array
@@ -44,24 +46,12 @@ class UserState:
     events: np.ndarray
     newest: np.ndarray
     recent: History
+    older: np.ndarray | None = None
 
 
-def decay(age_us: np.ndarray, half_life_days: float | None) -> np.ndarray:
-    """Returns the factor by which age reduces an event's weight, 2^(−age / half-life).
-
-    Args:
-        age_us: microseconds, [n].
-        half_life_days: None means that events do not age, and every factor is 1.
-
-    Returns:
-        float64 [n].
-    """
-    if half_life_days is None:
-        return np.ones(len(age_us))
-    return np.exp2(age_us / (-half_life_days * DAY_US))
-
-
-def sum_history(history: History, items: ItemMatrix, half_life_days: float | None, recent: int) -> UserState:
+def sum_history(
+    history: History, items: ItemMatrix, half_life_days: float | None, recent: int, tastes: Tastes | None = None
+) -> UserState:
     """Sums the item vectors of each user's events, weighted and decayed.
 
     The events of a user are added one by one in float64, oldest first. So the sums depend neither on the order of the
@@ -72,6 +62,7 @@ def sum_history(history: History, items: ItemMatrix, half_life_days: float | Non
         items: the item matrix that the history's rows refer to.
         half_life_days: see `decay`.
         recent: how many of each user's newest events the state keeps.
+        tastes: what tastes are made from. None means that none are made.
 
     Raises:
         JobError: numba is not installed.
@@ -84,51 +75,23 @@ def sum_history(history: History, items: ItemMatrix, half_life_days: float | Non
     return UserState(
         user_ids=history.user_ids,
         vectors=add_rows(items.vectors, history.rows, weight, first),
-        weights=_segment_sums(weight, first),
-        magnitudes=_segment_sums(np.abs(weight), first),
+        weights=segment_sums(weight, first),
+        magnitudes=segment_sums(np.abs(weight), first),
         events=counts,
         newest=newest,
         recent=history.newest(recent),
+        older=sum_older(history.before_newest(recent), newest, tastes) if tastes else None,
     )
 
 
-def add_rows(matrix: np.ndarray, rows: np.ndarray, weight: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """Adds up Σ weight[e] · matrix[rows[e]] over the events e of each user, one by one in their order.
-
-    Args:
-        matrix: float32 [items, dim].
-        rows: int64 [e], rows of `matrix`.
-        weight: float64 [e].
-        first: int64 [u + 1]: user i has the events `first[i]` to `first[i + 1]`.
-
-    Returns:
-        float64 [u, dim].
-
-    Raises:
-        JobError: numba is not installed.
-    """
-    require("numba", "ranking", "profiles")
-    from unisono.transforms.users import event_kernels
-
-    out, matrix = np.zeros((len(first) - 1, matrix.shape[1])), np.asarray(matrix)
-
-    def add(a: int, b: int) -> None:
-        event_kernels.add_rows(matrix, rows, weight, first[a:b], first[a + 1 : b + 1], out[a:b])
-
-    in_threads(first, EVENTS_A_THREAD, add)
-    return out
-
-
-def _segment_sums(values: np.ndarray, first: np.ndarray) -> np.ndarray:
-    out = np.zeros(len(first) - 1)
-    some = np.diff(first) > 0
-    if some.any():
-        out[some] = np.add.reduceat(values, first[:-1][some])
-    return out
-
-
 def merge_states(
-    old: UserState, new: UserState, items: ItemMatrix, *, half_life_days: float | None, recent: int
+    old: UserState,
+    new: UserState,
+    items: ItemMatrix,
+    *,
+    half_life_days: float | None,
+    recent: int,
+    tastes: Tastes | None = None,
 ) -> UserState:
     """Adds two states, as if the events of both had been summed at once.
 
@@ -140,6 +103,7 @@ def merge_states(
         items: the item matrix that the recent events of both refer to.
         half_life_days: see `decay`; both states must have been summed with it.
         recent: how many of each user's newest events to keep.
+        tastes: what tastes are made from. None means that none are made.
     """
     users, place = rank_ids(pa.concat_arrays([old.user_ids, new.user_ids]))
     n, split = len(users), len(old.user_ids)
@@ -151,13 +115,18 @@ def merge_states(
     newest[newest == np.iinfo(np.int64).min] = 0
     vectors, weights, magnitudes = np.zeros((n, old.vectors.shape[1])), np.zeros(n), np.zeros(n)
     events = np.zeros(n, np.int64)
+    history = merge_histories([old.recent, new.recent], items)
+    older = sum_older(history.before_newest(recent), newest, tastes) if tastes else None
     for where, part in zip(at, (old, new), strict=True):
         left = np.where(part.events > 0, decay(newest[where] - part.newest, half_life_days), 0.0)
         vectors[where] += left[:, None] * part.vectors
         weights[where] += left * part.weights
         magnitudes[where] += left * part.magnitudes
         events[where] += part.events
-    history = merge_histories([old.recent, new.recent], items).newest(recent)
+        if older is not None and part.older is not None:
+            d = older.shape[1] // 2
+            older[where, :d] += left[:, None] * part.older[:, :d]
+            older[where, d:] += part.older[:, d:]
     return UserState(
         user_ids=users,
         vectors=vectors,
@@ -165,12 +134,17 @@ def merge_states(
         magnitudes=magnitudes,
         events=events,
         newest=newest,
-        recent=history,
+        recent=history.newest(recent),
+        older=older,
     )
 
 
 def check_state(
-    state: pa.Table, items_metadata: Mapping[bytes, bytes], dim: int, half_life_days: float | None
+    state: pa.Table,
+    items_metadata: Mapping[bytes, bytes],
+    dim: int,
+    half_life_days: float | None,
+    tastes: Tastes | None = None,
 ) -> None:
     """Checks that new events can be added to a published state.
 
@@ -182,10 +156,11 @@ def check_state(
         items_metadata: the schema metadata of the items' files.
         dim: length of the item vectors.
         half_life_days: the half-life with which the new events are summed.
+        tastes: what tastes are made from. None means that none are made.
 
     Raises:
-        JobError: the state's space is not comparable with the items' space, its vectors have another length, or it
-            was summed with another half-life.
+        JobError: the state's space is not comparable with the items' space, its vectors have another length, it was
+            summed with another half-life, or from history vectors that are not comparable with those of the items.
     """
     have = state.schema.metadata or {}
     old, new = (m.get(SPACE, b"").decode() for m in (have, items_metadata))
@@ -205,13 +180,25 @@ def check_state(
             f"profiles.half_life_days: {half_life_days}, the published state was summed with {summed}; "
             "keep it, or run once with profiles.incremental: restart over the whole log"
         )
+    if tastes and have.get(TASTES, b"").decode() not in (tastes.key, *tastes.comparable):
+        raise JobError(
+            "profiles.incremental: the published state was summed from other history vectors than those of the items "
+            "(ranking), and they are not comparable; run once with profiles.incremental: restart over the whole log"
+        )
 
 
 # --- as tables ---------------------------------------------------------------------------------------------
 
 
-def state_schema(user_type: pa.DataType, item_type: pa.DataType, dim: int) -> pa.Schema:
-    """Returns the schema of the files in state/."""
+def state_schema(user_type: pa.DataType, item_type: pa.DataType, dim: int, width: int = 0) -> pa.Schema:
+    """Returns the schema of the files in state/.
+
+    Args:
+        user_type: type of the user ids.
+        item_type: type of the item ids.
+        dim: length of an item vector.
+        width: length of a taste. 0 means that there is no column `older`.
+    """
     event = pa.struct([("item_id", item_type), ("time", TIME_TYPE), ("weight", pa.float64())])
     fields = [
         ("user_id", user_type),
@@ -221,6 +208,7 @@ def state_schema(user_type: pa.DataType, item_type: pa.DataType, dim: int) -> pa
         ("events", pa.int64()),
         ("newest", TIME_TYPE),
         ("recent", pa.list_(event)),
+        *([pa.field("older", pa.list_(pa.float64(), width))] if width else []),
     ]
     return pa.schema(fields)
 
@@ -238,7 +226,8 @@ def times(microseconds: np.ndarray, present: np.ndarray | None = None) -> pa.Arr
 
 def state_table(state: UserState, items: ItemMatrix) -> pa.Table:
     """Writes a state as a table of `state_schema`."""
-    schema = state_schema(state.user_ids.type, items.id_type, items.dim)
+    older = state.older
+    schema = state_schema(state.user_ids.type, items.id_type, items.dim, 0 if older is None else older.shape[1])
     recent = state.recent
     events = pa.StructArray.from_arrays(
         [items.ids(recent.rows), times(recent.time), pa.array(recent.weight)],
@@ -253,6 +242,8 @@ def state_table(state: UserState, items: ItemMatrix) -> pa.Table:
         times(state.newest, state.events > 0),
         pa.ListArray.from_arrays(pa.array(recent.first.astype(np.int32)), events),
     ]
+    if older is not None:  # most users have no older events: null takes no room
+        columns.append(to_vector_column(older, older.any(axis=1)))
     return pa.table(columns, schema=schema)
 
 
@@ -285,4 +276,12 @@ def read_state(table: pa.Table, items: ItemMatrix) -> UserState:
         events=table["events"].to_numpy(),
         newest=table["newest"].cast(pa.int64()).fill_null(0).to_numpy(),
         recent=recent.keep(rows >= 0),
+        older=_read_older(table),
     )
+
+
+def _read_older(table: pa.Table) -> np.ndarray | None:
+    if "older" not in table.column_names:
+        return None
+    sums, present = from_vector_column(table["older"])
+    return np.where(present[:, None], sums, 0.0)

@@ -1,0 +1,204 @@
+"""The model behind learned ranking vectors: how factors and content become the ranking vectors of items."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from unisono.transforms.base.columns import row_lengths
+from unisono.transforms.rank.content import ContentScale, solve_content
+from unisono.transforms.space.fit.moments import Moments
+
+COMMON = 3  # the axes that are the same for all users: popularity of late, popularity, uncertainty
+WEEK_US = 7 * 86_400_000_000  # the order of events says nothing about trends in a shorter log
+_NEW_RIDGE = 0.3  # in mean squares of a factor; chosen on MovieLens-100k's new items
+_FLOOR = 1e-3  # in mean variances of a factor: the least variance of a direction
+
+
+@dataclass(frozen=True, eq=False)
+class RankingModel:
+    """Maps from factors and content to ranking vectors and history vectors.
+
+    The factors are turned so that the item factors have unit covariance. The length of a user's sum of left factors is
+    then the standard deviation of that user's scores, so scores of all users are of one size.
+
+    Attributes:
+        turn: item factors times this are the ranking vectors of items with likes, float64 [d, d].
+        turn_left: left factors times this are history vectors, float64 [d, d].
+        turn_new: item factors times this are history vectors for new items, float64 [d, d].
+        scale: how embeddings become content columns.
+        content: content columns times this predict [item factors | left factors], float64 [k, 2d].
+        new_items: s, the scale of the ranking vectors of items without any event.
+        ageing: whether the log spans at least a week.
+        comparable: keys of earlier models whose sums of history vectors can be added to.
+    """
+
+    turn: np.ndarray
+    turn_left: np.ndarray
+    turn_new: np.ndarray
+    scale: ContentScale
+    content: np.ndarray
+    new_items: float = 0.0
+    ageing: bool = False
+    comparable: tuple[str, ...] = field(default=())
+
+    @property
+    def factors(self) -> int:
+        """d, the number of factors."""
+        return len(self.turn)
+
+    @property
+    def key(self) -> str:
+        """Names the history vectors. It changes whenever one of them could."""
+        body = self.turn_left.tobytes() + self.turn_new.tobytes() + self.content.tobytes()
+        return hashlib.sha256(body).hexdigest()[:16]
+
+    def item_vectors(
+        self, content: np.ndarray, factors: np.ndarray, left: np.ndarray, *, liked: np.ndarray, untouched: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Computes the vectors of some items.
+
+        Args:
+            content: float64 [n, k], the items' content columns.
+            factors: float [n, d], the items' factors; zeros where an item has none.
+            left: float [n, d], the items' left factors.
+            liked: bool [n], where an item has factors.
+            untouched: bool [n], where an item has no event at all.
+
+        Returns:
+            The ranking vectors without the common axes, float64 [n, 2d]; the history vectors and the history vectors
+            for new items, float64 [n, d] each. Items without factors get what their content predicts.
+        """
+        d = self.factors
+        predicted = content @ self.content
+        taken, taken_left = predicted[:, :d], predicted[:, d:]
+        here = liked[:, None]
+        ranking = np.concatenate(
+            [
+                np.where(here, factors @ self.turn, 0.0),
+                np.where(untouched[:, None], self.new_items * (taken @ self.turn), 0.0),
+            ],
+            axis=1,
+        )
+        history = np.where(here, left, taken_left) @ self.turn_left
+        return ranking, history, np.where(here, factors, taken) @ self.turn_new
+
+    def to_bytes(self) -> bytes:
+        """Returns the model as a safetensors file."""
+        about = {
+            "new_items": self.new_items,
+            "ageing": self.ageing,
+            "comparable": list(self.comparable),
+            "sizes": dict(self.scale.sizes),
+        }
+        tensors = {n: np.ascontiguousarray(getattr(self, n)) for n in ("turn", "turn_left", "turn_new", "content")}
+        tensors |= {f"mean.{m}": np.ascontiguousarray(v) for m, v in self.scale.means.items()}
+        return safetensors.numpy.save(tensors, {"unisono": json.dumps(about, sort_keys=True)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> RankingModel:
+        """Reads what `to_bytes` returned."""
+        tensors = safetensors.numpy.load(data)
+        head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        about: dict[str, Any] = json.loads(head["__metadata__"]["unisono"])
+        sizes = about["sizes"]
+        scale = ContentScale({m: tensors[f"mean.{m}"] for m in sorted(sizes)}, {m: sizes[m] for m in sorted(sizes)})
+        maps = (tensors[n] for n in ("turn", "turn_left", "turn_new"))
+        return cls(
+            *maps,
+            scale=scale,
+            content=tensors["content"],
+            new_items=about["new_items"],
+            ageing=about["ageing"],
+            comparable=tuple(about["comparable"]),
+        )
+
+
+def solve_model(
+    factors: np.ndarray, moments: Moments, scale: ContentScale, *, width: int, ageing: bool
+) -> RankingModel:
+    """Solves everything but the scale of new items.
+
+    Args:
+        factors: V, float [n, d], the factors of all items that somebody likes.
+        moments: the weighted moments of content and [item factors | left factors], see `content.add_weighted`.
+        scale: how embeddings become content columns.
+        width: d, for a log in which nobody likes anything.
+        ageing: whether the log spans at least a week.
+    """
+    v = np.asarray(factors, np.float64).reshape(-1, width)
+    spread = v - v.mean(0) if len(v) else v
+    covariance = spread.T @ spread / max(len(v), 1)
+    size = max(np.trace(covariance) / width, 1e-30)
+    values, axes = np.linalg.eigh(covariance + _FLOOR * size * np.eye(width))
+    whiten, unwhiten = (axes * values**-0.5) @ axes.T, (axes * values**0.5) @ axes.T
+    gram = v.T @ v
+    ridge = _NEW_RIDGE * max(np.trace(gram) / width, 1e-30)
+    turn_new = np.linalg.inv(gram + ridge * np.eye(width)) @ unwhiten
+    columns = sum(len(m) for m in scale.means.values())
+    content = solve_content(moments, columns, 2 * width)
+    return RankingModel(whiten, unwhiten, turn_new, scale, content, ageing=ageing)
+
+
+def with_new_items(model: RankingModel, new_items: float, comparable: Sequence[str] = ()) -> RankingModel:
+    """Sets the scale of new items and the comparable keys."""
+    return replace(model, new_items=new_items, comparable=tuple(comparable))
+
+
+def common_axes(late: np.ndarray, likes: np.ndarray, most_late: float, most_likes: float) -> np.ndarray:
+    """Computes the axes of items that are the same for all users.
+
+    Args:
+        late: float64 [n], the users who like the item, counted less the longer ago it was.
+        likes: int64 [n], the users who like the item.
+        most_late: the largest `late` of all items.
+        most_likes: the largest `likes` of all items.
+
+    Returns:
+        float64 [n, 3]: log(1 + late) / log(1 + max late), log(1 + likes) / log(1 + max likes), 1 / √(1 + likes).
+    """
+    parts = [np.log1p(n) / np.log1p(most) if most > 0 else np.zeros(len(n)) for n, most in
+             ((late, most_late), (likes, most_likes))]  # fmt: skip
+    return np.stack([*parts, 1 / np.sqrt(1.0 + likes)], axis=1)
+
+
+def user_weights(*, trend: float, gain: float, caution: float) -> np.ndarray:
+    """Returns the weights of users on the common axes, float64 [3].
+
+    Args:
+        trend: what an item gains that is more popular of late than over the whole log.
+        gain: what the most popular item of late gains.
+        caution: what an item loses that nobody likes.
+    """
+    return np.array([trend + gain, -trend, -caution])
+
+
+def add_common(tastes: np.ndarray, weights: np.ndarray, learned: bool) -> np.ndarray:
+    """Completes the ranking vectors of users.
+
+    A user without a taste is served by what is popular of late. With part of a taste, such as a user with fewer than
+    `profiles.min_events` events, the two are mixed.
+
+    Args:
+        tastes: float32 [u, w]. For learned vectors, two blocks as `tastes.taste_vectors` returns them.
+        weights: as `user_weights` returns them.
+        learned: whether the tastes are learned. Otherwise all users have the weights as they are.
+
+    Returns:
+        float32 [u, w + 3].
+    """
+    common = np.tile(weights, (len(tastes), 1))
+    if learned:
+        half = tastes.shape[1] // 2
+        lengths = np.maximum(row_lengths(tastes[:, :half]), row_lengths(tastes[:, half:])).astype(np.float64)
+        share = np.minimum(lengths, 1.0)[:, None]
+        share[share > 1 - 1e-6] = 1.0
+        alone = np.array([1.0, 0.0, weights[2]])
+        common = share * common + (1 - share) * alone
+    return np.concatenate([tastes, common.astype(np.float32)], axis=1)
