@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,15 +13,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from unisono.pipelines.job.job import Job
-from unisono.transforms.base.columns import EMBEDDING, embeddings_of, in_sample
+from unisono.transforms.base.columns import EMBEDDING, RANKING_VECTOR, embeddings_of, in_sample
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.modalities import BEHAVIOUR
 from unisono.transforms.base.tables import concat_tables, one_chunk, sort_by_id
 from unisono.transforms.behaviour.behaviour import add_pairs, count_pairs, embed_pairs, join_behaviour
+from unisono.transforms.behaviour.factors import fit_factors
+from unisono.transforms.behaviour.likes import Likes, liked_pairs
+from unisono.transforms.behaviour.sweeps import factor_table
 from unisono.transforms.measure.rank_metrics import Ranked
 from unisono.transforms.privacy.forget import check_forget
 from unisono.transforms.rank.lists import diversify
-from unisono.transforms.rank.ranking import RankingSpec, distinct_pairs, make_shelf, rank_items
+from unisono.transforms.rank.content import ContentScale
+from unisono.transforms.rank.item_vectors import Popularity, vector_columns
+from unisono.transforms.rank.learn import ITEM_FACTOR, LEFT_FACTOR, FactorTable, LearnSpec, learn_ranking
+from unisono.transforms.rank.ranking import distinct_pairs, make_shelf, rank_items
+from unisono.transforms.rank.user_vectors import add_ranking_vectors, read_ranking, taste_spec
 from unisono.transforms.read.interactions import check_interactions, clean_rows
 from unisono.transforms.space.fit.methods import possible_axes
 from unisono.transforms.space.fit.moments import Moments
@@ -29,11 +36,12 @@ from unisono.transforms.space.fit.run import fit_run
 from unisono.transforms.space.fit.step import sample_fraction
 from unisono.transforms.space.fuse import fuse_table
 from unisono.transforms.store.item_matrix import ItemMatrix
-from unisono.transforms.store.parquet import read_rows
+from unisono.transforms.store.parquet import open_parquet, read_rows
 from unisono.transforms.store.runs import Store, read_table, table_bytes
 from unisono.transforms.store.small_vectors import scale_metadata
-from unisono.transforms.users.popularity import add_users, count_items, count_users
+from unisono.transforms.users.popularity import add_likes, count_items, count_likes
 from unisono.transforms.users.profiles import Surroundings, build_profiles, popular_direction
+from unisono.transforms.users.tastes import Tastes, read_tastes
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +52,17 @@ class Items:
         matrix: the fused vectors.
         modalities: the vectors of each modality by name, float32 [items, dim]. A missing modality is a row of zeros.
         place: int64 [items], the row in the table of embeddings of each row of the matrix.
+        ranking: the matrix of the ranking vectors, with the same rows.
+        tastes: what tastes are made from. None means that ranking vectors are not learned.
+        about: what the items say of their ranking vectors.
     """
 
     matrix: ItemMatrix
     modalities: dict[str, np.ndarray]
     place: np.ndarray
+    ranking: ItemMatrix
+    tastes: Tastes | None
+    about: dict[str, Any]
 
 
 def read_embeddings(store: Store) -> pa.Table:
@@ -104,14 +118,15 @@ def without(job: Job, dropped: Collection[str]) -> Job:
     return job.model_copy(update=parts)
 
 
-def build_items(job: Job, embeddings: pa.Table, train: pa.Table) -> Items:
-    """Makes the item vectors of a job: behaviour from the events, then the space, then the fusion.
+def build_items(job: Job, embeddings: pa.Table, train: pa.Table, hidden: pa.Table | None = None) -> Items:
+    """Makes the item vectors and ranking vectors of a job, with the steps of the graph.
 
     Args:
         job: the job.
         embeddings: `item_id` and `<m>_embedding`, in ascending order of the ids. Modalities that the job does not have
             are not used.
         train: the events that may be seen.
+        hidden: `item_id` of the items that must not be recommended. None means that there are none.
     """
     table = embeddings.select(["item_id", *(m + EMBEDDING for m in job.modalities)])
     if (spec := job.behaviour) is not None:
@@ -122,22 +137,65 @@ def build_items(job: Job, embeddings: pa.Table, train: pa.Table) -> Items:
     counted = table.filter(pa.array(in_sample(table["item_id"], job.space.sample)))
     dims = {m: x.shape[1] for m, (x, _) in embeddings_of(table.slice(0, 1)).items()}
     settings = job.fit_settings(possible_axes(job.space, dims), {})
-    space, _ = fit_run(Moments.zero().add(embeddings_of(counted)), sample, settings)
-    fused, _ = fuse_table(table, space, dtype=job.output.dtype)
+    moments = Moments.zero().add(embeddings_of(counted))
+    space, _ = fit_run(moments, sample, settings)
+    counts = None
+    if not job.privacy.noise:
+        at = job.ranks
+        age = at.popularity_half_life_days
+        counts = add_likes([count_likes(train, at.liked_above or 0.0, age)], age)
+    popularity = Popularity.of(counts)
     # An item matrix is built from files. It stays mapped into memory after the files are deleted.
     with tempfile.TemporaryDirectory(prefix="unisono-trial-") as home:
-        path = os.path.join(home, "items.parquet")
-        with open(path, "wb") as f:
-            f.write(table_bytes(fused, scale_metadata(job.output.dtype, space.scale)))
-        matrix = ItemMatrix.open([path], cache_dir=home)
-        modalities = {
-            m: np.asarray(ItemMatrix.open([path], cache_dir=home, vector_column=f"{m}_vector").vectors)
-            for m in job.space_modalities
-            if f"{m}_vector" in fused.column_names
-        }
+        if job.ranks.learned:
+            shut = None if hidden is None else one_chunk(hidden["item_id"])
+            factors = _factor_table(job, train, home)
+            learn = LearnSpec(job.ranks, job.profiles)
+            table = learn_ranking(
+                table, factors, popularity, train, scale=ContentScale.of(moments), spec=learn, hidden=shut
+            )
+        fused, _ = fuse_table(table, space, dtype=job.output.dtype)
+        fused = fused.replace_schema_metadata(table.schema.metadata)
+        if not job.ranks.learned:
+            fused = vector_columns(fused, job.ranks, job.late_modalities, popularity)
+        path = _write(home, "items", fused, scale_metadata(job.output.dtype, space.scale))
+        return _open_items(job, path, home, table)
+
+
+def _open_items(job: Job, path: str, home: str, table: pa.Table) -> Items:
+    matrix = ItemMatrix.open([path], cache_dir=home)
+    with open_parquet(path) as f:
+        schema = f.schema_arrow
+    modalities = {
+        m: np.asarray(ItemMatrix.open([path], cache_dir=home, vector_column=f"{m}_vector").vectors)
+        for m in job.space_modalities
+        if f"{m}_vector" in schema.names
+    }
     ids = matrix.ids(np.arange(len(matrix)))
     place = pc.index_in(ids.cast(table["item_id"].type), value_set=one_chunk(table["item_id"]))
-    return Items(matrix, modalities, place.to_numpy().astype(np.int64))
+    at = job.profiles
+    tastes = None
+    if job.ranks.learned:
+        spec = taste_spec(job.ranks, half_life_days=at.half_life_days, min_events=at.min_events)
+        tastes = read_tastes([path], spec, cache_dir=home)
+    ranking = ItemMatrix.open([path], cache_dir=home, vector_column=RANKING_VECTOR)
+    places = place.to_numpy().astype(np.int64)
+    return Items(matrix, modalities, places, ranking, tastes, read_ranking(schema))
+
+
+def _factor_table(job: Job, train: pa.Table, home: str) -> FactorTable:
+    likes = Likes.of(liked_pairs(train, job.ranks.liked_above or 0.0))
+    found = fit_factors(likes, job.ranks.factor_spec)
+    path = _write(home, "factors", factor_table(found), {})
+    items, left = (ItemMatrix.open([path], cache_dir=home, vector_column=c) for c in (ITEM_FACTOR, LEFT_FACTOR))
+    return FactorTable(items, np.asarray(items.vectors), np.asarray(left.vectors))
+
+
+def _write(home: str, name: str, table: pa.Table, metadata: Mapping[str, str]) -> str:
+    path = os.path.join(home, f"{name}.parquet")
+    with open(path, "wb") as f:
+        f.write(table_bytes(table, metadata))
+    return path
 
 
 def build_users(job: Job, items: Items, train: pa.Table, who: pa.Array) -> pa.Table:
@@ -150,9 +208,11 @@ def build_users(job: Job, items: Items, train: pa.Table, who: pa.Array) -> pa.Ta
         who: the ids of the users.
     """
     prior = popular_direction(count_items(train), items.matrix)
-    around = Surroundings(items.matrix, items.modalities, prior, with_vectors=bool(job.late_modalities))
+    around = Surroundings(
+        items.matrix, items.modalities, prior, with_vectors=bool(job.late_modalities), tastes=items.tastes
+    )
     theirs = train.filter(pc.is_in(train["user_id"], value_set=who))
-    return build_profiles(theirs, around, job.profiles).users
+    return add_ranking_vectors(build_profiles(theirs, around, job.profiles).users, job.ranks, items.about)
 
 
 def rank_users_items(
@@ -179,13 +239,8 @@ def rank_users_items(
     Returns:
         A row for each of `who`. Items are named by their row in the table of embeddings.
     """
-    spec = replace(job.ranking or RankingSpec(), k=width, slices=1)
-    popularity = None
-    if spec.counts_users:
-        age = spec.popularity_half_life_days
-        popularity = add_users([count_users(train, age)], age)
-    late = {m: items.modalities[m] for m in job.late_modalities if m in items.modalities}
-    shelf = make_shelf(items.matrix, late, spec, [] if hidden is None else [hidden], popularity)
+    spec = replace(job.ranks, k=width, slices=1)
+    shelf = make_shelf(items.ranking, [] if hidden is None else [hidden])
     seen = distinct_pairs(train.filter(pc.is_in(train["user_id"], value_set=who))) if spec.exclude_seen else None
     ranked = rank_items(users, seen, shelf, spec)
     if spec.diversity:

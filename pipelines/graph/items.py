@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import apache_beam as beam
 import pyarrow as pa
 
+from unisono.pipelines.graph.hidden import hidden_ids
 from unisono.pipelines.graph.outputs import Outputs
 from unisono.pipelines.job.items import ItemsPlan
 from unisono.pipelines.job.plan import RunPlan
@@ -13,13 +16,17 @@ from unisono.transforms.base.modalities import BEHAVIOUR, JOINT
 from unisono.transforms.base.progress import advance
 from unisono.transforms.base.tables import ShardTable
 from unisono.transforms.behaviour.behaviour import EmbedBehaviour, JoinBehaviour
+from unisono.transforms.behaviour.sweeps import FactorItems
 from unisono.transforms.encode.reuse import ReuseEmbeddings
 from unisono.transforms.encode.stage import EncodeModality
+from unisono.transforms.rank.learn import LearnRanking, LearnSpec, PublishedHistory
+from unisono.transforms.rank.ranking import VectorsOfItems
 from unisono.transforms.read.catalog import ReadCatalog, ShardByItem
 from unisono.transforms.space.fit.moments import MomentsCombineFn
-from unisono.transforms.space.fit.step import FitSpace, SampleEmbeddings, SampleVectors, sample_fraction
+from unisono.transforms.space.fit.step import SAMPLE_ROWS, FitSpace, SampleEmbeddings, SampleVectors, sample_fraction
 from unisono.transforms.space.fuse import FuseItems
 from unisono.transforms.store.runs import ReadShards, WriteShards
+from unisono.transforms.users.popularity import CountLikes
 
 
 def build(root: beam.Pipeline, run: RunPlan, items: ItemsPlan, events: beam.PCollection | None) -> Outputs:
@@ -29,7 +36,7 @@ def build(root: beam.Pipeline, run: RunPlan, items: ItemsPlan, events: beam.PCol
         root: the graph.
         run: what every part of the run needs.
         items: the plan of this part.
-        events: events by user shard, for `behaviour`. None if the run reads no log.
+        events: events by user shard, for `behaviour` and `ranking`. None if the run reads no log for them.
     """
     out = Outputs()
     embeddings = out.files["embeddings"] = _embed(root, run, items, out)
@@ -51,10 +58,20 @@ def build(root: beam.Pipeline, run: RunPlan, items: ItemsPlan, events: beam.PCol
     fitted = moments | "FitSpace" >> _fit_space(root, run, items, columns, made)
     out.files["space"] = fitted["files"]
 
+    popularity, ranks = None, job.ranks
+    if job.has_ranking_vectors and events is not None and not job.privacy.noise:
+        count = CountLikes(ranks.liked_above or 0.0, ranks.popularity_half_life_days)
+        popularity = events | "Popularity" >> count
+        if ranks.learned:
+            source = Learned(events, moments, popularity, items.catalog.rows)
+            to_fuse = _learn_ranking(root, run, to_fuse, out, source)
     fused = to_fuse | "Fuse" >> FuseItems(fitted["space"], job.output.dtype)
     out.dead.append(fused["dead"])
+    shards = fused["shards"]
+    if job.has_ranking_vectors and not ranks.learned:
+        shards = shards | "RankByVectors" >> VectorsOfItems(ranks, job.late_modalities, popularity)
     write = WriteShards(store, run_id, "items", items.shards, items.encoder_metadata)
-    out.files["items"] = fused["shards"] | "WriteItems" >> write
+    out.files["items"] = shards | "WriteItems" >> write
     out.counts.append(out.files["items"] | "CountItems" >> beam.Map(lambda r: ("items.rows", r.rows)))
     return out
 
@@ -76,6 +93,57 @@ def _fit_space(
         previous = records | "PublishedVectors" >> SampleVectors(run.store, fraction)
     published = spaces[0] if spaces else None
     return FitSpace(run.store, run.run_id, settings, sample, previous=previous, published=published, made=made)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What ranking vectors are learned from, besides the embeddings.
+
+    Attributes:
+        events: events by user shard.
+        moments: one element, the moments of the embeddings.
+        popularity: one table, as `CountLikes` returns it.
+        rows: the number of rows of the catalogue.
+    """
+
+    events: beam.PCollection
+    moments: beam.PCollection
+    popularity: beam.PCollection
+    rows: int
+
+
+def _learn_ranking(
+    root: beam.Pipeline, run: RunPlan, tables: beam.PCollection, out: Outputs, source: Learned
+) -> beam.PCollection:
+    """Adds the steps that learn ranking vectors. Returns `(shard, embeddings)` with the ranking columns."""
+    job, store, base = run.job, run.store, run.base
+    spec = job.ranks
+    factor = FactorItems(
+        spec.factor_spec,
+        spec.liked_above or 0.0,
+        store,
+        run.run_id,
+        published=base.part("factors") if base else [],
+    )
+    factors = out.files["factors"] = source.events | "Factors" >> factor
+    published = None
+    if base:
+        records = root | "PublishedRanking" >> beam.Create(base.part("items"))
+        fraction = min(1.0, SAMPLE_ROWS / max(source.rows, 1))
+        published = records | "PublishedHistory" >> PublishedHistory(store, fraction)
+    learned = tables | "LearnRanking" >> LearnRanking(
+        LearnSpec(spec, job.profiles),
+        store,
+        run.run_id,
+        factors=factors,
+        moments=source.moments,
+        popularity=source.popularity,
+        events=source.events,
+        hidden=hidden_ids(root, run.filter) if run.filter else None,
+        published=published,
+    )
+    out.files["ranking"] = learned["files"]
+    return learned["shards"]
 
 
 def _embed(root: beam.Pipeline, run: RunPlan, items: ItemsPlan, out: Outputs) -> beam.PCollection:

@@ -7,15 +7,13 @@ from collections.abc import Iterable
 import apache_beam as beam
 import pyarrow as pa
 
+from unisono.pipelines.graph.hidden import hidden_ids
 from unisono.pipelines.graph.outputs import Outputs
-from unisono.pipelines.job.lists import ItemFilter, ListsPlan
+from unisono.pipelines.job.lists import ListsPlan
 from unisono.pipelines.job.plan import RunPlan
 from unisono.transforms.base.tables import ShardTable
 from unisono.transforms.rank.ranking import RecommendItems, distinct_pairs
-from unisono.transforms.read.catalog import hidden_items
-from unisono.transforms.store.parquet import ReadRowGroups
 from unisono.transforms.store.runs import ReadShards, WriteShards
-from unisono.transforms.users.popularity import CountUsers
 
 
 def build(
@@ -34,22 +32,17 @@ def build(
         lists: the plan of this part.
         items: FileRecords of items/.
         users: FileRecords of users/.
-        events: all known events by user shard. None if no setting of `ranking` needs them.
+        events: all known events by user shard. None if `ranking.exclude_seen` is false.
     """
     out, spec = Outputs(), lists.spec
     shards = users | "ReadUsers" >> ReadShards(run.store)
     pairs = None
     if events is not None and spec.exclude_seen:
         pairs = events | "SeenPairs" >> beam.MapTuple(lambda s, t: (s, distinct_pairs(t))).with_output_types(ShardTable)
-    popularity = None
-    if events is not None and spec.counts_users:
-        popularity = events | "Popularity" >> CountUsers(spec.popularity_half_life_days)
     recommend = RecommendItems(
         beam.pvalue.AsList(items),
         spec,
-        modalities=lists.modalities,
-        hidden=_hidden(root, lists.filter) if lists.filter else None,
-        popularity=popularity,
+        hidden=hidden_ids(root, run.filter, "ListFilter") if run.filter else None,
         root=run.store.root,
     )
     ranked = _with_seen(shards, pairs) | "Recommend" >> recommend
@@ -69,20 +62,3 @@ def _with_seen(users: beam.PCollection, seen: beam.PCollection | None) -> beam.P
         return shard, (table, next(iter(both["seen"]), None))
 
     return {"users": users, "seen": seen} | "WithSeen" >> beam.CoGroupByKey() | "OnePair" >> beam.MapTuple(pair)
-
-
-def _hidden(root: beam.Pipeline, at: ItemFilter) -> beam.PCollection:
-    """Reads the ids of the items that may not be recommended."""
-    id_column, column = at.catalog.spec.id, at.column
-
-    def closed(ordinal: int, row: int, table: pa.Table) -> Iterable[pa.Table]:
-        hidden = hidden_items(table, id_column, column)
-        if hidden.num_rows:
-            yield hidden
-
-    return (
-        root
-        | "FilterFiles" >> beam.Create(list(at.catalog.files))
-        | "FilterRows" >> ReadRowGroups([id_column, column])
-        | "Closed" >> beam.FlatMapTuple(closed).with_output_types(pa.Table)
-    )

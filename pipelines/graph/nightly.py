@@ -9,6 +9,7 @@ from unisono.pipelines.graph.outputs import Outputs
 from unisono.pipelines.job.people import PeoplePlan
 from unisono.pipelines.job.plan import Plan, RunPlan
 from unisono.transforms.privacy.forget import CountForgotten
+from unisono.transforms.rank.ranking import ReweighUsers
 from unisono.transforms.store.dead_letters import SCHEMA
 from unisono.transforms.store.publish import PublishRun, PublishSpec, WriteDeadLetters
 from unisono.transforms.store.runs import FileRecord, Manifest, ReadShards, WriteShards, write_file
@@ -70,13 +71,15 @@ def _publish(root: beam.Pipeline, plan: Plan, parts: list[Outputs]) -> beam.PCol
 
 
 def _carry(root: beam.Pipeline, run: RunPlan, people: PeoplePlan) -> Outputs:
-    """Writes the published people anew, without the forgotten ones."""
+    """Writes the published people anew, without the forgotten ones and with the ranking vectors of this job."""
     out = Outputs()
     for part in sorted({f.part for f in people.carried}):
         records = [f for f in people.carried if f.part == part]
         name = part.capitalize()
         shards = root | f"Published{name}ToCarry" >> beam.Create(records) | f"Carry{name}" >> ReadShards(run.store)
         left = users.forget_users(shards, people.people, out, f"Forget{name}")
+        if part == "users" and run.reweigh is not None:
+            left = left | "Reweigh" >> ReweighUsers(run.job.ranks, run.reweigh)
         write = WriteShards(run.store, run.run_id, part, len(records), {})
         out.files[part] = left | f"WriteCarried{name}" >> write
     return out

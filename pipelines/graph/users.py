@@ -16,6 +16,8 @@ from unisono.transforms.base.tables import ShardTable
 from unisono.transforms.privacy.forget import ForgetUsers
 from unisono.transforms.privacy.noise import withhold
 from unisono.transforms.privacy.statement import People
+from unisono.transforms.rank.ranking import VectorsOfUsers
+from unisono.transforms.rank.user_vectors import taste_spec
 from unisono.transforms.read.interactions import ReadInteractions
 from unisono.transforms.read.user_shards import GroupUsersOfDead, ShardByUser
 from unisono.transforms.store.runs import FileRecord, ReadShards, WriteShards, write_file
@@ -99,6 +101,10 @@ def build(
     out, job = Outputs(), run.job
     keep = bool(job.profiles.incremental)
     popularity = None if people.noise else log.counted | "EventsPerItem" >> CountItems()
+    tastes = None
+    if job.ranking is not None and job.ranks.learned:
+        at = job.profiles
+        tastes = taste_spec(job.ranks, half_life_days=at.half_life_days, min_events=at.min_events)
     built = log.events | "BuildProfiles" >> BuildProfiles(
         beam.pvalue.AsList(items),
         job.profiles,
@@ -110,7 +116,11 @@ def build(
         noise=people.noise,
         modalities=job.space_modalities,
         modality_vectors=bool(job.late_modalities),
+        tastes=tastes,
     )
+    made = built["users"]
+    if job.ranking is not None:
+        made = made | "RankingVectors" >> VectorsOfUsers(job.ranks)
     out.counts.append(built["counts"])
     out.dead.append(built["dead"])
     if keep:
@@ -119,7 +129,7 @@ def build(
         folded = root | "FoldedLogs" >> beam.Create([json.dumps(users.folded, indent=1)])
         out.files["folded"] = folded | "WriteFolded" >> beam.Map(_write_folded, run)
     write = WriteShards(run.store, run.run_id, "users", shards, {})
-    out.files["users"] = built["users"] | "WriteUsers" >> write
+    out.files["users"] = made | "WriteUsers" >> write
     return out
 
 

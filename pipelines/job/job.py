@@ -22,7 +22,7 @@ from unisono.transforms.base.modalities import BEHAVIOUR, CATALOG, JOINT
 from unisono.transforms.behaviour.behaviour import BehaviourSpec
 from unisono.transforms.encoders.base import EncoderSpec
 from unisono.transforms.media.fetch import MediaSource
-from unisono.transforms.rank.ranking import RankingSpec
+from unisono.transforms.rank.spec import RankingSpec
 from unisono.transforms.read.catalog import CatalogSpec
 from unisono.transforms.read.interactions import InteractionsSpec
 from unisono.transforms.space.fit.run import FitSettings
@@ -115,6 +115,20 @@ class Job(BaseModel):
     def space_modalities(self) -> tuple[str, ...]:
         """The modalities of the joint space."""
         return self.modalities + ((BEHAVIOUR,) if self.behaviour else ())
+
+    @property
+    def ranks(self) -> RankingSpec:
+        """How items are ranked, with the settings that follow from other sections filled in."""
+        at = self.ranking or RankingSpec()
+        if at.liked_above is None:
+            at = replace(at, liked_above=max(self.behaviour.liked_above, 0.0) if self.behaviour else 0.0)
+        learned = at.learned and self.privacy.noise is None
+        return replace(at, method="learned" if learned else "vectors")
+
+    @property
+    def has_ranking_vectors(self) -> bool:
+        """Whether runs that make items give them ranking vectors: `ranking` and the log are there."""
+        return self.ranking is not None and self.interactions is not None
 
     @property
     def late_modalities(self) -> tuple[str, ...]:

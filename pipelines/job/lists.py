@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
 from unisono.pipelines.job.job import Job
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.extras import require
-from unisono.transforms.rank.ranking import RankingSpec
+from unisono.transforms.base.tables import unpack_vectors
+from unisono.transforms.rank.spec import RankingSpec
+from unisono.transforms.rank.user_vectors import check_items, is_made_with, read_ranking, reweigh
 from unisono.transforms.read.catalog import Catalog, check_catalog
 from unisono.transforms.store.parquet import open_parquet, require_column
-from unisono.transforms.store.runs import FileRecord, Store
+from unisono.transforms.store.runs import FileRecord, Manifest, Store
 
 
 @dataclass(frozen=True)
@@ -35,61 +38,90 @@ class ListsPlan:
 
     Attributes:
         spec: how items are ranked.
-        modalities: the modalities whose scores are added in late fusion; () in early fusion.
         shards: the number of user shards.
-        filter: which items may be recommended. None means all items.
     """
 
     spec: RankingSpec
-    modalities: tuple[str, ...]
     shards: int
-    filter: ItemFilter | None
 
 
-def needs_log(job: Job) -> bool:
-    """Says whether ranking reads the interaction log."""
-    return bool(job.ranking and (job.ranking.exclude_seen or job.ranking.counts_users))
-
-
-def check_published_users(store: Store, users: Sequence[FileRecord], modalities: Sequence[str]) -> None:
-    """Refuses late fusion for published profiles that were made for early fusion.
-
-    Args:
-        store: the store.
-        users: the files of the published profiles.
-        modalities: those whose scores are added in late fusion; () in early fusion.
+def check_filter(job: Job) -> ItemFilter | None:
+    """Finds the column of `ranking.filter`; None if there is none.
 
     Raises:
-        JobError: the profiles have no vector of a modality.
+        JobError: the catalogue has no such column, or it holds no booleans.
     """
-    with open_parquet(store.path(users[0].path)) as f:
-        names = f.schema_arrow.names
-    if missing := [m for m in modalities if f"{m}_vector" not in names]:
+    if job.ranking is None or job.ranking.filter is None:
+        return None
+    found = ItemFilter(check_catalog(job.read_catalog), job.ranking.filter)
+    require_column(list(found.catalog.files), found.column, "ranking.filter", pa.types.is_boolean, "booleans")
+    return found
+
+
+def check_ranking(job: Job) -> None:
+    """Checks what making ranking vectors needs.
+
+    Raises:
+        JobError: a library is missing, or `ranking` names a modality that does not exist.
+    """
+    require("numba", "ranking", "ranking")
+    unknown = sorted(set(job.ranks.weights) - set(job.space_modalities))
+    if unknown:
+        have = ", ".join(job.space_modalities)
+        raise JobError(f"ranking.weights: {unknown[0]} is no modality of the space; it has {have}")
+
+
+def plan_lists(job: Job, shards: int) -> ListsPlan:
+    """Checks everything that making lists needs.
+
+    Args:
+        shards: the number of user shards.
+
+    Raises:
+        JobError: the job file has no `ranking`, or see `check_ranking`.
+    """
+    if job.ranking is None:
+        raise JobError("ranking: missing; `unisono recommend` needs it (at least `ranking: {k: 100}`)")
+    check_ranking(job)
+    return ListsPlan(job.ranks, shards)
+
+
+def published_ranking(job: Job, store: Store, base: Manifest | None) -> dict[str, Any]:
+    """Reads what the published items say of their ranking vectors, and checks that the job suits them.
+
+    Raises:
+        JobError: they have no ranking vectors, or vectors of another kind.
+    """
+    items = base.part("items") if base else []
+    made = read_ranking(_schema(store, items[0])) if items else {}
+    check_items(job.ranks, made)
+    return made
+
+
+def must_reweigh(job: Job, store: Store, base: Manifest, items: Mapping[str, Any]) -> bool:
+    """Says whether the published users need new ranking vectors, because the settings are not those they have.
+
+    Args:
+        job: the job.
+        store: the store.
+        base: the published run.
+        items: what the published items say of their ranking vectors.
+
+    Raises:
+        JobError: the new settings need the log, or modality vectors that the published profiles do not have.
+    """
+    users = _schema(store, base.part("users")[0])
+    if missing := [m for m in job.late_modalities if f"{m}_vector" not in users.names]:
         raise JobError(
             f"ranking.fusion: late needs a vector of each modality in users/, and the published profiles have none of "
             f"{missing[0]}; run `unisono profile` with this job file first"
         )
+    if is_made_with(users, job.ranks, items):
+        return False
+    reweigh(unpack_vectors(users.empty_table()), job.ranks, items)
+    return True
 
 
-def plan_lists(job: Job, shards: int) -> ListsPlan:
-    """Checks everything that ranking needs.
-
-    Args:
-        shards: the number of user shards.
-
-    Raises:
-        JobError: the job file has no `ranking`, a library is missing, or `ranking` names a modality or a column that
-            does not exist.
-    """
-    if job.ranking is None:
-        raise JobError("ranking: missing; `unisono recommend` needs it (at least `ranking: {k: 100}`)")
-    require("numba", "ranking", "ranking")
-    unknown = sorted(set(job.ranking.weights) - set(job.space_modalities))
-    if unknown:
-        have = ", ".join(job.space_modalities)
-        raise JobError(f"ranking.weights: {unknown[0]} is no modality of the space; it has {have}")
-    found = None
-    if job.ranking.filter:
-        found = ItemFilter(check_catalog(job.read_catalog), job.ranking.filter)
-        require_column(list(found.catalog.files), found.column, "ranking.filter", pa.types.is_boolean, "booleans")
-    return ListsPlan(job.ranking, job.late_modalities, shards, found)
+def _schema(store: Store, record: FileRecord) -> pa.Schema:
+    with open_parquet(store.path(record.path)) as f:
+        return f.schema_arrow

@@ -22,7 +22,8 @@ class PeoplePlan:
     Attributes:
         people: pseudonyms, forgotten people, noise.
         standing: files of the published run that this run's manifest names and leaves where they are.
-        carried: files of the published run that this run writes anew, without the forgotten people.
+        carried: files of the published run that this run writes anew, without the forgotten people, or with new ranking
+            vectors.
     """
 
     people: People
@@ -31,7 +32,14 @@ class PeoplePlan:
 
 
 def plan_people(
-    job: Job, store: Store, base: Manifest | None, log: LogPlan | None, *, items: bool, users: bool
+    job: Job,
+    store: Store,
+    base: Manifest | None,
+    log: LogPlan | None,
+    *,
+    items: bool,
+    users: bool,
+    reweigh: bool = False,
 ) -> PeoplePlan:
     """Checks what `privacy` needs, and that the published people were hidden in the same way.
 
@@ -40,13 +48,15 @@ def plan_people(
         log: the log that this run reads, if any.
         items: this run makes item vectors.
         users: this run makes profiles.
+        reweigh: this run gives the published users new ranking vectors.
 
     Raises:
         JobError: a key or list is missing or of a wrong kind, or the published people were hidden in another way.
     """
     taken = _taken_over(job, base, items, users)
     people = _check_people(job, store, base, taken, log)
-    carried = tuple(f for f in taken if f.part in ("state", "users")) if people.forget else ()
+    anew = {"state", "users"} if people.forget else {"users"} if reweigh else set()
+    carried = tuple(f for f in taken if f.part in anew)
     return PeoplePlan(people, tuple(f for f in taken if f not in carried), carried)
 
 
@@ -56,7 +66,7 @@ def _taken_over(job: Job, base: Manifest | None, items: bool, users: bool) -> tu
     A run without a catalogue takes over the items. A run that makes neither items nor users takes over the users too.
     With `profiles.incremental`, a run that makes no profiles takes over the sums in state/ as well.
     """
-    kept: set[str] = set() if items else {"embeddings", "behaviour", "space", "items", "quality"}
+    kept: set[str] = set() if items else {"embeddings", "behaviour", "space", "items", "quality", "factors", "ranking"}
     if not users:
         kept |= set() if items else {"users"}
         kept |= {"state", "folded"} if job.profiles.incremental else set()

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 from unisono.pipelines.job.items import ItemsPlan, default_shards, plan_items, published_id_type
 from unisono.pipelines.job.job import Job
-from unisono.pipelines.job.lists import ListsPlan, check_published_users, needs_log, plan_lists
+from unisono.pipelines.job.lists import (
+    ItemFilter,
+    ListsPlan,
+    check_filter,
+    check_ranking,
+    must_reweigh,
+    plan_lists,
+    published_ranking,
+)
 from unisono.pipelines.job.people import PeoplePlan, plan_people
 from unisono.pipelines.job.users import LogPlan, UsersPlan, check_item_ids, plan_log, plan_users
 from unisono.transforms.base.errors import JobError
@@ -26,6 +35,9 @@ class RunPlan:
         created: the time of launch, ISO 8601.
         base: the published run at the time of launch, if there is one.
         shards: the number of item shards.
+        filter: which items may be recommended. None means all items, or that nothing is ranked.
+        reweigh: what the published items say of their ranking vectors, if the run gives the published users new ranking
+            vectors. None means that it does not.
     """
 
     job: Job
@@ -34,6 +46,8 @@ class RunPlan:
     created: str
     base: Manifest | None
     shards: int
+    filter: ItemFilter | None = None
+    reweigh: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,13 +107,19 @@ def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool, recommen
     latest = store.latest()
     base = store.manifest(latest) if latest else None
     items_plan = plan_items(job, base) if items else None
-    reads_log = users or (items and job.behaviour) or (recommend and needs_log(job))
+    learns = job.has_ranking_vectors and not job.privacy.noise
+    reads_log = users or (items and (job.behaviour or learns)) or (recommend and job.ranks.exclude_seen)
     log = plan_log(job, base) if reads_log else None
     if (users or recommend) and not items:
         store.published()
     if log:
         check_item_ids(log, items_plan.catalog.id_type if items_plan else published_id_type(store, base))
-    lists = None
+    lists, reweigh = None, None
+    if job.has_ranking_vectors:
+        check_ranking(job)
+    published = None
+    if job.ranking is not None and not items and (users or recommend):
+        published = published_ranking(job, store, base)
     if recommend:
         if log is not None and users:
             user_shards = log.shards
@@ -109,9 +129,9 @@ def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool, recommen
         else:
             raise JobError(f"store: the published run in {store.root} has no users/; run `unisono profile` first")
         lists = plan_lists(job, user_shards)
-        if not users and base is not None:
-            check_published_users(store, base.part("users"), lists.modalities)
-    people = plan_people(job, store, base, log, items=items, users=users)
+        if not users and base is not None and published and must_reweigh(job, store, base, published):
+            reweigh = published
+    people = plan_people(job, store, base, log, items=items, users=users, reweigh=reweigh is not None)
     if log:
         hidden = log.interactions.hiding(people.people.pseudonyms, people.people.forget)
         log = replace(log, interactions=hidden)
@@ -119,5 +139,14 @@ def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool, recommen
     run_id = run_id or default_run_id()
     store.check_new_run(run_id)
     shards = items_plan.shards if items_plan else job.shards or default_shards(1, base)
-    run = RunPlan(job=job, store=store, run_id=run_id, created=now_utc(), base=base, shards=shards)
+    run = RunPlan(
+        job=job,
+        store=store,
+        run_id=run_id,
+        created=now_utc(),
+        base=base,
+        shards=shards,
+        filter=check_filter(job) if recommend or (items and job.has_ranking_vectors) else None,
+        reweigh=reweigh,
+    )
     return Plan(run=run, people=people, items=items_plan, log=log, users=users_plan, lists=lists)

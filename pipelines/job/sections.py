@@ -94,7 +94,9 @@ def beside_noise(job: Any) -> list[str]:
         found.append("behaviour (leave it out: item vectors would be made of the events as they are)")
     if ranking and ranking.exclude_seen:
         found.append("ranking.exclude_seen: true (set false: what is missing from a list was seen)")
-    counting = ("popularity_penalty", "popularity_bonus", "caution")
+    if ranking and ranking.method == "learned":
+        found.append("ranking.method: learned (set vectors: ranking vectors would be made of the events as they are)")
+    counting = ("popularity_penalty", "popularity_bonus", "caution", "trend")
     found += [f"ranking.{k} (set 0: it counts the events as they are)" for k in counting if getattr(ranking, k, 0)]
     if ranking and ranking.fusion == "late":
         found.append("ranking.fusion: late (set early: one vector of a user is noised, not one for each modality)")

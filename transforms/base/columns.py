@@ -11,6 +11,7 @@ from unisono.transforms.base.tables import from_vector_column, hash_ids, same_id
 EMBEDDING = "_embedding"  # suffix of a column of embeddings, after the modality
 RANKING_VECTOR = "ranking_vector"  # column of items/ and users/
 HISTORY, HISTORY_NEW = "history_vector", "history_vector_new"  # columns of items/
+RANKING_COLUMNS = (RANKING_VECTOR, HISTORY, HISTORY_NEW)
 TASTE = "taste"  # column of profiles before they get a ranking vector
 # Keys of schema metadata.
 SPACE = b"unisono.space_id"  # in items/, users/ and state/

@@ -15,7 +15,7 @@ from unisono.transforms.base.columns import row_lengths
 from unisono.transforms.rank.content import ContentScale, solve_content
 from unisono.transforms.space.fit.moments import Moments
 
-COMMON = 3  # the axes that are the same for all users: popularity of late, popularity, uncertainty
+COMMON = 4  # the axes that are the same for all users: popularity of late, popularity, uncertainty, newness
 WEEK_US = 7 * 86_400_000_000  # the order of events says nothing about trends in a shorter log
 _NEW_RIDGE = 0.3  # in mean squares of a factor; chosen on MovieLens-100k's new items
 _FLOOR = 1e-3  # in mean variances of a factor: the least variance of a direction
@@ -35,6 +35,8 @@ class RankingModel:
         scale: how embeddings become content columns.
         content: content columns times this predict [item factors | left factors], float64 [k, 2d].
         new_items: s, the scale of the ranking vectors of items without any event.
+        margin: what such an item's score must exceed to count at all, before it is scaled. A few good matches are then
+            shown rather than many fair ones.
         ageing: whether the log spans at least a week.
         comparable: keys of earlier models whose sums of history vectors can be added to.
     """
@@ -45,6 +47,7 @@ class RankingModel:
     scale: ContentScale
     content: np.ndarray
     new_items: float = 0.0
+    margin: float = 0.0
     ageing: bool = False
     comparable: tuple[str, ...] = field(default=())
 
@@ -93,6 +96,7 @@ class RankingModel:
         """Returns the model as a safetensors file."""
         about = {
             "new_items": self.new_items,
+            "margin": self.margin,
             "ageing": self.ageing,
             "comparable": list(self.comparable),
             "sizes": dict(self.scale.sizes),
@@ -115,6 +119,7 @@ class RankingModel:
             scale=scale,
             content=tensors["content"],
             new_items=about["new_items"],
+            margin=about["margin"],
             ageing=about["ageing"],
             comparable=tuple(about["comparable"]),
         )
@@ -146,13 +151,15 @@ def solve_model(
     return RankingModel(whiten, unwhiten, turn_new, scale, content, ageing=ageing)
 
 
-def with_new_items(model: RankingModel, new_items: float, comparable: Sequence[str] = ()) -> RankingModel:
-    """Sets the scale of new items and the comparable keys."""
-    return replace(model, new_items=new_items, comparable=tuple(comparable))
+def with_new_items(
+    model: RankingModel, new_items: float, comparable: Sequence[str] = (), margin: float = 0.0
+) -> RankingModel:
+    """Sets the scale of new items, their margin and the comparable keys."""
+    return replace(model, new_items=new_items, comparable=tuple(comparable), margin=margin)
 
 
 def common_axes(late: np.ndarray, likes: np.ndarray, most_late: float, most_likes: float) -> np.ndarray:
-    """Computes the axes of items that are the same for all users.
+    """Computes the axes of items that are the same for all users, all but newness.
 
     Args:
         late: float64 [n], the users who like the item, counted less the longer ago it was.
@@ -169,14 +176,14 @@ def common_axes(late: np.ndarray, likes: np.ndarray, most_late: float, most_like
 
 
 def user_weights(*, trend: float, gain: float, caution: float) -> np.ndarray:
-    """Returns the weights of users on the common axes, float64 [3].
+    """Returns the weights of users on the common axes, float64 [4].
 
     Args:
         trend: what an item gains that is more popular of late than over the whole log.
         gain: what the most popular item of late gains.
         caution: what an item loses that nobody likes.
     """
-    return np.array([trend + gain, -trend, -caution])
+    return np.array([trend + gain, -trend, -caution, 1.0])
 
 
 def add_common(tastes: np.ndarray, weights: np.ndarray, learned: bool) -> np.ndarray:
@@ -191,7 +198,7 @@ def add_common(tastes: np.ndarray, weights: np.ndarray, learned: bool) -> np.nda
         learned: whether the tastes are learned. Otherwise all users have the weights as they are.
 
     Returns:
-        float32 [u, w + 3].
+        float32 [u, w + 4].
     """
     common = np.tile(weights, (len(tastes), 1))
     if learned:
@@ -199,6 +206,6 @@ def add_common(tastes: np.ndarray, weights: np.ndarray, learned: bool) -> np.nda
         lengths = np.maximum(row_lengths(tastes[:, :half]), row_lengths(tastes[:, half:])).astype(np.float64)
         share = np.minimum(lengths, 1.0)[:, None]
         share[share > 1 - 1e-6] = 1.0
-        alone = np.array([1.0, 0.0, weights[2]])
+        alone = np.array([1.0, 0.0, *weights[2:]])
         common = share * common + (1 - share) * alone
     return np.concatenate([tastes, common.astype(np.float32)], axis=1)

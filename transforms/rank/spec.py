@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from unisono.transforms.base.settings import NonNegative, Positive, Share, settings
+from unisono.transforms.behaviour.factors import FactorSpec
 
 _POOL = 4  # for each place of a list, diversity chooses from this many candidates
 
@@ -102,6 +103,11 @@ class RankingSpec:
         """Whether ranking vectors are learned from the log."""
         by_default = self.interests is None and self.fusion == "early"
         return by_default if self.method is None else self.method == "learned"
+
+    @property
+    def factor_spec(self) -> FactorSpec:
+        """How factors are fitted."""
+        return FactorSpec(self.factors, self.regularization, self.unobserved, self.sweeps)
 
     @property
     def gain(self) -> float:

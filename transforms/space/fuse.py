@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.typehints import with_output_types
 
-from unisono.transforms.base.columns import embeddings_of, row_lengths
+from unisono.transforms.base.columns import RANKING, RANKING_COLUMNS, embeddings_of, row_lengths
 from unisono.transforms.base.errors import JobError, Reason
 from unisono.transforms.base.progress import advance
 from unisono.transforms.base.tables import ShardTable, to_vector_column
@@ -129,7 +129,8 @@ def fuse_table(
     """Turns a table of embeddings into a table of item vectors. Rows keep their order.
 
     Args:
-        table: `item_id`, `<m>_embedding` (null: missing), and the columns of `carry`.
+        table: `item_id`, `<m>_embedding` (null: missing), and the columns of `carry`. Ranking columns, if there are
+            any, come last in the result.
         space: the joint space.
         carry: names of columns to copy. A name that the table does not have is ignored.
         dtype: how vectors are stored, see `small_vectors.encode_vectors`.
@@ -156,6 +157,9 @@ def fuse_table(
         columns[f"{m}_vector"] = to_vector_column(encode_vectors(aligned.vectors[m], dtype, space.scale), there)
         columns[f"{m}_weight"] = pa.array(fused.part_weights[m], mask=~there)
     items = pa.table(columns, schema=schema)
+    for c in RANKING_COLUMNS:
+        if c in table.column_names:
+            items = items.append_column(table.schema.field(c), table[c])
     if fused.ok.all():
         return items, kept.slice(0, 0)
     return items.filter(pa.array(fused.ok)), kept.filter(pa.array(~fused.ok))
@@ -223,5 +227,7 @@ class _FuseItemsFn(beam.DoFn):
         advance("fuse", done=items.num_rows, dead=lost.num_rows)
         metadata = {"unisono.space_id": self._space.space_id, "unisono.dim": str(self._space.dim)}
         metadata |= scale_metadata(self._dtype, self._space.scale)
+        if RANKING in (table.schema.metadata or {}):
+            metadata[RANKING.decode()] = table.schema.metadata[RANKING].decode()
         items = items.replace_schema_metadata(metadata)
         yield shard, items.replace_schema_metadata(items.schema.metadata | comparable_metadata(self._space))

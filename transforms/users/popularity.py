@@ -79,9 +79,11 @@ def pair_events(events: pa.Table, liked_above: float = 0.0) -> pa.Table:
         liked bool.
     """
     said = events.filter(pc.not_equal(events["weight"], 0.0))
-    how = [("time", "max"), ("time", "min"), ("weight", "max"), ("weight", "sum")]
-    pairs = said.group_by(["user_id", "item_id"]).aggregate(how)
-    liked = pc.and_(pc.greater(pairs["weight_max"], liked_above), pc.greater(pairs["weight_sum"], 0.0))
+    # Weights are added as whole millionths, because a sum of floats depends on the order of the rows.
+    millionths = pc.round(pc.multiply(said["weight"], 1e6)).cast(pa.int64())
+    how = [("time", "max"), ("time", "min"), ("weight", "max"), ("millionths", "sum")]
+    pairs = said.append_column("millionths", millionths).group_by(["user_id", "item_id"]).aggregate(how)
+    liked = pc.and_(pc.greater(pairs["weight_max"], max(liked_above, 0.0)), pc.greater(pairs["millionths_sum"], 0))
     return pa.table({
         "user_id": pairs["user_id"],
         "item_id": pairs["item_id"],

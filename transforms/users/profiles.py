@@ -257,7 +257,8 @@ def profiles_of(sums: UserState, around: Surroundings, spec: ProfileSpec) -> tup
     ]
     items, tastes = around.items, around.tastes
     if tastes:
-        columns.append(to_vector_column(taste_vectors(sums, tastes)))
+        own = taste_vectors(recent, tastes, newest=sums.newest, events=sums.events, older=sums.older)
+        columns.append(to_vector_column(own))
     schema = profile_schema(
         sums.user_ids.type, items.dim, items.id_type, list(views), around.with_vectors, tastes.width if tastes else 0
     )

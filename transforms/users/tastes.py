@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,10 +17,6 @@ from unisono.transforms.base.errors import JobError
 from unisono.transforms.store.item_matrix import HasPath, first_schema, per_process
 from unisono.transforms.users.history import History
 from unisono.transforms.users.sums import add_rows, decay
-
-if TYPE_CHECKING:
-    from unisono.transforms.users.state import UserState
-
 
 @dataclass(frozen=True)
 class TasteSpec:
@@ -42,6 +37,10 @@ class TasteSpec:
     recent_half_life: float = 3.0
     liked_above: float = 0.0
     min_events: int = 1
+
+    def after(self, ageing: bool) -> TasteSpec:
+        """Fills `recent` in: 1 if the log spans a week (`ageing`), otherwise 0."""
+        return self if self.recent is not None else replace(self, recent=1.0 if ageing else 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +88,7 @@ def read_tastes(
             "`unisono embed` or `unisono nightly` with `ranking` in the job file"
         )
     made = json.loads((schema.metadata or {}).get(RANKING, b"{}"))
-    if spec.recent is None:
-        spec = replace(spec, recent=1.0 if made.get("ageing") else 0.0)
+    spec = spec.after(bool(made.get("ageing")))
     history, new = (np.asarray(per_process(items, root, cache_dir, c).vectors) for c in (HISTORY, HISTORY_NEW))
     return Tastes(spec, history, new, made.get("key", ""), tuple(made.get("comparable", ())))
 
@@ -112,31 +110,51 @@ def sum_older(gone: History, newest: np.ndarray, tastes: Tastes) -> np.ndarray:
     return _join(_add(tastes.history, gone, aged), _add(tastes.history_new, gone, weight))
 
 
-def taste_vectors(state: UserState, tastes: Tastes) -> np.ndarray:
-    """Turns states into tastes.
+def taste_vectors(
+    recent: History, tastes: Tastes, *, newest: np.ndarray, events: np.ndarray, older: np.ndarray | None
+) -> np.ndarray:
+    """Turns the events of users into tastes.
 
     p = Σ w · (2^(−age / half-life) + ρ · 2^(−rank / recent half-life)) · h over the liked events, where rank is the
-    number of the user's liked events that are strictly newer, and the second term is for the events that the state
-    keeps one by one. The sum for new items, Σ w · h, does not age.
+    number of the user's liked events that are strictly newer, and the second term is for the events of `recent` only.
+    The sum for new items, Σ w · h, does not age.
 
     Args:
-        state: the sums and the newest events of users.
+        recent: the newest events of users.
         tastes: the history vectors and settings.
+        newest: int64 [u], the time of each user's newest event.
+        events: int64 [u], the number of all events of each user.
+        older: float64 [u, 2d], the sums over the events before `recent`, see `sum_older`. None means that there are
+            none.
 
     Returns:
         float32 [u, 2d]: the direction of p, then the direction of the sum for new items. Both have the length
         min(1, events / min_events); they are zero for a user without a liked event of a known item.
     """
-    recent = state.recent
-    long, late = event_weights(recent, state.newest, tastes.spec)
+    long, late = event_weights(recent, newest, tastes.spec)
     warm = _add(tastes.history, recent, long + (tastes.spec.recent or 0.0) * late)
     new = _add(tastes.history_new, recent, _liked(recent, tastes.spec))
     d = tastes.history.shape[1]
-    if state.older is not None:
-        warm += state.older[:, :d]
-        new += state.older[:, d:]
-    share = np.minimum(1.0, state.events / tastes.spec.min_events)
+    if older is not None:
+        warm += older[:, :d]
+        new += older[:, d:]
+    share = np.minimum(1.0, events / tastes.spec.min_events)
     return _join(_scaled(warm, share), _scaled(new, share)).astype(np.float32)
+
+
+def tastes_of(history: History, tastes: Tastes, recent: int) -> np.ndarray:
+    """Turns whole histories into tastes, see `taste_vectors`.
+
+    Args:
+        history: all events of users.
+        tastes: the history vectors and settings.
+        recent: `profiles.recent_events`, the number of newest events of a user that count as the latest.
+    """
+    counts = history.counts
+    newest = np.zeros(len(counts), np.int64)
+    newest[counts > 0] = history.time[history.first[1:][counts > 0] - 1]
+    older = sum_older(history.before_newest(recent), newest, tastes)
+    return taste_vectors(history.newest(recent), tastes, newest=newest, events=counts, older=older)
 
 
 def event_weights(recent: History, newest: np.ndarray, spec: TasteSpec) -> tuple[np.ndarray, np.ndarray]:
