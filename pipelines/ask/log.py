@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -12,13 +12,13 @@ import pyarrow.compute as pc
 from unisono.pipelines.ask.published import PublishedRun
 from unisono.pipelines.job.job import Job
 from unisono.pipelines.job.users import CLOCK_SLACK_S
-from unisono.transforms.base.tables import one_chunk, shard_of, split_by_shard
 from unisono.transforms.privacy.forget import check_forget
 from unisono.transforms.privacy.pseudonyms import Pseudonyms
+from unisono.transforms.rank.ranking import distinct_pairs
 from unisono.transforms.read.interactions import Interactions, check_interactions, clean_rows
 from unisono.transforms.store.parquet import read_rows
 from unisono.transforms.store.runs import read_table
-from unisono.transforms.users.popularity import add_users, count_items, count_users
+from unisono.transforms.users.popularity import count_items
 from unisono.transforms.users.state import remembered_events
 
 
@@ -72,8 +72,8 @@ class LogTotals:
     """What ranking needs to know of everybody's events.
 
     Attributes:
-        pairs: user_id, item_id, time: each pair of a user and an item once, with its newest event.
-        counts: item_id, n: the number of events of each item.
+        pairs: user_id, item_id: each pair of a user and an item once. Events of weight 0 do not count.
+        counts: item_id, n: the number of events of positive weight of each item.
     """
 
     pairs: pa.Table
@@ -82,22 +82,7 @@ class LogTotals:
     def of_users(self, users: pa.Array) -> pa.Table:
         """Selects the pairs of some users: user_id, item_id."""
         mine = pc.is_in(self.pairs["user_id"], value_set=users.cast(self.pairs.schema.field("user_id").type))
-        return self.pairs.select(["user_id", "item_id"]).filter(mine)
-
-    def popularity(self, shards: int, half_life_days: float | None) -> pa.Table | None:
-        """Counts the users of each item as `CountUsers` does in the graph, with the same sums.
-
-        Args:
-            shards: The number of user shards in the graph: sums are taken shard by shard.
-            half_life_days: Passed to `count_users`.
-
-        Returns:
-            item_id, n, users (see `unisono.transforms.users.popularity.add_users`); None if there is no event.
-        """
-        if not self.pairs.num_rows:
-            return None
-        parts = split_by_shard(self.pairs, shard_of(self.pairs["user_id"], shards))
-        return add_users([count_users(table, half_life_days) for _, table in parts], half_life_days)
+        return self.pairs.filter(mine)
 
 
 def total_log(run: PublishedRun, job: Job) -> LogTotals:
@@ -113,7 +98,7 @@ def total_log(run: PublishedRun, job: Job) -> LogTotals:
     state = run.manifest.part("state") if job.profiles.incremental is True else []
     pairs, counts, events = [], [], []
     for table in read_events(log):
-        pairs.append(_newest_of_pairs([table]))
+        pairs.append(distinct_pairs(table))
         counts.append(count_items(table))
         if state:
             events.append(table.select(["user_id", "item_id", "time"]))
@@ -122,17 +107,9 @@ def total_log(run: PublishedRun, job: Job) -> LogTotals:
         earlier = remembered_events(read_table(run.store, record)).cast(log.schema)
         # The state also keeps events of this log, which are counted already.
         earlier = earlier.join(known, ["user_id", "item_id", "time"], join_type="left anti")
-        pairs.append(_newest_of_pairs([earlier]))
+        pairs.append(distinct_pairs(earlier))
         counts.append(count_items(earlier))
     empty = log.schema.empty_table()
     summed = pa.concat_tables([count_items(empty), *counts]).group_by("item_id").aggregate([("n", "sum")])
-    return LogTotals(
-        _newest_of_pairs([empty, *pairs]), pa.table({"item_id": summed["item_id"], "n": summed["n_sum"]})
-    )
-
-
-def _newest_of_pairs(tables: Sequence[pa.Table]) -> pa.Table:
-    names = ["user_id", "item_id", "time"]
-    table = pa.concat_tables([t.select(names) for t in tables])
-    newest = table.group_by(names[:2]).aggregate([("time", "max")])
-    return pa.table([one_chunk(newest[c]) for c in ("user_id", "item_id", "time_max")], names=names)
+    totals = pa.table({"item_id": summed["item_id"], "n": summed["n_sum"]})
+    return LogTotals(distinct_pairs(pa.concat_tables([distinct_pairs(empty), *pairs])), totals)

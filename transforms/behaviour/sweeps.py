@@ -1,11 +1,15 @@
 """stub"""
 from __future__ import annotations
+
 import apache_beam as beam
 import pyarrow as pa
+
 from unisono.transforms.base.tables import concat_tables, to_vector_column
-from unisono.transforms.behaviour.factors import FactorSpec, fit_factors
+from unisono.transforms.behaviour.factors import fit_factors
 from unisono.transforms.behaviour.likes import Likes, liked_pairs
 from unisono.transforms.store.runs import read_table, shard_path, table_bytes, write_file
+
+
 def factor_table(f):
     return pa.table({"item_id": f.item_ids, "users": f.users, "item_factor": to_vector_column(f.item_factors), "left_factor": to_vector_column(f.left_factors)})
 class FactorItems(beam.PTransform):

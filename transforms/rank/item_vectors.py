@@ -111,7 +111,7 @@ def learned_columns(table: pa.Table, model: RankingModel, factors: FactorRows, p
     counts = popularity.rows(table["item_id"])
     untouched = counts["users"] == 0
     ranking, history, new = model.item_vectors(
-        model.scale.columns(table), factors.items, factors.left, liked=factors.known, untouched=untouched
+        model.scale.columns(table), factors.items, factors.left, likes=np.where(factors.known, counts["likes"], 0), untouched=untouched
     )
     newness = np.where(untouched, -model.new_items * model.margin, 0.0)
     ranking = np.concatenate([ranking, popularity.axes(table["item_id"], newness)], axis=1)

@@ -114,7 +114,7 @@ def sample_of(
     history, _ = leave_out_repeats_and_robots(
         history, at.session_minutes, at.max_events_per_day, at.robots == "drop"
     )
-    # Sums of left factors are turned after they are added up: it is the same, and turns 200 rows instead of all.
+    # What content adds to history vectors is left out here: it hardly changes the size of scores.
     tastes = Tastes(
         spec.tastes(model.ageing),
         (factors.left @ model.turn_left).astype(np.float32),
@@ -138,6 +138,7 @@ def model_of(
     scale: ContentScale,
     factors: FactorTable,
     popularity: Popularity,
+    content_users: float,
     published: tuple[Sequence[str], pa.Table] | None = None,
 ) -> RankingModel:
     """Solves a model, all but the scale of new items.
@@ -147,11 +148,14 @@ def model_of(
         scale: how embeddings become content columns.
         factors: of all items.
         popularity: of all items.
+        content_users: `ranking.content_users`.
         published: the keys that the published history vectors go by, their own first, and a table of `item_id` and
             `history_vector` of a sample of the published items. None means that nothing is published.
     """
     width = factors.items.shape[1]
-    model = solve_model(factors.in_order, moments, scale, width=width, ageing=popularity.ageing)
+    model = solve_model(
+        factors.in_order, moments, scale, width=width, ageing=popularity.ageing, content_users=content_users
+    )
     if published is None:
         return model
     keys, table = published
@@ -198,7 +202,8 @@ def learn_ranking(
         hidden: ids of the items that must not be recommended. None means that there are none.
     """
     rows = factors.rows(table["item_id"])
-    model = model_of(weighted_moments(table, scale, rows, popularity), scale, factors, popularity)
+    moments = weighted_moments(table, scale, rows, popularity)
+    model = model_of(moments, scale, factors, popularity, spec.ranking.content_users)
     trial = with_new_items(model, 1.0)
     sample = sample_of(draw_users(events, spec.ranking.liked_above or 0.0), factors, trial, spec, hidden)
     tops = tops_of(learned_columns(table, trial, rows, popularity), sample, popularity)
@@ -255,7 +260,7 @@ class LearnRanking(beam.PTransform):
         moments = beam.pvalue.AsSingleton(self._moments)
         content = tables | "Content" >> beam.ParDo(_ContentFn(root), moments=moments, **sides)
         published = beam.pvalue.AsList(self._published) if self._published is not None else []
-        solve = beam.ParDo(_SolveFn(root), moments=moments, published=published, **sides)
+        solve = beam.ParDo(_SolveFn(root, spec), moments=moments, published=published, **sides)
         draft = content | "Merge" >> beam.CombineGlobally(MergeMoments()) | "Solve" >> solve
         people = {
             "draft": beam.pvalue.AsSingleton(draft),
@@ -328,7 +333,9 @@ class _SolveFn(_Steps):
         if published:
             before = published[0][0], concat_tables([table for _, table in published])
         factors, scale = self.factors(records), ContentScale.of(moments)
-        yield model_of(weighted, scale, factors, self.popularity(popularity), before).to_bytes()
+        assert self._spec is not None
+        users = self._spec.ranking.content_users
+        yield model_of(weighted, scale, factors, self.popularity(popularity), users, before).to_bytes()
 
 
 @with_output_types(Any)

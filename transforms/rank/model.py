@@ -34,6 +34,7 @@ class RankingModel:
         turn_new: item factors times this are history vectors for new items, float64 [d, d].
         scale: how embeddings become content columns.
         content: content columns times this predict [item factors | left factors], float64 [k, 2d].
+        content_users: with this many likes, the history vector of an item is half what its content predicts.
         new_items: s, the scale of the ranking vectors of items without any event.
         margin: what such an item's score must exceed to count at all, before it is scaled. A few good matches are then
             shown rather than many fair ones.
@@ -46,6 +47,7 @@ class RankingModel:
     turn_new: np.ndarray
     scale: ContentScale
     content: np.ndarray
+    content_users: float = 0.0
     new_items: float = 0.0
     margin: float = 0.0
     ageing: bool = False
@@ -59,11 +61,12 @@ class RankingModel:
     @property
     def key(self) -> str:
         """Names the history vectors. It changes whenever one of them could."""
-        body = self.turn_left.tobytes() + self.turn_new.tobytes() + self.content.tobytes()
+        parts = (self.turn_left, self.turn_new, self.content, np.array(self.content_users))
+        body = b"".join(part.tobytes() for part in parts)
         return hashlib.sha256(body).hexdigest()[:16]
 
     def item_vectors(
-        self, content: np.ndarray, factors: np.ndarray, left: np.ndarray, *, liked: np.ndarray, untouched: np.ndarray
+        self, content: np.ndarray, factors: np.ndarray, left: np.ndarray, *, likes: np.ndarray, untouched: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Computes the vectors of some items.
 
@@ -71,17 +74,19 @@ class RankingModel:
             content: float64 [n, k], the items' content columns.
             factors: float [n, d], the items' factors; zeros where an item has none.
             left: float [n, d], the items' left factors.
-            liked: bool [n], where an item has factors.
+            likes: int64 [n], the users who like the item; 0 where it has no factors.
             untouched: bool [n], where an item has no event at all.
 
         Returns:
             The ranking vectors without the common axes, float64 [n, 2d]; the history vectors and the history vectors
-            for new items, float64 [n, d] each. Items without factors get what their content predicts.
+            for new items, float64 [n, d] each. A history vector leans on what content predicts, wholly for an item
+            without factors, and half for one with `content_users` likes.
         """
         d = self.factors
         predicted = content @ self.content
         taken, taken_left = predicted[:, :d], predicted[:, d:]
-        here = liked[:, None]
+        here = likes[:, None] > 0
+        share = np.where(here, likes[:, None] / np.maximum(likes[:, None] + self.content_users, 1e-30), 0.0)
         ranking = np.concatenate(
             [
                 np.where(here, factors @ self.turn, 0.0),
@@ -89,12 +94,13 @@ class RankingModel:
             ],
             axis=1,
         )
-        history = np.where(here, left, taken_left) @ self.turn_left
-        return ranking, history, np.where(here, factors, taken) @ self.turn_new
+        history = (share * left + (1 - share) * taken_left) @ self.turn_left
+        return ranking, history, (share * factors + (1 - share) * taken) @ self.turn_new
 
     def to_bytes(self) -> bytes:
         """Returns the model as a safetensors file."""
         about = {
+            "content_users": self.content_users,
             "new_items": self.new_items,
             "margin": self.margin,
             "ageing": self.ageing,
@@ -118,6 +124,7 @@ class RankingModel:
             *maps,
             scale=scale,
             content=tensors["content"],
+            content_users=about["content_users"],
             new_items=about["new_items"],
             margin=about["margin"],
             ageing=about["ageing"],
@@ -126,7 +133,13 @@ class RankingModel:
 
 
 def solve_model(
-    factors: np.ndarray, moments: Moments, scale: ContentScale, *, width: int, ageing: bool
+    factors: np.ndarray,
+    moments: Moments,
+    scale: ContentScale,
+    *,
+    width: int,
+    ageing: bool,
+    content_users: float = 0.0,
 ) -> RankingModel:
     """Solves everything but the scale of new items.
 
@@ -136,6 +149,7 @@ def solve_model(
         scale: how embeddings become content columns.
         width: d, for a log in which nobody likes anything.
         ageing: whether the log spans at least a week.
+        content_users: see `RankingModel`.
     """
     v = np.asarray(factors, np.float64).reshape(-1, width)
     spread = v - v.mean(0) if len(v) else v
@@ -148,7 +162,7 @@ def solve_model(
     turn_new = np.linalg.inv(gram + ridge * np.eye(width)) @ unwhiten
     columns = sum(len(m) for m in scale.means.values())
     content = solve_content(moments, columns, 2 * width)
-    return RankingModel(whiten, unwhiten, turn_new, scale, content, ageing=ageing)
+    return RankingModel(whiten, unwhiten, turn_new, scale, content, content_users, ageing=ageing)
 
 
 def with_new_items(

@@ -44,12 +44,15 @@ class RankingSpec:
     trend: NonNegative | None = None
     """How much an item gains that is more popular of late than over the whole log. null means 1 for `learned`, 0 if the
     log spans less than a week, and 0 for `vectors`."""
+    content_users: NonNegative = 10.0
+    """For `learned`: an event with an item that this many users like says as much about the user by the item's content
+    as by the users who like it; with fewer users, more by the content. 0 leaves content to items without likes."""
     cold_exposure: Share = 0.05
     """For `learned`: the share of the first ten places that items without any event take, on average over 200 users.
     A larger share shows more new items and finds fewer liked ones; 0.05 costs 1 to 3 percent of NDCG. 0 shows none."""
     cold_quantile: Share | None = None
     """For `learned`, instead of `cold_exposure`, for shops that live from launches: new items get the norm that this
-    quantile of the other items has. 0.8 shows many new items, and costs 5 to 10 percent of NDCG."""
+    quantile of the other items has. 0.85 shows many new items, and costs 5 to 15 percent of NDCG."""
     interests: Interests | None = None
     """For `vectors`: `profile` ranks by the profile alone, `weighted` by all interests, each by its weight. null means
     `weighted`. (`maximum`, of earlier versions, is read as `weighted`: a maximum is no inner product.)"""

@@ -11,10 +11,16 @@ from unisono.transforms.users.history import History
 from unisono.transforms.users.interests import interest_members
 from unisono.transforms.users.profiles import ProfileSpec
 from unisono.transforms.users.sums import decay
+from unisono.transforms.users.tastes import Tastes, event_weights
 
 
 def profile_parts(
-    history: History, items: ItemMatrix, modalities: Mapping[str, np.ndarray], spec: ProfileSpec, cold: bool
+    history: History,
+    items: ItemMatrix,
+    modalities: Mapping[str, np.ndarray],
+    spec: ProfileSpec,
+    cold: bool,
+    length: float | None = None,
 ) -> np.ndarray:
     """Splits a user's profile into the contributions of the user's events.
 
@@ -29,6 +35,7 @@ def profile_parts(
         cold: whether the user is cold. The prior contributes to such a profile too, so the contributions of the
             events are then not scaled to the length of the profile. They add up to n · (Σ w·v / Σ |w|), as in
             `directions.directions_of`.
+        length: ‖Σ w·v‖ over all events of the user, if `history` does not have all. None means that it does.
 
     Returns:
         float64 [events, dim]. The rows add up to the profile, unless the user is cold.
@@ -38,7 +45,7 @@ def profile_parts(
     parts = weight[:, None] * vectors
     if cold:
         return parts * (len(weight) / np.abs(weight).sum()) if len(weight) else parts
-    parts /= np.linalg.norm(parts.sum(0))
+    parts /= np.linalg.norm(parts.sum(0)) if length is None else length
     if spec.delta == 1:
         return parts
     profile = parts.sum(0)
@@ -51,6 +58,39 @@ def profile_parts(
         return parts
     mixed = spec.delta * parts + (1 - spec.delta) * attended / used
     return mixed / np.linalg.norm(mixed.sum(0))
+
+
+def taste_parts(
+    history: History, tastes: Tastes, recent: int, older: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Splits the two blocks of a user's taste into the contributions of the user's events.
+
+    Args:
+        history: the events of one user.
+        tastes: the history vectors, and the settings that the taste was made with.
+        recent: `profiles.recent_events`.
+        older: float64 [2d], the sums over events that `history` does not have, see `tastes.sum_older`. None means that
+            it has all.
+
+    Returns:
+        float64 [events, d] each: for items with events, and for new items. The rows add up to the block, without what
+        `older` adds.
+    """
+    newest = history.time[-1:] if len(history.time) else np.zeros(1, np.int64)
+    long, late = event_weights(history, newest, tastes.spec)
+    latest = np.arange(len(long)) >= len(long) - recent
+    weight = long + (tastes.spec.recent or 0.0) * np.where(latest, late, 0.0)
+    warm = weight[:, None] * tastes.history[history.rows].astype(np.float64)
+    new = np.where(history.weight > tastes.spec.liked_above, history.weight, 0.0)[:, None] * tastes.history_new[
+        history.rows
+    ].astype(np.float64)
+    d = tastes.history.shape[1]
+    share = min(1.0, len(long) / tastes.spec.min_events) if older is None else 1.0
+    parts = []
+    for rows, rest in ((warm, slice(0, d)), (new, slice(d, None))):
+        length = np.linalg.norm(rows.sum(0) + (0.0 if older is None else older[rest]))
+        parts.append(rows * (share / length) if length > 0 else np.zeros_like(rows))
+    return parts[0], parts[1]
 
 
 def _weight_now(history: History, spec: ProfileSpec) -> np.ndarray:

@@ -18,6 +18,7 @@ from unisono.transforms.store.item_matrix import HasPath, first_schema, per_proc
 from unisono.transforms.users.history import History
 from unisono.transforms.users.sums import add_rows, decay
 
+
 @dataclass(frozen=True)
 class TasteSpec:
     """How a history becomes a taste.
