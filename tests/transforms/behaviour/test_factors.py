@@ -12,7 +12,15 @@ import pytest
 from unisono.transforms.base.tables import to_vector_column
 from unisono.transforms.behaviour import factors as module
 from unisono.transforms.behaviour import left_factors
-from unisono.transforms.behaviour.factors import Factors, FactorSpec, fit_factors, rotated, start_factors, turn_between
+from unisono.transforms.behaviour.factors import (
+    Factors,
+    FactorSpec,
+    fit_factors,
+    rotated,
+    start_factors,
+    turn_between,
+    unobserved_weight,
+)
 from unisono.transforms.behaviour.likes import Likes
 
 SPEC = FactorSpec(factors=12, sweeps=3)
@@ -66,6 +74,15 @@ def test_factors_are_those_of_dense_solves(d, monkeypatch):
     assert (np.linalg.norm(found.left_factors - a, axis=0) <= allowed / spec.left_ridge).all()
     np.testing.assert_array_equal(found.users, x.sum(0))
     assert found.item_ids.to_pylist() == [i * 5 for i in range(70)]
+
+
+def test_sparse_likes_lower_the_weight_of_other_pairs():
+    assert unobserved_weight(SPEC, likes=5000, users=100, items=100) == 0.5
+    assert unobserved_weight(SPEC, likes=4_000_000, users=200_000, items=20_000) == pytest.approx(0.016)
+    assert unobserved_weight(SPEC, likes=0, users=0, items=0) == 0.0
+    x, likes = draw()
+    dense, sparse = replace(SPEC, unobserved=0.05), replace(SPEC, most_unobserved=0.05 * x.size / x.sum())
+    np.testing.assert_array_equal(fit_factors(likes, sparse).item_factors, fit_factors(likes, dense).item_factors)
 
 
 def test_sweeps_lower_the_loss():
