@@ -97,7 +97,8 @@ def fit_factors(likes: Likes, spec: FactorSpec, start: pa.Table | None = None) -
     left = solve_left_factors(likes, users, spec.left_ridge)
     if start is not None:
         turn = turn_between(total([shared_products(likes.item_ids, items, start)]))
-        items, users, left = (rotated(side, turn) for side in (items, users, left))
+        if turn is not None:
+            items, users, left = (rotated(side, turn) for side in (items, users, left))
     return Factors(likes.item_ids, np.diff(likes.first_of_item), items, left, users)
 
 
@@ -203,14 +204,13 @@ def shared_products(ids: pa.Array, items: np.ndarray, start: pa.Table) -> np.nda
     return sum_of_outer(items[here], np.ascontiguousarray(published[there]))
 
 
-def turn_between(products: np.ndarray) -> np.ndarray:
+def turn_between(products: np.ndarray) -> np.ndarray | None:
     """Returns the orthogonal R for which V·R is closest to P, float64 [d, d].
 
     Args:
-        products: VᵀP, float64 [d, d]. Zeros, if there are no common items, give the identity.
+        products: VᵀP, float64 [d, d]. If it is zero, as without common items, the result is None.
     """
-    identity = np.eye(len(products))
-    return turn_to(identity, products) if products.any() else identity
+    return turn_to(np.eye(len(products)), products) if products.any() else None
 
 
 def rotated(rows: np.ndarray, turn: np.ndarray) -> np.ndarray:
