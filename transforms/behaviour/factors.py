@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from unisono.transforms.base.columns import common_rows
+from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import from_vector_column, hash_ids, one_chunk
 from unisono.transforms.base.threads import in_threads
 from unisono.transforms.behaviour.exact_sums import kernels, sum_of_outer, total
@@ -80,7 +81,7 @@ def fit_factors(likes: Likes, spec: FactorSpec, start: pa.Table | None = None) -
             ones; scores do not change by that. None, or a table with another number of factors, means neither.
 
     Raises:
-        JobError: numba is not installed.
+        JobError: see `solve_side`.
 
     Guarantees:
         The result depends on the set of pairs, the settings and the start only.
@@ -136,6 +137,9 @@ def solve_side(
 
     Returns:
         float32 [rows, d]. A row depends only on its own likes and on the other side.
+
+    Raises:
+        JobError: the regularization is so small that a row has no solution, or numba is not installed.
     """
     out = np.empty((len(first) - 1, factors.shape[1]), np.float32)
     base = _panels(spec.unobserved * gram)
@@ -145,8 +149,20 @@ def solve_side(
     def solve(a: int, b: int) -> None:
         loops.solve_rows(first[a : b + 1], others, factors, base, ridge, spread, out[a:b])
 
-    in_threads(first + _ROW_COST * np.arange(len(first)), _LIKES_A_THREAD, solve)
+    try:
+        in_threads(first + _ROW_COST * np.arange(len(first)), _LIKES_A_THREAD, solve)
+    except ZeroDivisionError as e:  # a pivot is zero; one below zero makes a row that is not a number
+        raise _unsolvable(spec) from e
+    if not np.isfinite(out).all():
+        raise _unsolvable(spec)
     return out
+
+
+def _unsolvable(spec: FactorSpec) -> JobError:
+    return JobError(
+        f"ranking: with a regularization of {spec.regularization:g} and {spec.factors} factors, some factors cannot be "
+        "solved for in float32; raise the regularization, for instance to 0.01"
+    )
 
 
 def _panels(matrix: np.ndarray) -> np.ndarray:

@@ -105,7 +105,8 @@ class ShardLikes(beam.PTransform):
             | "GroupByItem" >> beam.GroupByKey()
             | "NumberItems" >> beam.ParDo(_NumberItemsFn(shards)).with_outputs("sizes", "back", main="rows")
         )
-        by_user = by_item.back | "GroupByUser" >> beam.GroupByKey() | "OrderUsers" >> beam.MapTuple(_order_users)
+        order = beam.MapTuple(_order_users).with_output_types(ShardTable)
+        by_user = by_item.back | "GroupByUser" >> beam.GroupByKey() | "OrderUsers" >> order
         sizes = (split.sizes, by_item.sizes) | "Sizes" >> beam.Flatten()
         totals = sizes | "Totals" >> beam.combiners.ToList() | "AddTotals" >> beam.Map(_totals, shards)
         return {
@@ -122,7 +123,10 @@ Size = tuple[str, int, int, int]  # side, shard, rows, likes
 
 
 class _SplitFn(beam.DoFn):
-    """Splits the pairs of a user shard by item shard; each pair gets the place of its user."""
+    """Splits the pairs of a user shard by item shard; each pair gets the place of its user.
+
+    Pieces are encoded here: a tagged output has no coder of its own, and pickling a slice copies the whole table.
+    """
 
     def __init__(self, shards: int) -> None:
         self._shards = shards
@@ -134,7 +138,7 @@ class _SplitFn(beam.DoFn):
         pieces = dict(split_by_shard(table, shard_of(table["item_id"], self._shards)))
         if shard == 0:  # so that every item shard exists
             pieces = {t: table.slice(0, 0) for t in range(self._shards)} | pieces
-        yield from pieces.items()
+        yield from ((t, to_ipc(piece)) for t, piece in pieces.items())
         yield beam.pvalue.TaggedOutput("sizes", ("users", shard, len(likes.user_ids), pairs.num_rows))
 
 
@@ -144,29 +148,28 @@ class _NumberItemsFn(beam.DoFn):
     def __init__(self, shards: int) -> None:
         self._shards = shards
 
-    def process(self, element: tuple[int, Iterable[pa.Table]]) -> Iterable[object]:
-        shard, tables = element
-        pairs = concat_tables(list(tables))
+    def process(self, element: tuple[int, Iterable[bytes]]) -> Iterable[object]:
+        shard, pieces = element
+        pairs = concat_tables([from_ipc(piece) for piece in pieces])
         likes = Likes.of(pairs)
-        yield shard, _lists(likes.item_ids, likes.first_of_item, _place_of(pairs["user_id"], likes.user_ids, pairs)[
-            likes.users
-        ])  # fmt: skip
+        places = _place_of(pairs["user_id"], likes.user_ids, pairs)
+        yield shard, _lists(likes.item_ids, likes.first_of_item, places[likes.users])
         user = pairs["place"].to_numpy()
         back = pa.table({
             "user_id": user & (2**_LOCAL - 1),
             "item_id": pairs["item_id"],
             "place": _places(pairs["item_id"], likes.item_ids, shard),
         })
-        pieces = dict(split_by_shard(back, user >> _LOCAL))
+        of_users = dict(split_by_shard(back, user >> _LOCAL))
         if shard == 0:
-            pieces = {s: back.slice(0, 0) for s in range(self._shards)} | pieces
-        yield from (beam.pvalue.TaggedOutput("back", piece) for piece in pieces.items())
+            of_users = {s: back.slice(0, 0) for s in range(self._shards)} | of_users
+        yield from (beam.pvalue.TaggedOutput("back", (s, to_ipc(piece))) for s, piece in of_users.items())
         yield beam.pvalue.TaggedOutput("sizes", ("items", shard, len(likes.item_ids), 0))
 
 
-def _order_users(shard: int, tables: Iterable[pa.Table]) -> ShardTable:
+def _order_users(shard: int, pieces: Iterable[bytes]) -> ShardTable:
     """Orders the likes of each user of a shard by item id; users are already numbers here, from 0 and without gaps."""
-    pairs = concat_tables(list(tables))
+    pairs = concat_tables([from_ipc(piece) for piece in pieces])
     likes = Likes.of(pairs)
     places = _place_of(pairs["item_id"], likes.item_ids, pairs)
     return shard, _lists(likes.user_ids, likes.first_of_user, places[likes.items])

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import to_vector_column
 from unisono.transforms.behaviour import factors as module
 from unisono.transforms.behaviour import left_factors
@@ -172,3 +173,10 @@ def test_hardly_any_likes(users):
     if users:
         # Almost without regularization the score is where (1 − s)² + s²/2 is smallest, at 2/3.
         assert found.user_factors[0] @ found.item_factors[0] == pytest.approx(2 / 3, abs=0.01)
+
+
+@pytest.mark.parametrize("regularization", [1e-30, 1e-9])
+def test_a_regularization_that_is_too_small_is_refused(regularization):
+    _, likes = draw(users=8, items=9)
+    with pytest.raises(JobError, match=r"^ranking: with a regularization of 1e-\d\d and 40 factors, some"):
+        fit_factors(likes, FactorSpec(factors=40, regularization=regularization, unobserved=0.0))
