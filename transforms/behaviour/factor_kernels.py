@@ -16,9 +16,11 @@ from unisono.transforms.base.compiled import compiled
 
 @compiled
 def _add_products(
-    target: np.ndarray, at: int, left: np.ndarray, left_at: int, right: np.ndarray, right_at: int, sign: np.float32
+    target: np.ndarray, at: int, left: np.ndarray, left_at: int, right: np.ndarray, right_at: int
 ) -> None:
-    """Adds sign · Σ_k left[k, r] · right[k, c] to target[r, c], for 4 rows r, 16 columns c and 8 terms k.
+    """Adds Σ_k left[k, r] · right[k, c] to target[r, c], for 4 rows r, 16 columns c and 8 terms k.
+
+    Two rows at a time share what they load of `right`. Written out, the terms stay in registers.
 
     Args:
         target: float32, flat; four rows of 16 begin at `at`.
@@ -27,87 +29,137 @@ def _add_products(
         left_at: see `left`.
         right: float32, flat; eight rows of 16 begin at `right_at`.
         right_at: see `right`.
-        sign: 1 or −1.
     """
     mine, x, y = target[at : at + 64], left[left_at : left_at + 116], right[right_at : right_at + 128]
-    for r in range(4):
-        a, b, c, d = sign * x[r], sign * x[16 + r], sign * x[32 + r], sign * x[48 + r]
-        e, f, g, h = sign * x[64 + r], sign * x[80 + r], sign * x[96 + r], sign * x[112 + r]
-        row = mine[r * 16 : r * 16 + 16]
-        for i in range(16):
-            row[i] += ((a * y[i] + b * y[16 + i]) + (c * y[32 + i] + d * y[48 + i])) + (
-                (e * y[64 + i] + f * y[80 + i]) + (g * y[96 + i] + h * y[112 + i])
-            )
+    for r in range(0, 4, 2):
+        a0, a1, a2, a3 = x[r], x[16 + r], x[32 + r], x[48 + r]
+        a4, a5, a6, a7 = x[64 + r], x[80 + r], x[96 + r], x[112 + r]
+        b0, b1, b2, b3 = x[r + 1], x[17 + r], x[33 + r], x[49 + r]
+        b4, b5, b6, b7 = x[65 + r], x[81 + r], x[97 + r], x[113 + r]
+        rows = mine[r * 16 : r * 16 + 32]
+        for c in range(16):
+            y0, y1, y2, y3, y4, y5, y6, y7 = (
+                y[c], y[16 + c], y[32 + c], y[48 + c], y[64 + c], y[80 + c], y[96 + c], y[112 + c]
+            )  # fmt: skip
+            a = ((a0 * y0 + a1 * y1) + (a2 * y2 + a3 * y3)) + ((a4 * y4 + a5 * y5) + (a6 * y6 + a7 * y7))
+            b = ((b0 * y0 + b1 * y1) + (b2 * y2 + b3 * y3)) + ((b4 * y4 + b5 * y5) + (b6 * y6 + b7 * y7))
+            rows[c] += a
+            rows[16 + c] += b
 
 
 @compiled
-def _factorize(matrix: np.ndarray, w: int) -> None:
+def _subtract_products(matrix: np.ndarray, at: int, left_at: int, right_at: int) -> None:
+    """Subtracts Σ_k left[k, r] · right[k, c] from target[r, c], for 4 rows r, 16 columns c and 4 terms k.
+
+    Args:
+        matrix: float32, flat. Four rows of 16 of the target begin at `at`.
+        at: see `matrix`.
+        left_at: where four rows of 16 begin, of which the first four columns count.
+        right_at: where four rows of 16 begin.
+    """
+    mine, x, y = matrix[at : at + 64], matrix[left_at : left_at + 52], matrix[right_at : right_at + 64]
+    for r in range(0, 4, 2):
+        a0, a1, a2, a3 = x[r], x[16 + r], x[32 + r], x[48 + r]
+        b0, b1, b2, b3 = x[r + 1], x[17 + r], x[33 + r], x[49 + r]
+        rows = mine[r * 16 : r * 16 + 32]
+        for c in range(16):
+            y0, y1, y2, y3 = y[c], y[16 + c], y[32 + c], y[48 + c]
+            a = (a0 * y0 + a1 * y1) + (a2 * y2 + a3 * y3)
+            b = (b0 * y0 + b1 * y1) + (b2 * y2 + b3 * y3)
+            rows[c] -= a
+            rows[16 + c] -= b
+
+
+@compiled
+def _factorize(matrix: np.ndarray, w: int, inverse: np.ndarray) -> None:
     """Overwrites the upper triangle of a positive definite matrix S by the U with UᵀU = S.
 
-    Works on 16 rows at a time: first it subtracts what the rows above contribute, then it eliminates within the rows.
+    Works on 4 rows at a time: first it subtracts what the rows above contribute, then it eliminates within the rows.
 
     Source: Golub and Van Loan, "Matrix computations", 2013, §4.2.5 (block Cholesky).
 
     Args:
-        matrix: float32 [w · w], in panels.
+        matrix: float32 [w · w], in panels. Below the diagonal it may hold anything.
         w: the number of columns.
+        inverse: float32 [w], receives the inverse of the diagonal of U.
     """
-    for top in range(0, w, 16):
-        for p in range(top // 16, w // 16):
-            for r in range(top, top + 16, 4):
-                for k in range(0, top, 8):
-                    left_at = top * w + k * 16 + r - top
-                    _add_products(matrix, (p * w + r) * 16, matrix, left_at, matrix, (p * w + k) * 16, np.float32(-1))
-        for i in range(top, top + 16):
-            head = matrix[top * w : top * w + 16 * w]  # the panel of the diagonal
-            for j in range(top, i):
-                factor = head[j * 16 + i - top]
-                for p in range(top // 16, w // 16):
-                    upper = matrix[(p * w + j) * 16 : (p * w + j) * 16 + 16]
-                    lower = matrix[(p * w + i) * 16 : (p * w + i) * 16 + 16]
-                    for c in range(16):
-                        lower[c] -= factor * upper[c]
-            scale = np.float32(1) / np.sqrt(head[i * 16 + i - top])
-            for p in range(top // 16, w // 16):
-                row = matrix[(p * w + i) * 16 : (p * w + i) * 16 + 16]
-                for c in range(16):
-                    row[c] *= scale
+    one = np.float32(1)
+    for top in range(0, w, 4):
+        own = top // 16
+        column = own * w * 16 + top % 16  # where the first of the 4 columns with the diagonal begins
+        for p in range(own, w // 16):
+            for k in range(0, top, 4):
+                _subtract_products(matrix, (p * w + top) * 16, column + k * 16, (p * w + k) * 16)
+        head = matrix[column + top * 16 : column + top * 16 + 52]
+        s0 = one / np.sqrt(head[0])
+        u01, u02, u03 = head[1] * s0, head[2] * s0, head[3] * s0
+        s1 = one / np.sqrt(head[17] - u01 * u01)
+        u12, u13 = (head[18] - u01 * u02) * s1, (head[19] - u01 * u03) * s1
+        s2 = one / np.sqrt((head[34] - u02 * u02) - u12 * u12)
+        u23 = ((head[35] - u02 * u03) - u12 * u13) * s2
+        s3 = one / np.sqrt(((head[51] - u03 * u03) - u13 * u13) - u23 * u23)
+        inverse[top], inverse[top + 1], inverse[top + 2], inverse[top + 3] = s0, s1, s2, s3
+        for p in range(own, w // 16):
+            rows = matrix[(p * w + top) * 16 : (p * w + top) * 16 + 64]
+            for c in range(16):
+                r0 = rows[c] * s0
+                r1 = (rows[16 + c] - u01 * r0) * s1
+                r2 = ((rows[32 + c] - u02 * r0) - u12 * r1) * s2
+                r3 = (((rows[48 + c] - u03 * r0) - u13 * r1) - u23 * r2) * s3
+                rows[c], rows[16 + c], rows[32 + c], rows[48 + c] = r0, r1, r2, r3
 
 
 @compiled
-def _substitute(matrix: np.ndarray, w: int, x: np.ndarray) -> None:
-    """Overwrites x by the solution of UᵀU · solution = x.
+def _substitute(matrix: np.ndarray, w: int, inverse: np.ndarray, right: np.ndarray, x: np.ndarray) -> None:
+    """Solves UᵀU x = right.
 
     Args:
         matrix: float32 [w · w], U in panels, as `_factorize` returns it.
         w: the number of columns.
-        x: float32 [w].
+        inverse: float32 [w], the inverse of the diagonal of U.
+        right: float32 [w]; overwritten.
+        x: float32 [w], receives the solution.
     """
     for j in range(w):
-        own = j // 16
-        x[j] /= matrix[(own * w + j) * 16 + j - own * 16]
-        value = x[j]
-        kept = x[own * 16 : j + 1].copy()
-        for p in range(own, w // 16):
-            row, part = matrix[(p * w + j) * 16 : (p * w + j) * 16 + 16], x[p * 16 : p * 16 + 16]
+        value = right[j] * inverse[j]
+        for p in range(j // 16, w // 16):
+            row, part = matrix[(p * w + j) * 16 : (p * w + j) * 16 + 16], right[p * 16 : p * 16 + 16]
             for c in range(16):
                 part[c] -= value * row[c]
-        x[own * 16 : j + 1] = kept
-    lanes = np.empty(16, np.float32)
-    for j in range(w - 1, -1, -1):
-        own = j // 16
+        right[j] = value
+        x[j] = 0
+    n = np.empty(16, np.float32)
+    for j in range(w - 1, -1, -1):  # x is still zero up to j, so what stands below the diagonal does not count
         for c in range(16):
-            lanes[c] = 0
-        for p in range(own + 1, w // 16):
+            n[c] = 0
+        for p in range(j // 16, w // 16):
             row, part = matrix[(p * w + j) * 16 : (p * w + j) * 16 + 16], x[p * 16 : p * 16 + 16]
             for c in range(16):
-                lanes[c] += row[c] * part[c]
-        value = x[j]
+                n[c] += row[c] * part[c]
+        low = ((n[0] + n[1]) + (n[2] + n[3])) + ((n[4] + n[5]) + (n[6] + n[7]))
+        high = ((n[8] + n[9]) + (n[10] + n[11])) + ((n[12] + n[13]) + (n[14] + n[15]))
+        x[j] = (right[j] - (low + high)) * inverse[j]
+
+
+@compiled
+def _place(vector: np.ndarray, k: int, vectors: np.ndarray, total: np.ndarray) -> None:
+    """Writes a vector into the k-th of 8 rows in panels, and adds it to a sum.
+
+    Args:
+        vector: float32 [d].
+        k: 0 to 7.
+        vectors: float32 [8 · w].
+        total: float32 [w].
+    """
+    whole = len(vector) // 16 * 16
+    for at in range(0, whole, 16):
+        source, row, part = vector[at : at + 16], vectors[at * 8 + k * 16 : at * 8 + k * 16 + 16], total[at : at + 16]
         for c in range(16):
-            value -= lanes[c]
-        for c in range(j + 1 - own * 16, 16):
-            value -= matrix[(own * w + j) * 16 + c] * x[own * 16 + c]
-        x[j] = value / matrix[(own * w + j) * 16 + j - own * 16]
+            row[c] = source[c]
+            part[c] += source[c]
+    for c in range(whole, len(vector)):
+        vectors[whole * 8 + k * 16 + c - whole] = vector[c]
+        total[c] += vector[c]
 
 
 @compiled
@@ -134,31 +186,27 @@ def solve_rows(
     d = factors.shape[1]
     w = (d + 15) // 16 * 16
     matrix, vectors = np.empty(w * w, np.float32), np.zeros(8 * w, np.float32)
-    x = np.empty(w, np.float32)
+    right, x, inverse = np.empty(w, np.float32), np.empty(w, np.float32), np.empty(w, np.float32)
     for r in range(len(first) - 1):
-        matrix[:], x[:] = 0, 0
+        matrix[:], right[:] = 0, 0
         for start in range(first[r], first[r + 1], 8):
-            for k in range(8):
-                if start + k < first[r + 1]:
-                    vector = factors[others[start + k]]
-                    for c in range(d):
-                        value = vector[c]
-                        vectors[c // 16 * 128 + k * 16 + c % 16] = value
-                        x[c] += value
-                else:
-                    for p in range(w // 16):
-                        vectors[p * 128 + k * 16 : p * 128 + k * 16 + 16] = 0
+            n = min(8, first[r + 1] - start)
+            for k in range(n):
+                _place(factors[others[start + k]], k, vectors, right)
+            for k in range(n, 8):
+                for p in range(w // 16):
+                    vectors[p * 128 + k * 16 : p * 128 + k * 16 + 16] = 0
             for p in range(w // 16):
                 for a in range(0, 16 * p + 16, 4):
                     left_at = a // 16 * 128 + a % 16
-                    _add_products(matrix, (p * w + a) * 16, vectors, left_at, vectors, p * 128, np.float32(1))
+                    _add_products(matrix, (p * w + a) * 16, vectors, left_at, vectors, p * 128)
         for i in range(w * w):
             matrix[i] += base[i]
         more = np.float32(ridge * (first[r + 1] - first[r] + spread))
         for c in range(w):
             matrix[(c // 16 * w + c) * 16 + c % 16] += more
-        _factorize(matrix, w)
-        _substitute(matrix, w, x)
+        _factorize(matrix, w, inverse)
+        _substitute(matrix, w, inverse, right, x)
         for c in range(d):
             out[r, c] = x[c]
 

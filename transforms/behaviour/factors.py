@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
 from unisono.transforms.base.columns import common_rows
+from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import from_vector_column, hash_ids, one_chunk
 from unisono.transforms.base.threads import in_threads
 from unisono.transforms.behaviour.exact_sums import kernels, sum_of_outer, total
@@ -26,7 +27,8 @@ class FactorSpec:
     Attributes:
         factors: d, the number of factors, at least 1.
         regularization: λ, above 0.
-        unobserved: a₀, the weight of a pair that is not liked; at least 0.
+        unobserved: a₀, the weight of a pair that is not liked; at least 0. See `unobserved_weight`.
+        most_unobserved: how many times as much as all liked pairs all other pairs may weigh together; above 0.
         sweeps: how often both sides are solved; at least 1.
         left_ridge: the number added to the diagonal of XᵀX for the left factors; above 0.
         seed: which random start.
@@ -35,6 +37,7 @@ class FactorSpec:
     factors: int = 64
     regularization: float = 0.01
     unobserved: float = 0.5
+    most_unobserved: float = 16.0
     sweeps: int = 10
     left_ridge: float = 30.0
     seed: int = 0
@@ -63,8 +66,9 @@ def fit_factors(likes: Likes, spec: FactorSpec, start: pa.Table | None = None) -
     """Fits factors of items and users.
 
     Minimizes Σ_liked (1 − u·v)² + a₀ Σ_all (u·v)² + λ Σ_u (n_u + a₀ m) |u|² + λ Σ_i (n_i + a₀ u) |v|² by solving all
-    users given the items, and then all items given the users, `sweeps` times. n_u and n_i are the numbers of likes of
-    a user and an item. At the end all users are solved once more.
+    users given the items, and then all items given the users, `sweeps` times. a₀ is `unobserved_weight`. n_u and n_i
+    are the numbers of likes of a user and an item, among m items and u users. At the end all users are solved once
+    more.
 
     Source: Rendle, Krichene, Zhang, Koren, "Revisiting the performance of iALS on item recommendation benchmarks",
     RecSys 2022, with ν = 1.
@@ -77,14 +81,14 @@ def fit_factors(likes: Likes, spec: FactorSpec, start: pa.Table | None = None) -
             ones; scores do not change by that. None, or a table with another number of factors, means neither.
 
     Raises:
-        JobError: numba is not installed.
+        JobError: see `solve_side`.
 
     Guarantees:
         The result depends on the set of pairs, the settings and the start only.
     """
     start = usable_start(start, spec)
-    items, sides = start_factors(likes.item_ids, spec, start), (len(likes.user_ids), len(likes.item_ids))
-    users = np.zeros((sides[0], spec.factors), np.float32)
+    spec = replace(spec, unobserved=unobserved_weight(spec, len(likes.items), len(likes.user_ids), len(likes.item_ids)))
+    items = start_factors(likes.item_ids, spec, start)
     for sweep in range(spec.sweeps + 1):
         gram = total([sum_of_outer(items, items)])
         users = solve_side(likes.first_of_user, likes.items, factors=items, gram=gram, spec=spec)
@@ -94,8 +98,21 @@ def fit_factors(likes: Likes, spec: FactorSpec, start: pa.Table | None = None) -
     left = solve_left_factors(likes, users, spec.left_ridge)
     if start is not None:
         turn = turn_between(total([shared_products(likes.item_ids, items, start)]))
-        items, users, left = (rotated(side, turn) for side in (items, users, left))
+        if turn is not None:
+            items, users, left = (rotated(side, turn) for side in (items, users, left))
     return Factors(likes.item_ids, np.diff(likes.first_of_item), items, left, users)
+
+
+def unobserved_weight(spec: FactorSpec, likes: int, users: int, items: int) -> float:
+    """Returns a₀, lowered where the likes are sparse: to most_unobserved · likes / (users · items).
+
+    The regularization removes each taste whose singular value in X is below about λ · a₀ · √(users · items). With a₀
+    fixed, this bound grows with the catalogue until all factors are zero. The values that were tuned for data of
+    different sizes let all other pairs weigh 14 to 27 times as much as the liked ones.
+
+    Source: Rendle, Krichene, Zhang, Koren, RecSys 2022, table of hyperparameters for ML20M and MSD.
+    """
+    return min(spec.unobserved, spec.most_unobserved * likes / max(users * items, 1))
 
 
 # --- one half-sweep ----------------------------------------------------------------------------------------
@@ -120,6 +137,9 @@ def solve_side(
 
     Returns:
         float32 [rows, d]. A row depends only on its own likes and on the other side.
+
+    Raises:
+        JobError: the regularization is so small that a row has no solution, or numba is not installed.
     """
     out = np.empty((len(first) - 1, factors.shape[1]), np.float32)
     base = _panels(spec.unobserved * gram)
@@ -129,8 +149,20 @@ def solve_side(
     def solve(a: int, b: int) -> None:
         loops.solve_rows(first[a : b + 1], others, factors, base, ridge, spread, out[a:b])
 
-    in_threads(first + _ROW_COST * np.arange(len(first)), _LIKES_A_THREAD, solve)
+    try:
+        in_threads(first + _ROW_COST * np.arange(len(first)), _LIKES_A_THREAD, solve)
+    except ZeroDivisionError as e:  # a pivot is zero; one below zero makes a row that is not a number
+        raise _unsolvable(spec) from e
+    if not np.isfinite(out).all():
+        raise _unsolvable(spec)
     return out
+
+
+def _unsolvable(spec: FactorSpec) -> JobError:
+    return JobError(
+        f"ranking: with a regularization of {spec.regularization:g} and {spec.factors} factors, some factors cannot be "
+        "solved for in float32; raise the regularization, for instance to 0.01"
+    )
 
 
 def _panels(matrix: np.ndarray) -> np.ndarray:
@@ -188,14 +220,13 @@ def shared_products(ids: pa.Array, items: np.ndarray, start: pa.Table) -> np.nda
     return sum_of_outer(items[here], np.ascontiguousarray(published[there]))
 
 
-def turn_between(products: np.ndarray) -> np.ndarray:
+def turn_between(products: np.ndarray) -> np.ndarray | None:
     """Returns the orthogonal R for which V·R is closest to P, float64 [d, d].
 
     Args:
-        products: VᵀP, float64 [d, d]. Zeros, if there are no common items, give the identity.
+        products: VᵀP, float64 [d, d]. If it is zero, as without common items, the result is None.
     """
-    identity = np.eye(len(products))
-    return turn_to(identity, products) if products.any() else identity
+    return turn_to(np.eye(len(products)), products) if products.any() else None
 
 
 def rotated(rows: np.ndarray, turn: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from unisono.transforms.base.threads import in_threads
 from unisono.transforms.behaviour.exact_sums import kernels, sum_of_products, total
 from unisono.transforms.behaviour.likes import Likes
 
-MOST_STEPS = 60
+MOST_STEPS = 40
 _RESIDUAL = 1e-3  # relative, of every column
 _LIKES_A_THREAD = 20_000
 
@@ -55,7 +55,7 @@ def solve_left_factors(likes: Likes, users: np.ndarray, ridge: float) -> np.ndar
     """Computes A = (XᵀX + ridge · I)^{-1} XᵀU, with X the 0/1 matrix of likes, float32 [m, d].
 
     Conjugate gradients with the diagonal as preconditioner, until the residual of every column is at most 0.001 of
-    XᵀU, at most 60 steps. XᵀX is never formed.
+    XᵀU, or for 40 steps. XᵀX is never formed.
 
     Source: Chronopoulos and Gear, "s-step iterative methods for symmetric linear systems", JCAM 25, 1989 (the form
     with one exchange of sums a step).

@@ -9,10 +9,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import to_vector_column
 from unisono.transforms.behaviour import factors as module
 from unisono.transforms.behaviour import left_factors
-from unisono.transforms.behaviour.factors import Factors, FactorSpec, fit_factors, rotated, start_factors, turn_between
+from unisono.transforms.behaviour.factors import (
+    Factors,
+    FactorSpec,
+    fit_factors,
+    rotated,
+    start_factors,
+    turn_between,
+    unobserved_weight,
+)
 from unisono.transforms.behaviour.likes import Likes
 
 SPEC = FactorSpec(factors=12, sweeps=3)
@@ -66,6 +75,15 @@ def test_factors_are_those_of_dense_solves(d, monkeypatch):
     assert (np.linalg.norm(found.left_factors - a, axis=0) <= allowed / spec.left_ridge).all()
     np.testing.assert_array_equal(found.users, x.sum(0))
     assert found.item_ids.to_pylist() == [i * 5 for i in range(70)]
+
+
+def test_sparse_likes_lower_the_weight_of_other_pairs():
+    assert unobserved_weight(SPEC, likes=5000, users=100, items=100) == 0.5
+    assert unobserved_weight(SPEC, likes=4_000_000, users=200_000, items=20_000) == pytest.approx(0.016)
+    assert unobserved_weight(SPEC, likes=0, users=0, items=0) == 0.0
+    x, likes = draw()
+    dense, sparse = replace(SPEC, unobserved=0.05), replace(SPEC, most_unobserved=0.05 * x.size / x.sum())
+    np.testing.assert_array_equal(fit_factors(likes, sparse).item_factors, fit_factors(likes, dense).item_factors)
 
 
 def test_sweeps_lower_the_loss():
@@ -138,11 +156,12 @@ def test_a_turn_keeps_the_rows_apart():
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((50, 9)).astype(np.float32)
     turn = turn_between(rng.standard_normal((9, 9)))
+    assert turn is not None
     np.testing.assert_allclose(turn @ turn.T, np.eye(9), atol=1e-12)
     found = rotated(rows, turn)
     np.testing.assert_allclose(found, rows.astype(np.float64) @ turn, rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(rotated(rows[7:8], turn), found[7:8])
-    np.testing.assert_array_equal(turn_between(np.zeros((9, 9))), np.eye(9))
+    assert turn_between(np.zeros((9, 9))) is None
 
 
 @pytest.mark.parametrize("users", [0, 1])
@@ -154,3 +173,10 @@ def test_hardly_any_likes(users):
     if users:
         # Almost without regularization the score is where (1 − s)² + s²/2 is smallest, at 2/3.
         assert found.user_factors[0] @ found.item_factors[0] == pytest.approx(2 / 3, abs=0.01)
+
+
+@pytest.mark.parametrize("regularization", [1e-30, 1e-9])
+def test_a_regularization_that_is_too_small_is_refused(regularization):
+    _, likes = draw(users=8, items=9)
+    with pytest.raises(JobError, match=r"^ranking: with a regularization of 1e-\d\d and 40 factors, some"):
+        fit_factors(likes, FactorSpec(factors=40, regularization=regularization, unobserved=0.0))
