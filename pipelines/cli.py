@@ -134,7 +134,7 @@ Label = Annotated[str | None, typer.Option(help="space: a column whose equal val
 Labels = Annotated[str | None, typer.Option(help="space: the Parquet file with that column. Default: the catalogue.")]
 Split = Annotated[str, typer.Option(help="ranking: global-time, leave-last-out, random or new-items.")]
 Fraction = Annotated[float, typer.Option(help="ranking: the fraction of the log that is held out.")]
-Seed = Annotated[int, typer.Option(min=0, help="ranking: the seed of splits, baselines and intervals.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="ranking: the seed of splits, baselines and intervals.")]
 Train = Annotated[str | None, typer.Option(help="ranking: a log to learn from, in place of a split; with --test.")]
 Test = Annotated[str | None, typer.Option(help="ranking: the log of the events to find; with --train.")]
 Candidates = Annotated[

@@ -30,6 +30,7 @@ from unisono.transforms.measure.rank_metrics import (
     measure_users,
 )
 from unisono.transforms.measure.splits import SplitSpec
+from unisono.transforms.privacy.pseudonyms import check_key
 from unisono.transforms.rank.ranking import INTERESTS, RankingSpec
 from unisono.transforms.space.registry import FUSIONS
 
@@ -199,6 +200,8 @@ def evaluate_ranking(
 def _make_case(job: Job, split: SplitSpec, files: EvaluationFiles) -> Case:
     """Reads embeddings, events, hidden items and candidates, and splits the events."""
     at = job.ranking or RankingSpec()
+    if files.per_user and job.privacy.pseudonyms:
+        check_key(job.privacy.pseudonyms.key_env)  # now, not after all the work
     if files.candidates and at.diversity:
         raise JobError("--candidates: cannot be ranked with ranking.diversity; set it to 0 for this measurement")
     embeddings = read_embeddings(job.store_at)

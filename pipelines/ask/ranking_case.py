@@ -401,7 +401,7 @@ def rank_by_scores(
         hidden: bool [items], items that are left out for everybody beside those that the case hides.
     """
     items, users = hash_ids(case.embeddings["item_id"]), hash_ids(case.who)
-    users = users ^ (np.uint64(case.seed) * np.uint64(0xD1B54A32D192ED03))
+    users = users ^ np.uint64(case.seed * 0xD1B54A32D192ED03 % 2**64)
     off = case.hidden if hidden is None else case.hidden | hidden
     seen = _by_user(case.seen)
     asked = None if case.candidates is None else _by_user(case.candidates)

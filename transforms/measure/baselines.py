@@ -128,10 +128,10 @@ def _same_for_all(scores: np.ndarray) -> Scorer:
 
 def _random(t: _Training) -> Scorer:
     """Returns random scores that depend on the user, the item and the seed only."""
-    items = t.log.shape[1]
+    items, start = t.log.shape[1], t.seed * 0xD1B54A32D192ED03 % 2**62
 
     def score(users: np.ndarray) -> np.ndarray:
-        keys = (users.astype(np.int64)[:, None] * items + np.arange(items)).ravel() + (t.seed << 44)
+        keys = (users.astype(np.int64)[:, None] * items + np.arange(items)).ravel() + start
         return (hash_ids(pa.array(keys)) >> np.uint64(11)).astype(np.float64).reshape(len(users), items) / 2.0**53
 
     return score

@@ -160,7 +160,7 @@ def _hash_pairs(events: pa.Table) -> np.ndarray:
 
 def _stir(hashes: np.ndarray, seed: int) -> np.ndarray:
     """Hashes hashes once more, with a seed."""
-    return hash_ids(pa.array((hashes ^ (np.uint64(seed) * np.uint64(0xD1B54A32D192ED03))).astype(np.int64)))
+    return hash_ids(pa.array((hashes ^ np.uint64(seed * 0xD1B54A32D192ED03 % 2**64)).astype(np.int64)))
 
 
 def _liked_and_new(train: pa.Table, rest: pa.Table, relevant: float) -> pa.Table:

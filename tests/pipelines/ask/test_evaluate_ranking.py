@@ -171,16 +171,28 @@ def test_modalities_are_dropped_with_the_settings_that_name_them(job_file: Path)
 
 
 def test_the_command(job_file: Path) -> None:
-    words = ["evaluate", "--config", str(job_file), "--what", "ranking", "--no-ablations", "--baselines", "popular"]
+    words = ["evaluate", "--config", str(job_file), "--what", "ranking"]
+    words += ["--no-ablations", "--baselines", "popular,random"]
     shown = CliRunner().invoke(app, [*words, "--split", "leave-last-out", "--json"])
     assert shown.exit_code == 0, shown.output
     found = json.loads(shown.stdout)
-    assert list(found["rows"]) == [OWN, "popular"]
+    assert list(found["rows"]) == [OWN, "popular", "random"]
     assert found["about"]["split"] == "leave-last-out"
+    log, users = str(job_file.parent / "log.parquet"), job_file.parent / "users.parquet"
+    shown = CliRunner().invoke(app, [*words, "--seed", "20261125", "--per-user", str(users), "--json"])
+    assert shown.exit_code == 0, shown.output
+    found = json.loads(shown.stdout)
+    assert found["about"]["seed"] == 20261125
+    assert set(pq.read_table(users)["row"].to_pylist()) == {OWN, "popular", "random"}
+    assert "popular" in found["verdict"]
     for bad, message in [
         (["--split", "monthly"], "--split: 'monthly' is none of"),
         (["--baselines", "svd"], "--baselines: 'svd' is none of"),
         (["--label", "kind"], "--what: ranking does not use"),
+        (["--train", log], "--train: given without --test"),
+        (["--train", log, "--test", log, "--split", "random"], "--split: --train and --test are a split already"),
+        (["--candidates", log], "--candidates: no column 'user_id'"),
+        (["--what", "space", "--candidates", log], "--what: space does not use"),
     ]:
         with pytest.raises(JobError, match=message):
             CliRunner().invoke(app, [*words, *bad], catch_exceptions=False)
