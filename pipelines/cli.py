@@ -134,6 +134,13 @@ Label = Annotated[str | None, typer.Option(help="space: a column whose equal val
 Labels = Annotated[str | None, typer.Option(help="space: the Parquet file with that column. Default: the catalogue.")]
 Split = Annotated[str, typer.Option(help="ranking: global-time, leave-last-out, random or new-items.")]
 Fraction = Annotated[float, typer.Option(help="ranking: the fraction of the log that is held out.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="ranking: the seed of splits, baselines and intervals.")]
+Train = Annotated[str | None, typer.Option(help="ranking: a log to learn from, in place of a split; with --test.")]
+Test = Annotated[str | None, typer.Option(help="ranking: the log of the events to find; with --train.")]
+Candidates = Annotated[
+    str | None, typer.Option(help="ranking: a Parquet file of user_id and item_ids; only these items are ranked.")
+]
+PerUser = Annotated[str | None, typer.Option(help="ranking: the Parquet file to write each user's figures to.")]
 Relevant = Annotated[float, typer.Option(help="ranking: an item is liked if its weights sum to more than this.")]
 Baselines = Annotated[str, typer.Option(help="ranking: names separated by commas, or all. Default: all installed.")]
 Ablations = Annotated[bool, typer.Option(help="ranking: also measure modalities, fusion and interests one by one.")]
@@ -153,15 +160,27 @@ def evaluate(
     relevant: Relevant = 0.0,
     baselines: Baselines = "",
     ablations: Ablations = True,
+    seed: Seed = 0,
+    train: Train = None,
+    test: Test = None,
+    candidates: Candidates = None,
+    per_user: PerUser = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure the published run: its joint space on held-out items, or its ranking on a held-out part of the log."""
     from unisono.pipelines.ask import evaluate_ranking as ranking
     from unisono.pipelines.ask import evaluate_space as space
+    from unisono.pipelines.ask.evaluation_files import EvaluationFiles
+    from unisono.pipelines.ask.ranking_report import print_ranking
     from unisono.pipelines.job.load import load_job
     from unisono.transforms.measure.splits import SplitSpec
 
+    files = EvaluationFiles(train, test, candidates, per_user)
+    if files.train and (split, fraction) != (SplitSpec.method, SplitSpec.fraction):
+        raise JobError("--split: --train and --test are a split already; leave out --split and --fraction")
     if what == "space":
+        if files != EvaluationFiles():
+            raise JobError("--what: space does not use --train, --test, --candidates and --per-user; leave them out")
         result = space.evaluate_space(
             load_job(config), _names(methods), _names(fusions), folds=folds, label=label, labels_path=labels
         )
@@ -169,9 +188,11 @@ def evaluate(
     elif what == "ranking":
         if _names(methods) or label or labels:
             raise JobError("--what: ranking does not use --methods, --label and --labels; leave them out")
-        held_out = SplitSpec(split, fraction, relevant)
-        result = ranking.evaluate_ranking(load_job(config), held_out, _names(baselines), _names(fusions), ablations)
-        show = ranking.print_ranking
+        held_out = SplitSpec(split, fraction, relevant, seed)
+        result = ranking.evaluate_ranking(
+            load_job(config), held_out, _names(baselines), _names(fusions), ablations, files
+        )
+        show = print_ranking
     else:
         raise JobError(f"--what: {what!r} is neither space nor ranking; give one of them")
     if as_json:

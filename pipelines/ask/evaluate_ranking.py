@@ -8,9 +8,15 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
-from unisono.pipelines.ask.ranking_case import Case, Lists, make_case, serve, serve_baseline
+from unisono.pipelines.ask.evaluation_files import (
+    EvaluationFiles,
+    read_candidates,
+    read_hidden,
+    read_split,
+    write_per_user,
+)
+from unisono.pipelines.ask.ranking_case import Case, Lists, Pairs, Rules, lay_out, make_case, serve, serve_baseline
 from unisono.pipelines.ask.trial import Items, build_items, read_embeddings, read_events, without
 from unisono.pipelines.job.job import Job
 from unisono.transforms.base.columns import EMBEDDING
@@ -24,11 +30,14 @@ from unisono.transforms.measure.rank_metrics import (
     measure_users,
 )
 from unisono.transforms.measure.splits import SplitSpec
+from unisono.transforms.privacy.pseudonyms import check_key
 from unisono.transforms.rank.ranking import INTERESTS, RankingSpec
 from unisono.transforms.space.registry import FUSIONS
 
 KS = (5, 10, 20, 50)
 OWN = "unisono"
+_FEW = 5  # an item of at most this many users has few
+_LEAST_USERS = 20  # with fewer users, a bootstrap over users promises too much
 
 
 # --- figures -----------------------------------------------------------------------------------------------
@@ -49,36 +58,36 @@ def measure(lists: Lists, case: Case, min_events: int = 1, ks: Sequence[int] = K
         `slices`: parts of the held-out pairs by name, each with `users` (how many users have such pairs) and `metrics`
         at the second of `ks`.
         `seconds`: the time that making the lists took.
-        `per_user`: NDCG of each user at the second of `ks`, float64 [who].
+        `per_user`: each metric's values, float64 [who].
     """
     k = ks[min(1, len(ks) - 1)]
     users = measure_users(lists.every, case.relevant, case.items, ks)
-    if case.width == case.items:
+    if case.whole:
         users["auc"] = area_under_curve(lists.every, case.relevant, case.items)
     out: dict[str, Any] = {
-        "metrics": {name: _interval(v) for name, v in users.items()},
-        "lists": measure_lists(lists.every, case.turned, case.log.shape[0], ks),
+        "metrics": {name: _interval(v, case.seed) for name, v in users.items()},
+        "lists": measure_lists(lists.every, case.turned, case.log.shape[0], ks, ~case.hidden),
         "slices": {},
         "seconds": lists.seconds,
-        "per_user": users[f"ndcg@{k}"],
+        "per_user": users,
     }
     for name, (ranked, relevant) in _slices(lists, case, min_events).items():
         found = measure_users(ranked, relevant, case.items, [k])
         some = int(np.count_nonzero(~np.isnan(found[f"ndcg@{k}"])))
-        out["slices"][name] = {"users": some, "metrics": {n: _interval(v) for n, v in found.items()}}
+        out["slices"][name] = {"users": some, "metrics": {n: _interval(v, case.seed) for n, v in found.items()}}
     return out
 
 
-def _slices(
-    lists: Lists, case: Case, min_events: int
-) -> dict[str, tuple[Ranked, tuple[np.ndarray, np.ndarray]]]:
+def _slices(lists: Lists, case: Case, min_events: int) -> dict[str, tuple[Ranked, Pairs]]:
     """Names parts of the held-out pairs, each with the lists that are measured on it. Empty parts are left out."""
     user, item = case.relevant
     of_new = case.new[item]
+    few = (case.turned > 0) & (case.turned <= _FEW)
     cold = case.events < max(min_events, 2)
     slices = {
         "new items, among all": (lists.every, of_new),
         "new items, among new": (lists.new, of_new),
+        f"items of 1–{_FEW} users, among all": (lists.every, few[item]),
         "cold users": (lists.every, cold[user]),
     }
     for column in case.embeddings.column_names:
@@ -88,8 +97,8 @@ def _slices(
     return {name: (ranked, (user[some], item[some])) for name, (ranked, some) in slices.items() if some.any()}
 
 
-def _interval(values: np.ndarray) -> dict[str, float | None]:
-    mean, low, high = bootstrap_interval(values)
+def _interval(values: np.ndarray, seed: int = 0) -> dict[str, float | None]:
+    mean, low, high = bootstrap_interval(values, seed=seed)
     return {n: None if np.isnan(x) else x for n, x in (("mean", mean), ("low", low), ("high", high))}
 
 
@@ -130,34 +139,38 @@ def evaluate_ranking(
     baselines: Sequence[str] = (),
     fusions: Sequence[str] = (),
     ablations: bool = True,
+    files: EvaluationFiles | None = None,
 ) -> dict[str, Any]:
     """Holds out a part of the job's log, makes recommendations from the rest, and measures them on the held-out part.
 
     The encoders' embeddings are read from the published run; no event influences them. Behaviour, space, profiles and
     lists are made anew for each row of the result, from the training events. The published run does not change.
 
+    The job's own rules hold for all rows: events in the future and forgotten people are left out, no list holds an item
+    that `ranking.filter` hides, and baselines learn from the events that profiles are made from.
+
     Args:
         job: a job with a log. Its `ranking` says how items are ranked.
-        split: how the log is split. None holds out the last fifth of the time.
+        split: how the log is split. None holds out the last fifth of the time. Its seed is that of all random numbers.
         baselines: names from `BASELINES`, or `all`. Empty means all that are installed.
         fusions: further fusion methods to compare, or `all`.
         ablations: adds rows for single modalities, the other level of fusion and other uses of interests.
+        files: an own split, candidates, and where to write the figures of each user. None means none of them.
 
     Returns:
         `about`: a description of the split. `rows`: for each method what `measure` returns, without `per_user` and with
         `against`, the difference in NDCG to the best baseline (paired bootstrap); or `not_measured`, the reason.
-        `best_baseline`: its name. `ratio`: the job's NDCG divided by that of the best baseline.
+        `best_baseline`: its name. `ratio`: the job's NDCG divided by that of the best baseline. `verdict`: a line that
+        says which of the two is better, if one is.
 
     Raises:
         JobError: nothing is published, or an argument is not allowed.
     """
+    split, files = split or SplitSpec(), files or EvaluationFiles()
     installed = [b for b in BASELINES if has_implicit() or b not in ("als", "bpr")]
     chosen = _chosen(baselines, BASELINES, "--baselines") or installed
     levels = _chosen(fusions, FUSIONS, "--fusions")
-    embeddings = read_embeddings(job.store_at)
-    events, lost = read_events(job)
-    case = make_case(embeddings, events, split or SplitSpec())
-    about = {**case.about, "events_lost": lost, "exclude_seen": (job.ranking or RankingSpec()).exclude_seen}
+    case = _make_case(job, split, files)
     rows: dict[str, Any] = {}
     made: dict[str, Items] = {}
     for name, one in variants(job, levels):
@@ -173,10 +186,41 @@ def evaluate_ranking(
             rows[name] = {"not_measured": str(e)}
         _say(name, rows[name])
     for name in chosen:
-        lists = serve_baseline(fit_baseline(Baseline(name), case.log), case, about["exclude_seen"])
-        rows[name] = measure(lists, case, job.profiles.min_events)
+        try:
+            score = fit_baseline(Baseline(name), case.log, split.seed, case.known)
+            rows[name] = measure(serve_baseline(score, case, case.about["exclude_seen"]), case, job.profiles.min_events)
+        except JobError as e:
+            rows[name] = {"not_measured": str(e)}
         _say(name, rows[name])
-    return {"about": about, **compare_rows(rows, chosen)}
+    if files.per_user:
+        write_per_user(files.per_user, job, case.who, rows)
+    return {"about": case.about, **compare_rows(rows, chosen, split.seed)}
+
+
+def _make_case(job: Job, split: SplitSpec, files: EvaluationFiles) -> Case:
+    """Reads embeddings, events, hidden items and candidates, and splits the events."""
+    at = job.ranking or RankingSpec()
+    if files.per_user and job.privacy.pseudonyms:
+        check_key(job.privacy.pseudonyms.key_env)  # now, not after all the work
+    if files.candidates and at.diversity:
+        raise JobError("--candidates: cannot be ranked with ranking.diversity; set it to 0 for this measurement")
+    embeddings = read_embeddings(job.store_at)
+    hidden, candidates = read_hidden(job), None
+    if files.train and files.test:
+        parts, lost = read_split(job, files.train, files.test, split.relevant)
+        events = parts.train
+    else:
+        events, lost = read_events(job)
+    if files.candidates:
+        user_type, item_type = events.schema.field("user_id").type, embeddings.schema.field("item_id").type
+        candidates = read_candidates(files.candidates, user_type, item_type)
+    rules = Rules(job.profiles, hidden, candidates)
+    if files.train:
+        about = {"split": "own files", "fraction": None, "cut": None}
+        case = lay_out(embeddings, parts, about, rules=rules, seed=split.seed)
+    else:
+        case = make_case(embeddings, events, split, rules=rules)
+    return replace(case, about={**case.about, "events_lost": lost, "exclude_seen": at.exclude_seen})
 
 
 def _chosen(asked: Sequence[str], allowed: Iterable[str], key: str) -> list[str]:
@@ -189,65 +233,51 @@ def _chosen(asked: Sequence[str], allowed: Iterable[str], key: str) -> list[str]
     return list(asked)
 
 
-def compare_rows(rows: dict[str, Any], baselines: Sequence[str]) -> dict[str, Any]:
-    """Adds to each row the difference to the best baseline, and removes the figures of single users."""
-    out: dict[str, Any] = {"best_baseline": None, "ratio": None, "rows": rows}
-    per_user = {name: r.pop("per_user") for name, r in rows.items() if "per_user" in r}
-    if baselines:
-        best = max(baselines, key=lambda b: float(np.nanmean(per_user[b])))
+def compare_rows(rows: dict[str, Any], baselines: Sequence[str], seed: int = 0) -> dict[str, Any]:
+    """Adds to each row the difference to the best baseline in NDCG@10, and removes the figures of single users.
+
+    Args:
+        rows: what `measure` returned for each method.
+        baselines: the names of the rows that are baselines.
+        seed: seed of the bootstrap.
+
+    Returns:
+        `rows`, `best_baseline`, `ratio` and `verdict` of `evaluate_ranking`.
+    """
+    out: dict[str, Any] = {"best_baseline": None, "ratio": None, "verdict": None, "rows": rows}
+    per_user = {name: r.pop("per_user")[f"ndcg@{KS[1]}"] for name, r in rows.items() if "per_user" in r}
+    if measured := [b for b in baselines if b in per_user]:
+        best = max(measured, key=lambda b: float(np.nanmean(per_user[b])))
         out["best_baseline"] = best
         under = float(np.nanmean(per_user[best]))
         out["ratio"] = float(np.nanmean(per_user[OWN])) / under if under and OWN in per_user else None
         for name, values in per_user.items():
-            rows[name]["against"] = _interval(values - per_user[best])
+            rows[name]["against"] = _interval(values - per_user[best], seed)
+        if OWN in per_user:
+            users = int(np.count_nonzero(~np.isnan(per_user[OWN] - per_user[best])))
+            out["verdict"] = state_verdict(best, rows[OWN]["against"], users)
     return out
+
+
+def state_verdict(rival: str, gap: Mapping[str, float | None], users: int) -> str:
+    """Says in one line which of two rows to believe: the job's or that of the best baseline.
+
+    Args:
+        rival: the name of the baseline.
+        gap: mean, low and high of the job's NDCG minus the baseline's, with a 95% interval.
+        users: the number of users.
+    """
+    mean, low, high = (gap[name] for name in ("mean", "low", "high"))
+    if mean is None or low is None or high is None or users < _LEAST_USERS:
+        return f"too few users to tell yours and {rival} apart: {users}, and {_LEAST_USERS} are needed"
+    if low <= 0 <= high:
+        signed = (f"{x:+.3f}".replace("-", "−") for x in (mean, low, high))
+        return "yours and {} cannot be told apart: {} ({} to {}), 95%, {:,} users".format(rival, *signed, users)
+    first, second = ("yours", rival) if mean > 0 else (rival, "yours")
+    line = f"{first} beats {second} by {abs(mean):.3f} ± {(high - low) / 2:.3f} (95%, {users:,} users)"
+    return line if mean > 0 else f"{line}: recommend with {rival}, or change the job"
 
 
 def _say(name: str, row: Mapping[str, Any]) -> None:
     found = row.get("not_measured") or f"NDCG@{KS[1]} {row['metrics'][f'ndcg@{KS[1]}']['mean']:.4f}"
     Console(stderr=True).print(f"{name}: {found}", highlight=False)
-
-
-def print_ranking(result: Mapping[str, Any], console: Console | None = None) -> None:
-    """Prints the result of `evaluate_ranking` as tables: each mean ± half the width of its 95% interval."""
-    out = console or Console(width=max(170, Console().width))
-    about, k = result["about"], KS[1]
-    out.print(
-        f"{about['split']}: {about['train_events']:,} events to learn from, {about['held_out_pairs']:,} pairs to find, "
-        f"{about['users']:,} users ({about['users_without_history']:,} more have no history), {about['items']:,} items "
-        f"({about['new_items']:,} new)"
-    )
-    names = [f"ndcg@{k}", f"recall@{k}", f"map@{k}", f"hit@{k}", f"mrr@{k}", f"recall@{KS[-1]}", "auc"]
-    table = _table("all", ["row", *names, "− best baseline"])
-    likes = [f"{name}@{k}" for name in ("coverage", "novelty", "popularity", "gini")]
-    lists = _table("what the lists are like", ["row", *likes])
-    slices = list(dict.fromkeys(s for r in result["rows"].values() for s in r.get("slices", ())))
-    parts = _table(f"ndcg@{k} on a part", ["row", *slices])
-    for name, row in result["rows"].items():
-        if "not_measured" in row:
-            out.print(f"  {name}: not measured: {row['not_measured']}")
-            continue
-        cells = [_cell(row["metrics"].get(n)) for n in names]
-        table.add_row(name, *cells, _cell(row.get("against"), "+"))
-        lists.add_row(name, *(f"{row['lists'][n]:.3f}" for n in likes))
-        parts.add_row(name, *(_cell(row["slices"].get(s, {}).get("metrics", {}).get(f"ndcg@{k}")) for s in slices))
-    out.print(table)
-    if slices:
-        sizes: Mapping[str, Any] = next((r["slices"] for r in result["rows"].values() if r.get("slices")), {})
-        out.print(parts)
-        out.print("users with something to find: " + ", ".join(f"{s} {v['users']:,}" for s, v in sizes.items()))
-    out.print(lists)
-
-
-def _table(title: str, heads: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 1))
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="right" if i else "left", no_wrap=True)
-    return table
-
-
-def _cell(value: Mapping[str, float | None] | None, sign: str = "") -> str:
-    if value is None or value["mean"] is None:
-        return "–"
-    low, high = value["low"] or 0.0, value["high"] or 0.0
-    return f"{value['mean']:{sign}.4f} ±{(high - low) / 2:.4f}"

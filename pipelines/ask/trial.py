@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from unisono.pipelines.job.job import Job
+from unisono.pipelines.job.users import CLOCK_SLACK_S
 from unisono.transforms.base.columns import EMBEDDING, RANKING_VECTOR, embeddings_of, in_sample
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.modalities import BEHAVIOUR
@@ -82,10 +84,14 @@ def read_embeddings(store: Store) -> pa.Table:
     return sort_by_id(concat_tables(kept))
 
 
-def read_events(job: Job) -> tuple[pa.Table, int]:
-    """Reads the whole log, without the events of forgotten people.
+def read_events(job: Job, path: str | None = None) -> tuple[pa.Table, int]:
+    """Reads a whole log as a run would read it now: without forgotten people, and without events in the future.
 
-    User ids are not replaced by pseudonyms, because nothing is written.
+    User ids are not replaced by pseudonyms, because this writes nothing.
+
+    Args:
+        job: the job.
+        path: a file or glob of logs whose columns are those of the job's log. None means the job's log.
 
     Returns:
         The events, as `clean_interactions` returns them, and the number of rows that could not be used.
@@ -93,9 +99,10 @@ def read_events(job: Job) -> tuple[pa.Table, int]:
     Raises:
         JobError: the job has no log, or the log cannot be read.
     """
-    log = check_interactions(job.log)
-    path = job.privacy.forget
-    gone = check_forget(path, log.user_type, "interactions.user", None).load() if path else None
+    spec = job.log if path is None else replace(job.log, path=path)
+    log = check_interactions(spec, latest_us=int((time.time() + CLOCK_SLACK_S) * 1e6))
+    forget = job.privacy.forget
+    gone = check_forget(forget, log.user_type, "interactions.user", None).load() if forget else None
     cleaned = [clean_rows(raw, log, gone) for raw in read_rows(log.files, log.spec.columns)]
     return concat_tables([c.events for c in cleaned]), sum(c.dead.num_rows for c in cleaned)
 
@@ -186,7 +193,7 @@ def _open_items(job: Job, path: str, home: str, table: pa.Table) -> Items:
 def _factor_table(job: Job, train: pa.Table, home: str) -> FactorTable:
     likes = Likes.of(liked_pairs(train, job.ranks.liked_above or 0.0))
     found = fit_factors(likes, job.ranks.factor_spec)
-    path = _write(home, "factors", factor_table(found), {})
+    path = _write(home, "factors", factor_table(found.item_ids, found.users, found.item_factors, found.left_factors), {})
     items, left = (ItemMatrix.open([path], cache_dir=home, vector_column=c) for c in (ITEM_FACTOR, LEFT_FACTOR))
     return FactorTable(items, np.asarray(items.vectors), np.asarray(left.vectors))
 

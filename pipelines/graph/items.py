@@ -11,6 +11,7 @@ from unisono.pipelines.graph.hidden import hidden_ids
 from unisono.pipelines.graph.outputs import Outputs
 from unisono.pipelines.job.items import ItemsPlan
 from unisono.pipelines.job.plan import RunPlan
+from unisono.pipelines.job.users import LogPlan
 from unisono.transforms.base.columns import EMBEDDING
 from unisono.transforms.base.modalities import BEHAVIOUR, JOINT
 from unisono.transforms.base.progress import advance
@@ -29,14 +30,21 @@ from unisono.transforms.store.runs import ReadShards, WriteShards
 from unisono.transforms.users.popularity import CountLikes
 
 
-def build(root: beam.Pipeline, run: RunPlan, items: ItemsPlan, events: beam.PCollection | None) -> Outputs:
+def build(
+    root: beam.Pipeline,
+    run: RunPlan,
+    items: ItemsPlan,
+    events: beam.PCollection | None,
+    log: LogPlan | None = None,
+) -> Outputs:
     """Adds the steps from the catalogue to item vectors to a graph.
 
     Args:
         root: the graph.
         run: what every part of the run needs.
         items: the plan of this part.
-        events: events by user shard, for `behaviour` and `ranking`. None if the run reads no log for them.
+        events: events by user shard, for `behaviour` and `ranking`. None if the run reads no log.
+        log: the plan of the log. None if the run reads no log.
     """
     out = Outputs()
     embeddings = out.files["embeddings"] = _embed(root, run, items, out)
@@ -59,11 +67,11 @@ def build(root: beam.Pipeline, run: RunPlan, items: ItemsPlan, events: beam.PCol
     out.files["space"] = fitted["files"]
 
     popularity, ranks = None, job.ranks
-    if job.has_ranking_vectors and events is not None and not job.privacy.noise:
+    if job.has_ranking_vectors and events is not None and log is not None and not job.privacy.noise:
         count = CountLikes(ranks.liked_above or 0.0, ranks.popularity_half_life_days)
         popularity = events | "Popularity" >> count
         if ranks.learned:
-            source = Learned(events, moments, popularity, items.catalog.rows)
+            source = Learned(events, moments, popularity, items.catalog.rows, log.interactions.rows, log.shards)
             to_fuse = _learn_ranking(root, run, to_fuse, out, source)
     fused = to_fuse | "Fuse" >> FuseItems(fitted["space"], job.output.dtype)
     out.dead.append(fused["dead"])
@@ -104,12 +112,16 @@ class Learned:
         moments: one element, the moments of the embeddings.
         popularity: one table, as `CountLikes` returns it.
         rows: the number of rows of the catalogue.
+        log_rows: the number of rows of the log.
+        shards: the number of user shards.
     """
 
     events: beam.PCollection
     moments: beam.PCollection
     popularity: beam.PCollection
     rows: int
+    log_rows: int
+    shards: int
 
 
 def _learn_ranking(
@@ -123,7 +135,9 @@ def _learn_ranking(
         spec.liked_above or 0.0,
         store,
         run.run_id,
-        published=base.part("factors") if base else [],
+        source.shards,
+        log_rows=source.log_rows,
+        published=base.part("factors") if base else (),
     )
     factors = out.files["factors"] = source.events | "Factors" >> factor
     published = None

@@ -18,7 +18,14 @@ from unisono.transforms.base.columns import EMBEDDING, common_rows
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.modalities import BEHAVIOUR
 from unisono.transforms.base.settings import NonNegative, Positive, one_of, settings
-from unisono.transforms.base.tables import ShardTable, concat_tables, from_vector_column, one_chunk, to_vector_column
+from unisono.transforms.base.tables import (
+    ShardTable,
+    concat_tables,
+    from_vector_column,
+    hash_ids,
+    one_chunk,
+    to_vector_column,
+)
 from unisono.transforms.behaviour.partial_correlation import leading_axes, partial_correlations
 from unisono.transforms.space.fit.whitening import signs, turn_to
 from unisono.transforms.store.runs import FileRecord, Store, read_table, shard_path, table_bytes, write_file
@@ -56,7 +63,7 @@ def count_pairs(events: pa.Table, recent_items: int, liked_above: float = 0.0) -
     """Counts how many users of a shard liked both items of each pair.
 
     Only the `recent_items` liked items with the newest events count. Items with events at the same time are ordered by
-    id.
+    the hash of the id, so that the names of items do not decide which count.
 
     Args:
         events: events as `clean_interactions` returns them, in any order.
@@ -69,7 +76,8 @@ def count_pairs(events: pa.Table, recent_items: int, liked_above: float = 0.0) -
     """
     liked = events.group_by(["user_id", "item_id"]).aggregate([("weight", "sum"), ("time", "max")])
     liked = liked.filter(pc.greater(liked["weight_sum"], liked_above))
-    liked = liked.sort_by([("user_id", "ascending"), ("time_max", "descending"), ("item_id", "ascending")])
+    liked = liked.append_column("tie", pa.array(hash_ids(liked["item_id"])))
+    liked = liked.sort_by([("user_id", "ascending"), ("time_max", "descending"), ("tie", "ascending")])
     users = one_chunk(liked["user_id"]).dictionary_encode().indices.to_numpy()
     starts = np.flatnonzero(np.diff(users, prepend=-1))
     recent = np.arange(len(users)) - np.repeat(starts, np.diff(np.append(starts, len(users)))) < recent_items

@@ -41,6 +41,11 @@ class Ranked:
         rows[here] = items
         return cls(rows, np.where(here, 0.0, -np.inf))
 
+    @classmethod
+    def join(cls, parts: Sequence[Ranked]) -> Ranked:
+        """Joins the lists of several groups of users, one group after the other; all rows have one length."""
+        return cls(np.concatenate([p.items for p in parts]), np.concatenate([p.scores for p in parts]))
+
     def of_users(self, users: np.ndarray) -> Ranked:
         """Returns the lists of some users, given as integer indices or as a mask, bool [u]."""
         return Ranked(self.items[users], self.scores[users])
@@ -64,15 +69,33 @@ def find_hits(ranked: Ranked, relevant: tuple[np.ndarray, np.ndarray], items: in
     return np.asarray(found & (ranked.items >= 0))
 
 
+def keep_candidates(ranked: Ranked, candidates: tuple[np.ndarray, np.ndarray], items: int, width: int) -> Ranked:
+    """Leaves out all but some items of each user, in the order of the lists.
+
+    Args:
+        ranked: the lists.
+        candidates: user indices and item indices, int64 [p] each, each pair once.
+        items: number of items.
+        width: the length of the new rows, at least the largest number of a user's candidates.
+    """
+    kept = find_hits(ranked, candidates, items)
+    user, place = np.nonzero(kept)
+    column = (np.cumsum(kept, axis=1) - 1)[user, place]
+    chosen = np.full((len(kept), width), -1, np.int64)
+    scores = np.full((len(kept), width), -np.inf, ranked.scores.dtype)
+    chosen[user, column], scores[user, column] = ranked.items[user, place], ranked.scores[user, place]
+    return Ranked(chosen, scores)
+
+
 def measure_users(
     ranked: Ranked, relevant: tuple[np.ndarray, np.ndarray], items: int, ks: Sequence[int]
 ) -> dict[str, np.ndarray]:
     """Measures each user's list.
 
     Let h_i be 1 if place i holds a held-out item, else 0, and let n be the number of the user's held-out items.
-    recall@k is Σ_{i≤k} h_i / n. ndcg@k is Σ_{i≤k} h_i / log2(i + 1), divided by its value for the best possible order.
-    map@k is Σ_{i≤k} h_i · (Σ_{j≤i} h_j / i) / min(n, k). hit@k is 1 if any h_i with i ≤ k is 1, else 0. mrr@k is 1 / i
-    for the first such place i, and 0 if there is none.
+    precision@k is Σ_{i≤k} h_i / k, also where a list is shorter. recall@k is Σ_{i≤k} h_i / n. ndcg@k is Σ_{i≤k} h_i /
+    log2(i + 1), divided by its value for the best possible order. map@k is Σ_{i≤k} h_i · (Σ_{j≤i} h_j / i) / min(n, k).
+    hit@k is 1 if any h_i with i ≤ k is 1, else 0. mrr@k is 1 / i for the first such place i, and 0 if there is none.
 
     Args:
         ranked: the lists. Places after the end of a list hold no held-out item.
@@ -114,6 +137,7 @@ def _measure_at(hits: np.ndarray, wanted: np.ndarray) -> dict[str, np.ndarray]:
     best = np.minimum(wanted, k).astype(np.int64)
     some, any_hit = wanted > 0, hits.any(1)
     return {
+        "precision": hits.sum(1) / k,
         "recall": hits.sum(1) / np.where(some, wanted, 1),
         "ndcg": (hits * discount).sum(1) / np.where(some, ideal[best], 1),
         "map": (hits * precision).sum(1) / np.where(some, best, 1),
@@ -159,7 +183,9 @@ def area_under_curve(ranked: Ranked, relevant: tuple[np.ndarray, np.ndarray], it
     return np.where(pairs > 0, 1.0 - beaten_by / np.where(pairs > 0, pairs, 1), np.nan)
 
 
-def measure_lists(ranked: Ranked, users_of_item: np.ndarray, users: int, ks: Sequence[int]) -> dict[str, float]:
+def measure_lists(
+    ranked: Ranked, users_of_item: np.ndarray, users: int, ks: Sequence[int], shown: np.ndarray | None = None
+) -> dict[str, float]:
     """Measures properties of the lists that do not depend on held-out items.
 
     Let n_i be the number of users who interacted with item i. coverage@k is the fraction of all items that are among
@@ -172,6 +198,7 @@ def measure_lists(ranked: Ranked, users_of_item: np.ndarray, users: int, ks: Seq
         users_of_item: n_i, int64 [items].
         users: number of users that n_i counts.
         ks: the lengths k to measure at.
+        shown: bool [items], the items that may be recommended; "all items" are these. None means all.
 
     Returns:
         By name, such as `coverage@10`; NaN where nothing is recommended, except for coverage.
@@ -180,18 +207,19 @@ def measure_lists(ranked: Ranked, users_of_item: np.ndarray, users: int, ks: Seq
     (self-information); Abdollahpouri et al., "Managing popularity bias in recommender systems with personalized
     re-ranking", FLAIRS 2019 (average recommendation popularity); Gini, "Variabilità e mutabilità", 1912.
     """
-    n = len(users_of_item)
+    among = np.ones(len(users_of_item), bool) if shown is None else shown
+    n = int(among.sum())
     bits = -np.log2((users_of_item + 1.0) / (users + 1.0))
+    mean = users_of_item[among].mean() if n else 0.0
     out: dict[str, float] = {}
     for k in ks:
-        shown = ranked.items[:, :k]
-        shown = shown[shown >= 0]
-        times = np.bincount(shown, minlength=n)
-        nothing = len(shown) == 0
-        mean = users_of_item.mean() if n else 0.0
+        listed = ranked.items[:, :k]
+        listed = listed[listed >= 0]
+        times = np.bincount(listed, minlength=len(among))[among]
+        nothing = len(listed) == 0
         out[f"coverage@{k}"] = float(np.mean(times > 0)) if n else 0.0
-        out[f"novelty@{k}"] = float("nan") if nothing else float(bits[shown].mean())
-        out[f"popularity@{k}"] = float("nan") if nothing or not mean else float(users_of_item[shown].mean() / mean)
+        out[f"novelty@{k}"] = float("nan") if nothing else float(bits[listed].mean())
+        out[f"popularity@{k}"] = float("nan") if nothing or not mean else float(users_of_item[listed].mean() / mean)
         rising = np.sort(times).astype(np.float64)
         weighted = float((2 * np.arange(1, n + 1) - n - 1) @ rising)
         out[f"gini@{k}"] = float("nan") if nothing else weighted / (n * rising.sum())

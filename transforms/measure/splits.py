@@ -26,7 +26,8 @@ class SplitSpec:
             some items, which are then new.
         fraction: the fraction of events, pairs or items that is held out. `leave-last-out` does not use it.
         relevant: a held-out item is liked if the weights of the user's held-out events with it sum to more than this.
-        seed: seed of `random` and `new-items`.
+        seed: decides what `random` and `new-items` draw, and which of a user's last items at one time `leave-last-out`
+            holds out.
     """
 
     method: str = "global-time"
@@ -47,8 +48,8 @@ class Split:
 
     Attributes:
         train: the training events, in the order of the log.
-        held: user_id, item_id: the pairs that are liked in the held-out events and do not occur in `train`, sorted by
-            user and then by item.
+        held: user_id, item_id: the pairs that are liked in the held-out events and that `train` does not hold with a
+            weight other than 0, sorted by user and then by item.
         cut: the time of the first held-out event. None means that the method is not `global-time`.
     """
 
@@ -62,8 +63,8 @@ def split_events(events: pa.Table, spec: SplitSpec) -> Split:
 
     `global-time` cuts at the earliest time at which no more than the fraction of the events lies at or after the cut.
     All events of one moment are in the same part. `leave-last-out` holds out each user's newest event with a weight
-    above `relevant`, and among several at one time the one with the highest item id. It drops the user's later events.
-    A user's first event always stays in training.
+    above `relevant`, and among several at one time the one with the highest hash of user and item. It drops the user's
+    later events. A user's first event always stays in training.
 
     Args:
         events: user_id, item_id, time, weight, in the columns of `clean_interactions`.
@@ -73,8 +74,8 @@ def split_events(events: pa.Table, spec: SplitSpec) -> Split:
         JobError: no training event or no held-out pair is left.
 
     Guarantees:
-        The split does not depend on the order of the rows. With `global-time`, every training event is older than
-        every held-out event.
+        The split does not depend on the order of the rows, and ids count only by their hash: what is held out says
+        nothing about the order of the ids. With `global-time`, every training event is older than every held-out event.
     """
     side = {
         "global-time": _by_time,
@@ -92,6 +93,17 @@ def split_events(events: pa.Table, spec: SplitSpec) -> Split:
         )
     cut = pc.min(rest["time"]) if spec.method == "global-time" else None
     return Split(train, held, cut)
+
+
+def split_of_logs(train: pa.Table, test: pa.Table, relevant: float = 0.0) -> Split:
+    """Makes a split of two logs: the training events and the held-out events, in the columns of `clean_interactions`.
+
+    Args:
+        train: the training events.
+        test: the held-out events.
+        relevant: see `SplitSpec`.
+    """
+    return Split(train, _liked_and_new(train, test, relevant))
 
 
 Sides = tuple[np.ndarray, np.ndarray]  # two masks, bool [n] each: the training events, and the held-out events
@@ -113,9 +125,10 @@ def _by_time(events: pa.Table, spec: SplitSpec) -> Sides:
 
 def _last_of_each(events: pa.Table, spec: SplitSpec) -> Sides:
     _, user = rank_ids(events["user_id"])
-    _, item = rank_ids(events["item_id"])
     time, weight = events["time"].cast(pa.int64()).to_numpy(), events["weight"].to_numpy()
-    order = np.lexsort((weight, item, time, user))
+    # In a log by days, many events of a user have one time. If an order of the ids decided which is held out, names
+    # that follow popularity or age would move all figures.
+    order = np.lexsort((weight, _stir(_hash_pairs(events), spec.seed), time, user))
     liked = order[weight[order] > spec.relevant]
     last = np.full(int(user.max(initial=-1)) + 1, -1, np.int64)
     place = np.empty(len(order), np.int64)
@@ -129,8 +142,7 @@ def _last_of_each(events: pa.Table, spec: SplitSpec) -> Sides:
 
 
 def _by_pair(events: pa.Table, spec: SplitSpec) -> Sides:
-    mixed = hash_ids(events["user_id"]) * np.uint64(0x9E3779B97F4A7C15) + hash_ids(events["item_id"])
-    return _drawn(mixed, spec)
+    return _drawn(_hash_pairs(events), spec)
 
 
 def _by_item(events: pa.Table, spec: SplitSpec) -> Sides:
@@ -138,16 +150,25 @@ def _by_item(events: pa.Table, spec: SplitSpec) -> Sides:
 
 
 def _drawn(hashes: np.ndarray, spec: SplitSpec) -> Sides:
-    keys = pa.array((hashes ^ (np.uint64(spec.seed) * np.uint64(0xD1B54A32D192ED03))).astype(np.int64))
-    held = hash_ids(keys) % np.uint64(_BUCKETS) < np.uint64(int(spec.fraction * _BUCKETS))
+    held = _stir(hashes, spec.seed) % np.uint64(_BUCKETS) < np.uint64(int(spec.fraction * _BUCKETS))
     return ~held, np.asarray(held)
+
+
+def _hash_pairs(events: pa.Table) -> np.ndarray:
+    return hash_ids(events["user_id"]) * np.uint64(0x9E3779B97F4A7C15) + hash_ids(events["item_id"])
+
+
+def _stir(hashes: np.ndarray, seed: int) -> np.ndarray:
+    """Hashes hashes once more, with a seed."""
+    return hash_ids(pa.array((hashes ^ np.uint64(seed * 0xD1B54A32D192ED03 % 2**64)).astype(np.int64)))
 
 
 def _liked_and_new(train: pa.Table, rest: pa.Table, relevant: float) -> pa.Table:
     keys = ["user_id", "item_id"]
     total = rest.group_by(keys).aggregate([("weight", "sum")])
     liked = total.filter(pc.greater(total["weight_sum"], relevant)).select(keys)
-    return _without(liked, train.select(keys)).sort_by([(k, "ascending") for k in keys])
+    known = train.filter(pc.not_equal(train["weight"], 0.0))  # an event of weight 0 says nothing about the user
+    return _without(liked, known.select(keys)).sort_by([(k, "ascending") for k in keys])
 
 
 def _without(pairs: pa.Table, others: pa.Table) -> pa.Table:

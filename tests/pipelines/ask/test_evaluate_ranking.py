@@ -13,13 +13,15 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from unisono.pipelines.ask.evaluate_ranking import OWN, evaluate_ranking, print_ranking, variants
+from unisono.pipelines.ask.evaluate_ranking import OWN, evaluate_ranking, variants
 from unisono.pipelines.ask.ranking_case import make_case, serve
+from unisono.pipelines.ask.ranking_report import print_ranking
 from unisono.pipelines.ask.trial import read_embeddings, read_events, without
 from unisono.pipelines.cli import app
 from unisono.pipelines.job.load import load_job
 from unisono.pipelines.launch import run_job
 from unisono.transforms.base.errors import JobError
+from unisono.transforms.measure.baselines import BASELINES
 from unisono.transforms.measure.splits import SplitSpec, split_events
 from unisono.transforms.store.runs import Store, read_table
 
@@ -145,7 +147,7 @@ def test_rows_slices_and_order(result: dict, job_file: Path) -> None:
     assert rows[OWN]["metrics"]["auc"]["mean"] > 0.7 > 0.6 > rows["random"]["metrics"]["auc"]["mean"] > 0.4
     assert rows["random"]["lists"]["coverage@50"] > 0.95
     assert rows["popular"]["lists"]["popularity@10"] > rows["random"]["lists"]["popularity@10"]
-    assert result["best_baseline"] == max(("popular", "random", "cosine", "bm25", "als", "bpr") & rows.keys(), key=ndcg)
+    assert result["best_baseline"] == max(BASELINES & rows.keys(), key=ndcg)
     assert result["ratio"] == pytest.approx(ndcg(OWN) / ndcg(result["best_baseline"]))
     gap = rows[OWN]["against"]
     assert gap["mean"] == pytest.approx(ndcg(OWN) - ndcg(result["best_baseline"]))
@@ -169,16 +171,28 @@ def test_modalities_are_dropped_with_the_settings_that_name_them(job_file: Path)
 
 
 def test_the_command(job_file: Path) -> None:
-    words = ["evaluate", "--config", str(job_file), "--what", "ranking", "--no-ablations", "--baselines", "popular"]
+    words = ["evaluate", "--config", str(job_file), "--what", "ranking"]
+    words += ["--no-ablations", "--baselines", "popular,random"]
     shown = CliRunner().invoke(app, [*words, "--split", "leave-last-out", "--json"])
     assert shown.exit_code == 0, shown.output
     found = json.loads(shown.stdout)
-    assert list(found["rows"]) == [OWN, "popular"]
+    assert list(found["rows"]) == [OWN, "popular", "random"]
     assert found["about"]["split"] == "leave-last-out"
+    log, users = str(job_file.parent / "log.parquet"), job_file.parent / "users.parquet"
+    shown = CliRunner().invoke(app, [*words, "--seed", "20261125", "--per-user", str(users), "--json"])
+    assert shown.exit_code == 0, shown.output
+    found = json.loads(shown.stdout)
+    assert found["about"]["seed"] == 20261125
+    assert set(pq.read_table(users)["row"].to_pylist()) == {OWN, "popular", "random"}
+    assert "popular" in found["verdict"]
     for bad, message in [
         (["--split", "monthly"], "--split: 'monthly' is none of"),
         (["--baselines", "svd"], "--baselines: 'svd' is none of"),
         (["--label", "kind"], "--what: ranking does not use"),
+        (["--train", log], "--train: given without --test"),
+        (["--train", log, "--test", log, "--split", "random"], "--split: --train and --test are a split already"),
+        (["--candidates", log], "--candidates: no column 'user_id'"),
+        (["--what", "space", "--candidates", log], "--what: space does not use"),
     ]:
         with pytest.raises(JobError, match=message):
             CliRunner().invoke(app, [*words, *bad], catch_exceptions=False)

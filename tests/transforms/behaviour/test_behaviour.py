@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from unisono.transforms.base.errors import JobError
-from unisono.transforms.base.tables import from_vector_column, shard_of, split_by_shard
+from unisono.transforms.base.tables import from_vector_column, hash_ids, shard_of, split_by_shard
 from unisono.transforms.behaviour import behaviour
 from unisono.transforms.behaviour.behaviour import BehaviourSpec, add_pairs, count_pairs, embed_pairs, join_behaviour
 from unisono.transforms.read.interactions import TIME_TYPE
@@ -36,7 +36,8 @@ def reference_pairs(table: pa.Table, recent: int) -> Counter:
         entry[1] = max(e["time"], entry[1] or e["time"])
     pairs: Counter = Counter()
     for items in liked.values():
-        mine = sorted((i for i, (w, _) in items.items() if w > 0), key=lambda i: (-items[i][1].timestamp(), i))[:recent]
+        known = [i for i, (w, _) in items.items() if w > 0]
+        mine = sorted(known, key=lambda i: (-items[i][1].timestamp(), hash_ids(pa.array([i]))[0]))[:recent]
         pairs.update((a, b) for a in mine for b in mine)
     return pairs
 
@@ -49,6 +50,17 @@ def test_pairs_agree_with_loops_in_any_shards(strings, shards):
     pairs = add_pairs(parts)
     found = {(r["a"], r["b"]): r["n"] for r in pairs.to_pylist()}
     assert found == reference_pairs(table, 8)
+
+
+def test_names_do_not_decide_which_of_equally_recent_items_count():
+    users = np.repeat(np.arange(400), 20)
+    item = np.tile(np.arange(20), 400) + 100 * users  # every user has other items, so that many names are drawn
+    table = pa.table({
+        "user_id": pa.array(users), "item_id": pa.array(item),
+        "time": pa.array(np.zeros(len(item), np.int64), TIME_TYPE), "weight": pa.array(np.ones(len(item))),
+    })  # fmt: skip
+    counted = {r["a"] % 100 for r in count_pairs(table, 5).to_pylist()}
+    assert counted == set(range(20))
 
 
 @pytest.mark.parametrize("shift", [1.0, 2.0])

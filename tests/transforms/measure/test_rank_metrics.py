@@ -13,6 +13,7 @@ from unisono.transforms.measure.rank_metrics import (
     Ranked,
     area_under_curve,
     bootstrap_interval,
+    keep_candidates,
     measure_lists,
     measure_users,
 )
@@ -60,15 +61,38 @@ def test_measures_equal_set_code(levels: int | None) -> None:
         row = [i for i in ranked.items[u].tolist() if i >= 0]
         for k in KS:
             if not wanted:
-                assert all(math.isnan(found[f"{m}@{k}"][u]) for m in ("recall", "ndcg", "map", "hit", "mrr"))
+                names = ("precision", "recall", "ndcg", "map", "hit", "mrr")
+                assert all(math.isnan(found[f"{m}@{k}"][u]) for m in names)
                 continue
             top = row[:k]
             ranks = [i for i, item in enumerate(top, 1) if item in wanted]
             assert found[f"recall@{k}"][u] == pytest.approx(len(wanted & set(top)) / len(wanted))
+            assert found[f"precision@{k}"][u] == pytest.approx(len(wanted & set(top)) / k)
             assert found[f"hit@{k}"][u] == bool(wanted & set(top))
             assert found[f"mrr@{k}"][u] == pytest.approx(1 / ranks[0] if ranks else 0)
             precise = sum(len(wanted & set(top[:i])) / i for i in ranks)
             assert found[f"map@{k}"][u] == pytest.approx(precise / min(len(wanted), k))
+
+
+def test_keep_candidates_keeps_the_order() -> None:
+    _, relevant, ranked = example(4, None)
+    chosen = np.random.default_rng(6).random(relevant.shape) < 0.3
+    width = int(chosen.sum(1).max())
+    found = keep_candidates(ranked, pairs_of(chosen), relevant.shape[1], width)
+    assert found.items.shape == (len(relevant), width)
+    for u, (items, scores) in enumerate(zip(ranked.items, ranked.scores, strict=True)):
+        kept = [(i, s) for i, s in zip(items, scores, strict=True) if i >= 0 and chosen[u, i]]
+        kept += [(-1, -np.inf)] * (width - len(kept))
+        assert [*zip(found.items[u], found.scores[u], strict=True)] == kept
+
+
+def test_hidden_items_do_not_count_against_coverage() -> None:
+    shown = np.array([True, False, True, True, False])
+    ranked = Ranked.of_lists(np.array([0, 2, 2, 3]), np.array([2, 2]))
+    found = measure_lists(ranked, np.array([4, 9, 2, 0, 9]), 10, [2], shown)
+    assert found["coverage@2"] == 1.0
+    assert found["popularity@2"] == pytest.approx(np.mean([4, 2, 2, 0]) / np.mean([4, 2, 0]))
+    assert found["gini@2"] == pytest.approx((1 * -2 + 1 * 0 + 2 * 2) / (3 * 4))
 
 
 def test_ndcg_equals_sklearn() -> None:

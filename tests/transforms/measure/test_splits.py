@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from unisono.transforms.base.errors import JobError
-from unisono.transforms.measure.splits import SPLITS, SplitSpec, split_events
+from unisono.transforms.measure.splits import SPLITS, SplitSpec, split_events, split_of_logs
 from unisono.transforms.read.interactions import event_schema
 
 
@@ -65,20 +65,62 @@ def test_global_time_trains_on_nothing_at_or_after_the_cut() -> None:
     assert pairs(split.held) == wanted
 
 
-def test_leave_last_out_equals_a_loop_over_users() -> None:
-    events = log(2)
+@pytest.mark.parametrize("times", [10**9, 40], ids=["distinct", "ties"])
+def test_leave_last_out_equals_a_loop_over_users(times: int) -> None:
+    events = log(2, times=times)
     split = split_events(events, SplitSpec("leave-last-out", relevant=0.7))
-    train, held = [], set()
+    left, held = dict(list(frame(split.train).groupby("user_id"))), {}
+    for user, item in pairs(split.held):
+        assert user not in held
+        held[user] = item
     for user, mine in frame(events).groupby("user_id"):
-        rows = list(mine.sort_values(["time", "item_id", "weight"], kind="stable").itertuples())
-        liked = [i for i, r in enumerate(rows) if r.weight > 0.7]
-        end = liked[-1] if liked and liked[-1] > 0 else len(rows)
-        train += rows[:end]
-        if end < len(rows) and rows[end].item_id not in {r.item_id for r in rows[:end]}:
-            held.add((user, rows[end].item_id))
-    assert pairs(split.held) == held
-    assert split.train.num_rows == len(train)
-    assert sorted(frame(split.train).weight) == sorted(r.weight for r in train)
+        liked = mine[mine.weight > 0.7]
+        last = liked.time.max()
+        seen = left[user]
+        if not len(liked) or len(mine) == 1:
+            assert len(seen) == len(mine)
+            continue
+        at_last = set(liked[liked.time == last].item_id)
+        before, after = mine[mine.time < last], mine[mine.time > last]
+        if not len(before) and len(seen) == len(mine):
+            continue  # the held-out event would have been the user's first
+        assert not (seen.time > last).any()
+        assert len(seen) + len(after) < len(mine)  # at least the held-out event is gone
+        assert (seen.time < last).sum() == len(before)
+        if user in held:
+            assert held[user] in at_last - set(seen.item_id)
+        elif times > 1000:
+            assert at_last <= set(before.item_id)
+
+
+def test_names_of_items_do_not_decide_which_of_the_last_ones_is_held_out() -> None:
+    rng = np.random.default_rng(5)
+    users, each, items = 1500, 6, 60
+    share = (w := 1 / np.arange(1, items + 1)) / w.sum()
+    item = np.concatenate([rng.choice(items, each, replace=False, p=share) for _ in range(users)])
+    user, weight = np.repeat(np.arange(users), each), np.ones(users * each)
+    time = pa.array(np.tile([0, *[1] * (each - 1)], users)).cast(pa.timestamp("us", tz="UTC"))
+    last = item.reshape(users, each)[:, 1:]  # one of the last five is held out
+    spread = 4 * last.std() / np.sqrt(users)
+    found = {}
+    for name, rename in {"rising": lambda i: i, "falling": lambda i: items - 1 - i}.items():
+        ids = np.array([f"i{rename(i):02d}" for i in range(items)])
+        table = pa.table([user, ids[item], time, weight], schema=event_schema(pa.int64(), pa.string()))
+        for seed in (0, 1):
+            held = split_events(table, SplitSpec("leave-last-out", seed=seed)).held
+            found[name, seed] = [rename(int(i[1:])) for i in held["item_id"].to_pylist()]
+            assert len(found[name, seed]) == users
+            assert abs(np.mean(found[name, seed]) - last.mean()) < spread
+    assert np.mean(np.array(found["rising", 0]) == np.array(found["rising", 1])) < 0.4  # chance is 0.2
+
+
+def test_an_event_of_weight_0_does_not_make_an_item_known() -> None:
+    rows = [("a", 1, 0, 0.0), ("a", 2, 1, 1.0), ("a", 3, 2, -1.0), ("a", 1, 9, 1.0), ("a", 2, 9, 1.0), ("a", 3, 9, 1.0)]
+    user, item, time, weight = zip(*rows, strict=True)
+    at = pa.array(time).cast(pa.timestamp("us", tz="UTC"))
+    table = pa.table([user, item, at, weight], schema=event_schema(pa.string(), pa.int64()))
+    assert pairs(split_events(table, SplitSpec(fraction=0.5)).held) == {("a", 1)}
+    assert pairs(split_of_logs(table.slice(0, 3), table.slice(3)).held) == {("a", 1)}
 
 
 @pytest.mark.parametrize(
