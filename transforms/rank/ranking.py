@@ -284,12 +284,44 @@ def rank_items(users: pa.Table, seen: pa.Table | None, shelf: Shelf, spec: Ranki
         item = shelf.items.lookup(seen["item_id"])
         known = (user >= 0) & (item >= 0)
         exclude = user[known], item[known]
-    rows, scores = top_items(
-        queries, shelf.matrix, spec.pool, first=first, exclude=exclude, ranks=shelf.items.ranks, bias=shelf.bias,
-        device=_device(spec.device),
-    )  # fmt: skip
+    rows, scores = _search(queries, first, exclude, shelf, spec)
     found = rows >= 0
     return list_table(users["user_id"], shelf.items.ids(rows[found]), scores[found], found.sum(1))
+
+
+def _search(
+    queries: np.ndarray,
+    first: np.ndarray,
+    exclude: tuple[np.ndarray, np.ndarray] | None,
+    shelf: Shelf,
+    spec: RankingSpec,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finds each user's best items by the best of the user's queries, with the bias as one more axis."""
+    counts, hidden = np.diff(first), np.isneginf(shelf.bias)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    if exclude is not None:
+        at = np.repeat(np.arange(len(exclude[0])), counts[exclude[0]])
+        start = np.cumsum(counts[exclude[0]]) - counts[exclude[0]]
+        exclude = first[exclude[0][at]] + np.arange(len(at)) - start[at], exclude[1][at]
+    bias = np.where(hidden, 0, shelf.bias)[:, None]
+    rows, scores = top_items(
+        np.hstack([queries, np.ones((len(queries), 1), np.float32)]), np.hstack([shelf.matrix, bias]), spec.pool,
+        exclude=exclude, ranks=shelf.items.ranks, hidden=hidden, device=_device(spec.device),
+    )  # fmt: skip
+    if (counts == 1).all():
+        return rows, scores
+    item, score, user = rows.ravel(), scores.ravel(), np.repeat(owner, rows.shape[1])
+    order = np.lexsort((-score, item, user))
+    order = order[item[order] >= 0]
+    new = np.ones(len(order), bool)
+    new[1:] = (user[order][1:] != user[order][:-1]) | (item[order][1:] != item[order][:-1])
+    order = order[new]
+    order = order[np.lexsort((shelf.items.ranks[item[order]], -score[order], user[order]))]
+    place = np.arange(len(order)) - np.searchsorted(user[order], user[order])
+    order, place = order[place < spec.pool], place[place < spec.pool]
+    rows, scores = np.full((len(counts), spec.pool), -1), np.full((len(counts), spec.pool), -np.inf, np.float32)
+    rows[user[order], place], scores[user[order], place] = item[order], score[order]
+    return rows, scores
 
 
 def _device(asked: str) -> str:
