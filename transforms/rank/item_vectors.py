@@ -204,7 +204,7 @@ def comparable_with(mine: np.ndarray, published: np.ndarray, users: np.ndarray) 
 
 
 def vector_columns(table: pa.Table, spec: RankingSpec, modalities: Sequence[str], popularity: Popularity) -> pa.Table:
-    """Adds `ranking_vector` to a table of items: the item vector, or the vectors of all modalities, and the common axes.
+    """Adds `ranking_vector` to a table of items: the item vector or the vectors of all modalities, and the common axes.
 
     Args:
         table: a table of items/.

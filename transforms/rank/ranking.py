@@ -1,4 +1,4 @@
-"""Recommendation lists: each user's items of the highest inner product of ranking vectors, without hidden and seen ones."""
+"""Recommendation lists: each user's best items by the inner product of ranking vectors, without hidden and seen ones."""
 
 from __future__ import annotations
 
@@ -79,9 +79,14 @@ def rank_items(users: pa.Table, seen: pa.Table | None, shelf: Shelf, spec: Ranki
         known = (user >= 0) & (item >= 0)
         exclude = user[known], item[known]
     rows, scores = top_items(
-        queries, shelf.items.vectors, spec.pool, exclude=exclude, ranks=shelf.items.ranks, bias=None if shelf.hidden is None else np.where(shelf.hidden, -np.inf, 0.0),
+        queries,
+        shelf.items.vectors,
+        spec.pool,
+        exclude=exclude,
+        ranks=shelf.items.ranks,
+        hidden=shelf.hidden,
         device=_device(spec.device),
-    )  # fmt: skip
+    )
     found = rows >= 0
     return list_table(users["user_id"], shelf.items.ids(rows[found]), scores[found], found.sum(1))
 

@@ -157,5 +157,6 @@ def test_a_compiled_loop_computes_what_the_python_function_does() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((2, 37)).astype(np.float32)
     loop: Any = topk_kernels._dot
-    assert loop(a, b) == loop.py_func(a, b)
-    assert loop(a, b) == pytest.approx(a.astype(float) @ b.astype(float), rel=1e-12)
+    lanes = np.empty(32)
+    assert loop(a, b, lanes) == loop.py_func(a, b, lanes)
+    assert loop(a, b, lanes) == pytest.approx(a.astype(float) @ b.astype(float), rel=1e-12)
