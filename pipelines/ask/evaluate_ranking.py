@@ -31,7 +31,7 @@ from unisono.transforms.measure.rank_metrics import (
 )
 from unisono.transforms.measure.splits import SplitSpec
 from unisono.transforms.privacy.pseudonyms import check_key
-from unisono.transforms.rank.ranking import INTERESTS, RankingSpec
+from unisono.transforms.rank.spec import INTERESTS
 from unisono.transforms.space.registry import FUSIONS
 
 KS = (5, 10, 20, 50)
@@ -106,11 +106,23 @@ def _interval(values: np.ndarray, seed: int = 0) -> dict[str, float | None]:
 
 
 def variants(job: Job, fusions: Sequence[str] = ()) -> Iterable[tuple[str, Job]]:
-    """Yields the job and its ablations by name: fewer modalities, another level of fusion, other uses of interests."""
-    have = job.space_modalities
-    at = job.ranking or RankingSpec()
-    job = job.model_copy(update={"ranking": at})
-    yield OWN, job
+    """Yields the job and its ablations by name.
+
+    A learned job is also tried without ageing, without new items, and by item vectors and profiles. These are tried
+    with each modality alone, with each left out, at the other level of fusion, and with other uses of interests.
+
+    Args:
+        job: the job.
+        fusions: further fusion methods to compare.
+    """
+    have, at = job.space_modalities, job.ranks
+    yield OWN, job.model_copy(update={"ranking": at})
+    if at.learned:
+        still = replace(job.profiles, half_life_days=None)
+        yield "nothing ages", _ranked(job.model_copy(update={"profiles": still}), recent=0.0, trend=0.0)
+        yield "no new items", _ranked(job, cold_exposure=0.0, cold_quantile=None)
+        job = _ranked(job, method="vectors")
+        yield "item vectors", job
     if len(have) > 1:
         for m in have:
             yield f"{m} alone", without(job, set(have) - {m})
@@ -125,12 +137,12 @@ def variants(job: Job, fusions: Sequence[str] = ()) -> Iterable[tuple[str, Job]]
                 yield f"fusion {name}", job.model_copy(update={"fusion": fused})
     if job.profiles.interests and at.fusion == "early":
         for name in INTERESTS:
-            if name != at.interests:
+            if name != (at.interests or "weighted"):
                 yield f"interests {name}", _ranked(job, interests=name)
 
 
 def _ranked(job: Job, **settings: Any) -> Job:
-    return job.model_copy(update={"ranking": replace(job.ranking or RankingSpec(), **settings)})
+    return job.model_copy(update={"ranking": replace(job.ranks, **settings)})
 
 
 def evaluate_ranking(
@@ -177,7 +189,7 @@ def evaluate_ranking(
         if name != OWN and not ablations:
             break
         try:
-            key = repr([one.encoders, one.space, one.fusion, one.behaviour, one.output])
+            key = repr([one.encoders, one.space, one.fusion, one.behaviour, one.output, one.ranks, one.profiles])
             made[key] = made[key] if key in made else build_items(one, case.embeddings, case.train)
             rows[name] = measure(serve(one, case, made[key]), case, job.profiles.min_events)
         except JobError as e:
@@ -199,7 +211,7 @@ def evaluate_ranking(
 
 def _make_case(job: Job, split: SplitSpec, files: EvaluationFiles) -> Case:
     """Reads embeddings, events, hidden items and candidates, and splits the events."""
-    at = job.ranking or RankingSpec()
+    at = job.ranks
     if files.per_user and job.privacy.pseudonyms:
         check_key(job.privacy.pseudonyms.key_env)  # now, not after all the work
     if files.candidates and at.diversity:

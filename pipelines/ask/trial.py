@@ -193,7 +193,8 @@ def _open_items(job: Job, path: str, home: str, table: pa.Table) -> Items:
 def _factor_table(job: Job, train: pa.Table, home: str) -> FactorTable:
     likes = Likes.of(liked_pairs(train, job.ranks.liked_above or 0.0))
     found = fit_factors(likes, job.ranks.factor_spec)
-    path = _write(home, "factors", factor_table(found.item_ids, found.users, found.item_factors, found.left_factors), {})
+    table = factor_table(found.item_ids, found.users, found.item_factors, found.left_factors)
+    path = _write(home, "factors", table, {})
     items, left = (ItemMatrix.open([path], cache_dir=home, vector_column=c) for c in (ITEM_FACTOR, LEFT_FACTOR))
     return FactorTable(items, np.asarray(items.vectors), np.asarray(left.vectors))
 

@@ -110,8 +110,9 @@ def learned_columns(table: pa.Table, model: RankingModel, factors: FactorRows, p
     """
     counts = popularity.rows(table["item_id"])
     untouched = counts["users"] == 0
+    likes = np.where(factors.known, counts["likes"], 0)
     ranking, history, new = model.item_vectors(
-        model.scale.columns(table), factors.items, factors.left, likes=np.where(factors.known, counts["likes"], 0), untouched=untouched
+        model.scale.columns(table), factors.items, factors.left, likes=likes, untouched=untouched
     )
     newness = np.where(untouched, -model.new_items * model.margin, 0.0)
     ranking = np.concatenate([ranking, popularity.axes(table["item_id"], newness)], axis=1)
@@ -219,7 +220,7 @@ def vector_columns(table: pa.Table, spec: RankingSpec, modalities: Sequence[str]
         own, _ = read_vectors(table)
     vectors = np.concatenate([own, popularity.axes(table["item_id"])], axis=1).astype(np.float32)
     kind = pa.field(RANKING_VECTOR, pa.list_(pa.float32(), vectors.shape[1]), nullable=False)
-    about = {"method": "vectors", "fusion": spec.fusion, "ageing": popularity.ageing}
+    about: dict[str, object] = {"method": "vectors", "fusion": spec.fusion, "ageing": popularity.ageing}
     if spec.fusion == "late":
         about |= {"modalities": list(modalities), "weights": dict(spec.weights)}
     return _described(table.append_column(kind, to_vector_column(vectors)), about)

@@ -259,10 +259,10 @@ class LearnRanking(beam.PTransform):
         }
         moments = beam.pvalue.AsSingleton(self._moments)
         content = tables | "Content" >> beam.ParDo(_ContentFn(root), moments=moments, **sides)
-        published = beam.pvalue.AsList(self._published) if self._published is not None else []
+        published: Any = beam.pvalue.AsList(self._published) if self._published is not None else []
         solve = beam.ParDo(_SolveFn(root, spec), moments=moments, published=published, **sides)
         draft = content | "Merge" >> beam.CombineGlobally(MergeMoments()) | "Solve" >> solve
-        people = {
+        people: dict[str, Any] = {
             "draft": beam.pvalue.AsSingleton(draft),
             "events": beam.pvalue.AsSingleton(self._events | "DrawUsers" >> DrawUsers(spec.ranking.liked_above or 0.0)),
             "hidden": beam.pvalue.AsList(self._hidden) if self._hidden is not None else [],
@@ -291,12 +291,12 @@ class _Steps(beam.DoFn):
     def factors(self, records: Sequence[FileRecord]) -> FactorTable:
         if "factors" not in self._opened:
             self._opened["factors"] = FactorTable.open(records, self._root)
-        return self._opened["factors"]  # type: ignore[no-any-return]
+        return self._opened["factors"]
 
     def popularity(self, counts: pa.Table) -> Popularity:
         if "popularity" not in self._opened:
             self._opened["popularity"] = Popularity.of(counts)
-        return self._opened["popularity"]  # type: ignore[no-any-return]
+        return self._opened["popularity"]
 
     def sample(
         self, draft: bytes, events: pa.Table, hidden: Sequence[pa.Table], records: Sequence[FileRecord]
@@ -306,7 +306,7 @@ class _Steps(beam.DoFn):
             model = with_new_items(RankingModel.from_bytes(draft), 1.0)
             shut = one_chunk(concat_tables(list(hidden))["item_id"]) if hidden else None
             self._opened["sample"] = model, sample_of(events, self.factors(records), model, self._spec, shut)
-        return self._opened["sample"]  # type: ignore[no-any-return]
+        return self._opened["sample"]
 
 
 @with_output_types(Moments)

@@ -119,9 +119,10 @@ class RankingModel:
         about: dict[str, Any] = json.loads(head["__metadata__"]["unisono"])
         sizes = about["sizes"]
         scale = ContentScale({m: tensors[f"mean.{m}"] for m in sorted(sizes)}, {m: sizes[m] for m in sorted(sizes)})
-        maps = (tensors[n] for n in ("turn", "turn_left", "turn_new"))
         return cls(
-            *maps,
+            turn=tensors["turn"],
+            turn_left=tensors["turn_left"],
+            turn_new=tensors["turn_new"],
             scale=scale,
             content=tensors["content"],
             content_users=about["content_users"],

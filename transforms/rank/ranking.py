@@ -1,4 +1,4 @@
-"""Recommendation lists: each user's best items by the inner product of ranking vectors, without hidden and seen ones."""
+"""Recommendation lists: each user's best items by the inner product of ranking vectors, but no hidden or seen ones."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator
 
@@ -12,6 +12,7 @@ from unisono.transforms.behaviour.factors import FactorSpec
 _POOL = 4  # for each place of a list, diversity chooses from this many candidates
 
 Interests = Literal["profile", "weighted"]
+INTERESTS = get_args(Interests)
 Above0 = Annotated[float, Field(gt=0)]
 
 

@@ -181,10 +181,16 @@ def build_profiles(
         history, spec.session_minutes, spec.max_events_per_day, spec.robots == "drop"
     )
     counts["events.set_aside"] = used - len(history.time)
-    kept = {"half_life_days": spec.half_life_days, "recent": spec.recent_events, "tastes": around.tastes}
-    sums = sum_history(history, items, **kept)
+    sums = sum_history(history, items, spec.half_life_days, spec.recent_events, around.tastes)
     if state is not None:
-        sums = merge_states(read_state(state, items), sums, items, **kept)
+        sums = merge_states(
+            read_state(state, items),
+            sums,
+            items,
+            half_life_days=spec.half_life_days,
+            recent=spec.recent_events,
+            tastes=around.tastes,
+        )
     users, cancelled = profiles_of(sums, around, spec)
     if cancelled.any():
         dead = pa.concat_tables([dead, _letters_of_cancelled(sums, cancelled)])

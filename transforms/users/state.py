@@ -243,7 +243,7 @@ def state_table(state: UserState, items: ItemMatrix) -> pa.Table:
         pa.ListArray.from_arrays(pa.array(recent.first.astype(np.int32)), events),
     ]
     if older is not None:  # most users have no older events: null takes no room
-        columns.append(to_vector_column(older, older.any(axis=1)))
+        columns.append(to_vector_column(older, np.any(older, axis=1)))
     return pa.table(columns, schema=schema)
 
 
