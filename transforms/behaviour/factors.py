@@ -37,7 +37,7 @@ class FactorSpec:
     factors: int = 64
     regularization: float = 0.01
     unobserved: float = 0.5
-    most_unobserved: float = 16.0
+    most_unobserved: float = 32.0
     sweeps: int = 10
     left_ridge: float = 30.0
     seed: int = 0
