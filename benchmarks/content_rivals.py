@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -17,10 +15,11 @@ from threadpoolctl import threadpool_limits
 from unisono.pipelines.ask.ranking_case import Case
 from unisono.transforms.base.columns import embeddings_of, unit_rows
 from unisono.transforms.base.errors import JobError
-from unisono.transforms.base.extras import is_installed
+from unisono.transforms.base.extras import require
 from unisono.transforms.measure.baselines import Scorer, keep_nearest
 
 Settings = Mapping[str, Any]
+_BATCH = 1024  # triples
 
 
 @lru_cache(maxsize=32)
@@ -105,69 +104,84 @@ def content_ridge(case: Case, settings: Settings) -> Scorer:
 
 
 def vbpr(case: Case, settings: Settings, seed: int = 0) -> Scorer:
-    """Fits VBPR with the package `cornac`.
+    """Fits VBPR: b_i + β·f_i + γ_u·γ_i + θ_u·(E f_i), where f_i are the features of item i.
 
-    Only the drawing of triples is ours, because that of the package is a Python loop over the pairs. The model is
-    fitted to the items that somebody has; the factors and biases of the others are 0, so only their content counts.
+    Written here because the one in cornac 3.0.1 is another model: it adds β·f [n, 1] to the rest [n], so that a batch
+    of n triples becomes n × n. Items that nobody has keep b = 0 and γ = 0, so only their content counts; they are not
+    drawn as the other item of a triple either.
 
     Raises:
-        JobError: cornac or torch is not installed.
+        JobError: torch is not installed.
 
-    Source: He and McAuley, "VBPR: visual Bayesian personalized ranking from implicit feedback", AAAI 2016.
+    Source: He and McAuley, "VBPR: visual Bayesian personalized ranking from implicit feedback", AAAI 2016, equations 4
+    and 7. Adam instead of plain SGD, as in cornac.
     """
-    if missing := [name for name in ("cornac", "torch") if not is_installed(name)]:
-        raise JobError(f"benchmarks.ranking: vbpr needs {missing[0]}, which is not installed; pip install cornac torch")
-    warm = np.flatnonzero(np.diff(scipy.sparse.csc_array(case.log).indptr))
-    features = features_of(case)
-    model = import_module("cornac.models").VBPR(
-        k=settings["factors"],
-        k2=settings["content_factors"],
-        n_epochs=settings["epochs"],
-        batch_size=1024,
-        learning_rate=settings["learning_rate"],
-        lambda_w=settings["regularization"],
-        lambda_b=settings["regularization"],
-        lambda_e=settings["content_regularization"],
-        verbose=False,
-        seed=seed,
-    )
-    log = scipy.sparse.csr_array(case.log[:, warm])
-    import_module("torch")  # so that its threads are limited too: the batches are too small for several
-    # The package prints a line when it is done.
-    with threadpool_limits(1), contextlib.redirect_stdout(io.StringIO()):
-        model.fit(_training_set(log, features[warm], seed))
-    users = np.hstack([model.gamma_user, model.theta_user, np.ones((log.shape[0], 1))])
-    items = np.zeros((case.items, users.shape[1]))
-    items[warm, : model.k] = model.gamma_item
-    items[:, model.k : -1] = features @ model.emb_matrix
-    items[:, -1] = (features @ model.beta_prime).ravel()
-    items[warm, -1] += model.beta_item
-    return lambda rows: users[rows] @ items.T
+    require("torch", "models", "benchmarks.ranking", "vbpr")
+    torch = import_module("torch")
+    rng, features = np.random.default_rng(seed), features_of(case)
+    people, wide = case.log.shape[0], features.shape[1]
+    few, k = settings["factors"], settings["content_factors"]
+    shapes = {"user": (people, few), "item": (case.items, few), "taste": (people, k), "map": (wide, k)}
+    start = {name: rng.normal(0, 0.1, shape) for name, shape in shapes.items()}
+    start |= {"bias": np.zeros(case.items), "content_bias": np.zeros(wide)}
+    made = {name: torch.tensor(x, dtype=torch.float32, requires_grad=True) for name, x in start.items()}
+    with threadpool_limits(1):  # the batches are too small for several threads
+        _descend(torch, made, torch.tensor(features, dtype=torch.float32), case.log, settings, rng)
+    fit = {name: x.detach().numpy().astype(np.float64) for name, x in made.items()}
+    untouched = np.bincount(case.log.nonzero()[1], minlength=case.items) == 0
+    fit["item"][untouched] = 0.0
+    of_items = np.hstack([fit["item"], features @ fit["map"]])
+    of_all = fit["bias"] + features @ fit["content_bias"]
+    of_users = np.hstack([fit["user"], fit["taste"]])
+    return lambda rows: of_users[rows] @ of_items.T + of_all
 
 
-def _training_set(log: scipy.sparse.csr_array, features: np.ndarray, seed: int) -> Any:
-    """Wraps a log and the features of its items as a training set of cornac, with a fast way to draw triples."""
-    data = import_module("cornac.data")
-    users, items = log.nonzero()
-    # Every user and item is named, in order, so that cornac's numbers are ours.
-    names = {u: u for u in range(log.shape[0])}, {i: i for i in range(log.shape[1])}
-    ratings = list(zip(users.tolist(), items.tolist(), np.ones(len(users)).tolist(), strict=True))
-    made = data.Dataset.build(ratings, global_uid_map=names[0], global_iid_map=names[1], seed=seed)
-    pictures = data.ImageModality(features=features.astype(np.float32), ids=list(range(len(features))))
-    made.add_modalities(item_image=pictures.build(id_map=names[1]))
-    have, rng = log.toarray() > 0, np.random.default_rng(seed)
+def _descend(
+    torch: Any, fit: dict[str, Any], features: Any, log: scipy.sparse.csr_array, settings: Settings, rng: Any
+) -> None:
+    """Minimises Σ −ln σ(x_ui − x_uj) over triples, with half the squares of the parameters that a batch uses."""
+    optimizer = torch.optim.Adam(list(fit.values()), lr=settings["learning_rate"])
+    for _ in range(settings["epochs"]):
+        for u, i, j in draw_triples(log, _BATCH, rng):
+            user, taste, item, other = fit["user"][u], fit["taste"][u], fit["item"][i], fit["item"][j]
+            apart = features[i] - features[j]
+            better = fit["bias"][i] - fit["bias"][j] + apart @ fit["content_bias"]
+            better = better + (user * (item - other)).sum(1) + (taste * (apart @ fit["map"])).sum(1)
+            used = user, taste, item, other, fit["bias"][i], fit["bias"][j]
+            penalty = settings["regularization"] * sum((x**2).sum() for x in used)
+            penalty = penalty + settings["content_regularization"] * sum(
+                (fit[name] ** 2).sum() for name in ("map", "content_bias")
+            )
+            loss = penalty / 2 - torch.nn.functional.logsigmoid(better).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
 
-    def draw(batch_size: int, shuffle: bool = True) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        order = rng.permutation(len(users))
-        for start in range(0, len(order), batch_size):
-            user, item = users[order[start : start + batch_size]], items[order[start : start + batch_size]]
-            other = rng.integers(0, log.shape[1], len(user))
-            while (known := have[user, other]).any():
-                # A user who has every item has no other one; such a pair is drawn once more and then kept.
-                other[known] = rng.integers(0, log.shape[1], int(known.sum()))
-                if have[user[known]].all(1).any():
-                    break
-            yield user, item, other
 
-    made.uij_iter = draw
-    return made
+def draw_triples(
+    log: scipy.sparse.csr_array, size: int, rng: np.random.Generator
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yields every pair of a log once, in random order, with an item that the user does not have and somebody else has.
+
+    A pair of a user who has all of these items comes without such an item and is left out.
+
+    Args:
+        log: [users, items].
+        size: the number of triples in a batch; the last one may be smaller.
+        rng: draws the order and the items.
+
+    Yields:
+        user, item and other item, int64 [n] each.
+    """
+    have = log.toarray() > 0
+    known = np.flatnonzero(have.any(0))
+    users, items = (x.astype(np.int64) for x in log.nonzero())
+    free = have[:, known].sum(1) < len(known)
+    users, items = users[free[users]], items[free[users]]
+    order = rng.permutation(len(users))
+    for start in range(0, len(order), size):
+        user, item = users[order[start : start + size]], items[order[start : start + size]]
+        other = rng.choice(known, len(user))
+        while len(again := np.flatnonzero(have[user, other])):
+            other[again] = rng.choice(known, len(again))
+        yield user, item, other

@@ -56,6 +56,7 @@ from unisono.transforms.measure.splits import SplitSpec, split_events
 SPLITS = ("global-time", "leave-last-out", "new-items")
 VALIDATION = {"global-time": (0.2, 0.35, 0.5), "leave-last-out": (0.2,), "new-items": (0.2,), "random": (0.2,)}
 RATINGS = ("liked", "all")
+NEW_ITEMS, FLOOR = "new-items", ("popular", "random")  # other rivals without content find new items by chance only
 
 
 # --- splits ------------------------------------------------------------------------------------------------
@@ -195,9 +196,11 @@ class Bench:
         print(f"{split} {name}: {found}", file=sys.stderr, flush=True)
 
     def run_rival(self, name: str, rival: Rival) -> None:
-        """Tunes and measures a rival on each split."""
+        """Tunes and measures a rival on each split that it knows something about."""
         fit = fit_of_rival(rival)
         for split, setup in self.setups.items():
+            if split == NEW_ITEMS and not rival.content and name not in FLOOR:
+                continue
 
             def tune(seconds: float, folds: Sequence[Cases] = setup.folds) -> Found:
                 return search(

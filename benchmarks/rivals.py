@@ -41,12 +41,14 @@ class Rival:
         fit: fits it to a case.
         grid: the values that are tried of each setting; the first ones are the usual ones.
         ages: it gives old events less weight.
-        for_new: it is there for items that nobody has touched, and is tuned on them.
+        content: it reads what items are, so it knows something about items that nobody has touched.
+        for_new: it is there for such items, and is tuned on them.
     """
 
     fit: Fit
     grid: Mapping[str, Sequence[Any]]
     ages: bool = False
+    content: bool = False
     for_new: bool = False
 
 
@@ -294,17 +296,18 @@ RIVALS: dict[str, Rival] = {
         vbpr,
         {
             "factors": (32, 8, 64), "content_factors": (32, 8, 64), "learning_rate": (0.005, 0.002, 0.02),
-            "regularization": (0.01, 0.001, 0.1), "content_regularization": (0.0, 0.1), "epochs": (20, 40),
+            "regularization": (0.01, 0.003, 0.03, 0.1), "content_regularization": (0.0, 0.1), "epochs": (20, 10, 40),
         },
+        content=True,
     ),
     "content knn": Rival(
         content_knn,
         {"neighbours": (100, 10, 30, 300, 1000), "normalised": (True, False), "power": (1, 2, 4)},
-        for_new=True,
+        content=True, for_new=True,
     ),
     "content ridge": Rival(
         content_ridge,
         {"ridge": (10.0, 1.0, 3.0, 30.0, 100.0, 300.0), "unobserved": (1.0, 0.3, 0.1, 0.03, 0.01)},
-        for_new=True,
+        content=True, for_new=True,
     ),
 }  # fmt: skip
