@@ -173,7 +173,7 @@ class Bench:
             before = self.tuned_before(name, splits)
             if before is None:
                 found = tune(self.seconds * len(splits))
-                about = {"settings": found.settings, "validation": found.value, "tried": found.tried}
+                about: dict[str, Any] = {"settings": found.settings, "validation": found.value, "tried": found.tried}
                 about |= {"points": found.points, "seconds": time.process_time() - started}
             else:
                 about = {k: before[k] for k in ("settings", "validation", "tried", "points", "seconds")}
