@@ -294,9 +294,8 @@ def prepare(args: argparse.Namespace, home: Path) -> tuple[Path, dict[str, Any]]
     return path, {**counts, "encoder": args.encoder}
 
 
-def main() -> None:
+def run(args: argparse.Namespace) -> None:
     """Runs the chosen rows on the chosen splits, prints tables and one JSON object."""
-    args = read_arguments()
     liked = args.liked_above if args.liked_above is not None else 0.0 if args.job else LIKED
     earlier = json.loads(args.tuned.read_text())["splits"] if args.tuned else {}
     with tempfile.TemporaryDirectory(prefix="unisono-ranking-") as home:
@@ -324,6 +323,14 @@ def main() -> None:
         for split, found in results(bench).items():
             print_split(split, found, Console(stderr=True, width=200))
         print(report(bench, args, data))
+
+
+def main() -> None:
+    """Runs what the command line asks for."""
+    try:
+        run(read_arguments())
+    except JobError as e:
+        raise SystemExit(str(e)) from None
 
 
 if __name__ == "__main__":
