@@ -24,7 +24,7 @@ def build(root: beam.Pipeline, plan: Plan) -> beam.PCollection:
         parts.append(Outputs())
         log = users.read_log(root, run, plan.log, people, parts[-1])
     if plan.items:
-        parts.append(items.build(root, run, plan.items, log.known if log else None, plan.log))
+        parts.append(items.build(root, run, plan.items, log.usable if log else None, plan.log))
     parts.append(_carry(root, run, plan.people))
     if plan.users and plan.log and log:
         made = _files(root, run.base, parts, "items")
