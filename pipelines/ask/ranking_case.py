@@ -40,7 +40,7 @@ class Rules:
         candidates: user_id, item_id, each pair once: only these items are ranked for a user. None means all items.
     """
 
-    usable: UsableSpec = UsableSpec()
+    usable: UsableSpec = field(default_factory=UsableSpec)
     hidden: pa.Array | None = None
     candidates: pa.Table | None = None
 

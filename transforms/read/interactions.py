@@ -39,12 +39,12 @@ _FIRST_US, _LAST_US = 31_536_000_000_000, 253_402_300_799_999_999
 
 
 def _words(value: Any) -> Any:
-    """Reads event types as strings; refuses event types that YAML has read as true or false."""
+    """Reads event types as strings; refuses event types that YAML has read as booleans."""
     if not isinstance(value, Mapping):
         return value
     for event in value:
         if isinstance(event, bool):
-            raise ValueError(f"YAML reads {event} as true or false; put the event type in quotes")
+            raise ValueError(f"YAML reads {str(event).lower()} as a boolean; put the event type in quotes")
     return {str(event): weight for event, weight in value.items()}
 
 
