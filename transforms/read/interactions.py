@@ -190,7 +190,7 @@ def clean_interactions(
             event.
     """
     users, items = _plain(table[spec.user]), _plain(table[spec.item])
-    time_us, in_range = _time_us(_plain(table[spec.time]), spec.time_unit)
+    time_us, in_range = times_us(_plain(table[spec.time]), spec.time_unit)
     weight, known = _weigh(table, spec)
     events = pa.table(
         [users, items, pa.array(time_us).cast(pa.timestamp("us")).cast(TIME_TYPE), pa.array(weight)],
@@ -215,7 +215,7 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(plain_type(column.type))
 
 
-def _time_us(column: pa.ChunkedArray, unit: str | None) -> tuple[np.ndarray, np.ndarray]:
+def times_us(column: pa.ChunkedArray, unit: str | None) -> tuple[np.ndarray, np.ndarray]:
     """Converts times to microseconds since 1970.
 
     Args:
