@@ -32,6 +32,7 @@ from unisono.transforms.rank.lists import diversify
 from unisono.transforms.rank.ranking import distinct_pairs, make_shelf, rank_items
 from unisono.transforms.rank.user_vectors import add_ranking_vectors, kind_of_items, read_ranking, taste_spec
 from unisono.transforms.read.interactions import check_interactions, clean_rows
+from unisono.transforms.read.usable import usable_events
 from unisono.transforms.space.fit.methods import possible_axes
 from unisono.transforms.space.fit.moments import Moments
 from unisono.transforms.space.fit.run import fit_run
@@ -132,9 +133,10 @@ def build_items(job: Job, embeddings: pa.Table, train: pa.Table, hidden: pa.Tabl
         job: the job.
         embeddings: `item_id` and `<m>_embedding`, in ascending order of the ids. Modalities that the job does not have
             are not used.
-        train: the events that may be seen.
+        train: the events that may be seen. Robots and repeats are left out here.
         hidden: `item_id` of the items that must not be recommended. None means that there are none.
     """
+    train = usable_events(train, job.usable).events
     table = embeddings.select(["item_id", *(m + EMBEDDING for m in job.modalities)])
     if (spec := job.behaviour) is not None:
         pairs = add_pairs([count_pairs(train, spec.recent_items, spec.liked_above)])
@@ -213,10 +215,10 @@ def build_users(job: Job, items: Items, train: pa.Table, who: pa.Array) -> pa.Ta
     Args:
         job: the job.
         items: the item vectors of the job.
-        train: the events that may be seen. The prior of cold users is made from all of them.
+        train: the events that may be seen. The prior of cold users is made from everybody's.
         who: the ids of the users.
     """
-    prior = popular_direction(count_items(train), items.matrix)
+    prior = popular_direction(count_items(usable_events(train, job.usable).events), items.matrix)
     around = Surroundings(
         items.matrix, items.modalities, prior, with_vectors=bool(job.late_modalities), tastes=items.tastes
     )

@@ -26,7 +26,7 @@ def build(root: beam.Pipeline, plan: Plan) -> beam.PCollection:
         parts.append(Outputs())
         log = users.read_log(root, run, plan.log, people, parts[-1])
     if plan.items:
-        parts.append(items.build(root, run, plan.items, log.known if log else None, plan.log))
+        parts.append(items.build(root, run, plan.items, log.usable if log else None, plan.log))
     parts.append(_carry(root, run, plan.people, log))
     if plan.users and plan.log and log:
         made = _files(root, run.base, parts, "items")
@@ -75,7 +75,7 @@ def _publish(root: beam.Pipeline, plan: Plan, parts: list[Outputs]) -> beam.PCol
 def _popularity(job: Job, log: users.Log | None) -> beam.PCollection | None:
     if log is None or job.privacy.noise:
         return None
-    return log.known | "Recount" >> CountLikes(job.ranks.liked_above or 0.0, job.ranks.popularity_half_life_days)
+    return log.usable | "Recount" >> CountLikes(job.ranks.liked_above or 0.0, job.ranks.popularity_half_life_days)
 
 
 def _carry(root: beam.Pipeline, run: RunPlan, people: PeoplePlan, log: users.Log | None) -> Outputs:

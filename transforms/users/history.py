@@ -11,13 +11,12 @@ import pyarrow.compute as pc
 from unisono.transforms.base.errors import Reason
 from unisono.transforms.base.extras import require
 from unisono.transforms.base.tables import one_chunk
+from unisono.transforms.read.usable import find_robots, newest_of_session
 from unisono.transforms.store import dead_letters
 from unisono.transforms.store.item_matrix import ItemMatrix
 
 STAGE = "profiles"
-DAY_US = 86_400_000_000
 EVENTS_A_THREAD = 4096  # a loop over this many events takes long enough to be worth a thread
-_MINUTE_US = 60_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,25 +162,9 @@ def leave_out_repeats_and_robots(
 
 
 def once_a_session(history: History, session_minutes: float) -> History:
-    """Keeps only the newest of a user's events that have the same item and weight and are in the same session.
-
-    A session ends when the user's next event comes more than `session_minutes` later.
-    """
-    n = len(history.time)
-    if n == 0:
-        return history
-    user = history.user
-    new = np.diff(history.time, prepend=history.time[0]) > session_minutes * _MINUTE_US
-    new[1:] |= user[1:] != user[:-1]
-    session = np.cumsum(new)
-    order = np.lexsort((np.arange(n), history.weight, history.rows, session))
-    last = np.ones(n, bool)
-    last[:-1] = (
-        (np.diff(session[order]) != 0) | (np.diff(history.rows[order]) != 0) | (np.diff(history.weight[order]) != 0)
-    )
-    keep = np.zeros(n, bool)
-    keep[order[last]] = True
-    return history.keep(keep)
+    """Keeps only the newest of a user's repeats within a session, see `newest_of_session`."""
+    newest = newest_of_session(history.user, history.time, history.rows, history.weight, minutes=session_minutes)
+    return history.keep(newest)
 
 
 def limit_a_day(history: History, most: int, drop: bool) -> tuple[History, pa.Table]:
@@ -195,33 +178,21 @@ def limit_a_day(history: History, most: int, drop: bool) -> tuple[History, pa.Ta
     Returns:
         The remaining history, and one dead letter with reason `too_many_events` for each such user.
     """
-    n = len(history.time)
-    user, day = history.user, history.time // DAY_US
-    if n == 0:
+    user = history.user
+    over = find_robots(user, history.time, most)
+    if not len(over.users):
         return history, dead_letters.SCHEMA.empty_table()
-    starts = np.flatnonzero((np.diff(user, prepend=-1) != 0) | (np.diff(day, prepend=0) != 0))
-    sizes = np.diff(np.append(starts, n))
-    over = sizes > most
-    if not over.any():
-        return history, dead_letters.SCHEMA.empty_table()
-    who, at = np.unique(user[starts[over]], return_inverse=True)
-    worst = np.zeros(len(who), np.int64)
-    np.maximum.at(worst, at, sizes[over])
-    if drop:
-        gone = np.isin(user, who)
-    else:
-        from_end = np.repeat(starts + sizes, sizes) - np.arange(n)
-        gone = from_end > most
-    lost = np.bincount(user[gone], minlength=len(history.user_ids))[who]
-    names = history.user_ids.take(pa.array(who)).cast(pa.string()).to_pylist()
+    gone = np.isin(user, over.users) if drop else over.surplus
+    lost = np.bincount(user[gone], minlength=len(history.user_ids))[over.users]
+    names = history.user_ids.take(pa.array(over.users)).cast(pa.string()).to_pylist()
     letters = dead_letters.dead_letter_table(  # a Python loop is fast enough: few users are robots
         dead_letters.DeadLetter(
             None, None, STAGE, Reason.TOO_MANY_EVENTS,
             f"user={name} {events} events on one day, {most} allowed, {left_out} left out",
         )
-        for name, events, left_out in zip(names, worst.tolist(), lost.tolist(), strict=True)
+        for name, events, left_out in zip(names, over.worst.tolist(), lost.tolist(), strict=True)
     )  # fmt: skip
-    return (history.without_users(who) if drop else history.keep(~gone)), letters
+    return (history.without_users(over.users) if drop else history.keep(~gone)), letters
 
 
 def merge_histories(parts: list[History], items: ItemMatrix) -> History:
