@@ -14,8 +14,9 @@ Run a job, or open a store that a job has written:
 
 Whatever is wrong with a job, a store or an argument raises `JobError`, whose message is one line that says what to do.
 
-Terms: an item vector is an item's fused vector; a user profile is one vector per user in the same space; a score is
-the inner product of the two. All vectors have unit length, except profiles published with `privacy.noise`.
+Terms: an item vector is an item's fused vector, for search and neighbours; a user profile is one vector per user in
+the same space. Both have unit length, except profiles published with `privacy.noise`. Items and users have ranking
+vectors too: the inner product of an item's and a user's is the score by which lists are sorted.
 """
 
 # This file runs before any other module of the package, also on workers: it imports nothing but `typing`. Functions
@@ -332,9 +333,9 @@ class Run:
         """Ranks items for users with a stored profile, or for sessions of recent events. Give one of the two.
 
         Profiles and lists are made as a nightly run makes them, with `profiles` and `ranking` of the run's job file.
-        The store does not say what was seen and what is popular, so the log that the job file names is read: whole,
-        once per `Run`, and only if needed. `users` need it for `ranking.exclude_seen`; both need it for
-        `popularity_bonus`, `popularity_penalty` and `caution`; cold sessions need it for what everybody likes.
+        The store does not say what was seen, so the log that the job file names is read: whole, once per `Run`, and
+        only if needed. `users` need it for `ranking.exclude_seen`. Cold sessions need it if ranking vectors are not
+        learned, for what everybody likes.
 
         Args:
             users: User ids in the run's users/: one id, or a list, NumPy array or Arrow array. With
@@ -345,8 +346,8 @@ class Run:
                 type that the job's `weights` name) or weight (a number; without either, 1). No user needs to be stored.
                 Events of unknown items do not count. With `exclude_seen`, a session's own items are not recommended.
             k: The length of the lists. None means the job's `ranking.k`.
-            use_log: False never reads the log. Then popularity and caution do not count, `users` can be recommended
-                what they have seen, and cold sessions have no list.
+            use_log: False never reads the log. Then `users` can be recommended what they have seen, and cold sessions
+                have no list unless ranking vectors are learned.
 
         Returns:
             user_id, item_ids (a list), scores (list<float32>), best first. `users`: a row per id, in their order.
@@ -367,15 +368,17 @@ class Run:
     def explain(self, user: str | int, item: str | int) -> Explanation:
         """Splits the score of a user and an item into parts, by modality and by the user's events.
 
-        Reads the log that the job file of the profiles names.
+        The score is that of the published lists. Reads the state of incremental profiles, or the log that the job file
+        of the profiles names.
 
         Args:
             user: A user id. With `privacy.pseudonyms`, the raw id; the key must be in the environment.
             item: An item id.
 
         Returns:
-            score; query (which vector of the user was compared); modalities, (name, part) pairs that add up to the
-            score; events, (item_id, time, weight, part), largest part first; rest, what no event accounts for.
+            score; query (what of the user was compared); modalities, (name, part) pairs that add up to the score;
+            events, (item_id, time, weight, part), largest part first; rest, what no event accounts for; note, what
+            cannot be told, such as the events after the log was replaced.
 
         Raises:
             JobError: The run has no such user or item, its profiles carry noise, or the log cannot be read.

@@ -6,6 +6,8 @@ bits as in `fit_factors`, because a row depends only on its own likes, and sums 
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -59,7 +61,8 @@ class Place:
         store: the store.
         run_id: the run. Rows stand under `scratch/factors` in it, and are not for the manifest.
         shards: the number of shards of each side.
-        cache_dir: the directory for memory-mapped rows on each machine. None means the machine's temporary directory.
+        cache_dir: the directory for memory-mapped rows on each machine. None means one under the machine's temporary
+            directory. It is not the one of the item vectors, whose matrices would be dropped for those of the passes.
     """
 
     store: Store
@@ -75,9 +78,14 @@ class Place:
         path = shard_path(self.run_id, part, shard, self.shards)
         return write_file(self.store, part, path, table_bytes(table), shard=shard, rows=rows)
 
+    @property
+    def cache(self) -> str:
+        """The directory for memory-mapped rows."""
+        return self.cache_dir or os.path.join(tempfile.gettempdir(), f"unisono-factors-{os.getuid()}")
+
     def rows(self, records: Sequence[FileRecord], column: str) -> np.ndarray:
         """Maps the rows of all shards into memory: float32 [all rows, d]."""
-        return np.asarray(ItemMatrix.open(records, self.store.root, self.cache_dir, vector_column=column).vectors)
+        return np.asarray(ItemMatrix.open(records, self.store.root, self.cache, vector_column=column).vectors)
 
     def own(self, records: Iterable[FileRecord], shard: int, *columns: str) -> list[np.ndarray]:
         """Reads the rows of one shard."""
@@ -88,7 +96,9 @@ class Place:
 class FactorItems(beam.PTransform):
     """Fits item and left factors from events, as `fit_factors` does.
 
-    Takes `(shard, events)` as `ShardByUser` returns them.
+    Takes `(shard, events)` as `ShardByUser` returns them. For a large log, the rows of each pass stay in the store, in
+    `scratch/factors` of the run, until somebody removes the directory: a runner may repeat an earlier pass. They take
+    about (sweeps + 20) · (users + 6 · items) · factors · 4 bytes. The manifest does not list them.
 
     Args:
         spec: the settings.
@@ -185,7 +195,7 @@ def published_factors(
     """
     if not published:
         return None
-    matrix = ItemMatrix.open(published, place.store.root, place.cache_dir, vector_column="item_factor")
+    matrix = ItemMatrix.open(published, place.store.root, place.cache, vector_column="item_factor")
     if matrix.dim != spec.factors or not same_id_kind(ids.type, matrix.id_type):
         return None
     rows = matrix.lookup(ids)
@@ -236,18 +246,20 @@ class _Sweeps(beam.PTransform):
         likes = pairs | "ShardLikes" >> ShardLikes(place.store, place.run_id, place.shards)
         items, users = self._sweep(likes)
         left = self._left_factors(likes, users)
-        made = AsList(items), AsList(left)
+        made = {"items": AsList(items), "left": AsList(left)}
         if not published:
-            return likes["items"] | "Join" >> beam.Map(_join, *made, None, place)
-        shared = likes["items"] | "Shared" >> beam.Map(_shared, AsList(items), self._spec, place, published)
-        return likes["items"] | "JoinTurned" >> beam.Map(_join, *made, AsList(shared), place)
+            return likes["items"] | "Join" >> beam.Map(_join, **made, shared=None, place=place)
+        share = beam.Map(_shared, AsList(items), spec=self._spec, place=place, published=published)
+        shared = likes["items"] | "Shared" >> share
+        return likes["items"] | "JoinTurned" >> beam.Map(_join, **made, shared=AsList(shared), place=place)
 
     def _sweep(self, likes: dict[str, beam.PCollection]) -> tuple[beam.PCollection, beam.PCollection]:
         """Solves both sides in turn; returns what the last passes over the items and over the users made."""
         totals = AsSingleton(likes["totals"])
 
         def solved(side: str, n: int, others: beam.PCollection) -> beam.PCollection:
-            solve = beam.Map(_solve, AsList(others), totals, self._spec, self._place, f"{side}-{n:02d}")
+            name = f"{side}-{n:02d}"
+            solve = beam.Map(_solve, AsList(others), totals=totals, spec=self._spec, place=self._place, name=name)
             return likes[side] | f"Solve{side.title()}{n}" >> solve
 
         items = likes["items"] | "Start" >> beam.Map(_start, self._spec, self._place, self._published)
@@ -258,13 +270,14 @@ class _Sweeps(beam.PTransform):
     def _left_factors(self, likes: dict[str, beam.PCollection], users: beam.PCollection) -> beam.PCollection:
         """Solves for the left factors by conjugate gradients; returns what the last pass over the items made."""
         ridge, place = self._spec.left_ridge, self._place
-        search = likes["items"] | "Right" >> beam.Map(_right, AsList(users), ridge, place)
+        search = likes["items"] | "Right" >> beam.Map(_right, AsList(users), ridge=ridge, place=place)
         for n in range(left_factors.MOST_STEPS):
             # Once the residual is small enough, passes write nothing and the last state is handed on.
             state = AsList(search)
-            sums = likes["users"] | f"OfUsers{n}" >> beam.FlatMap(_image_of_users, state, place, n)
-            image = likes["items"] | f"OfItems{n}" >> beam.FlatMap(_image, state, AsList(sums), ridge, place, n)
-            advance = beam.Map(_advance, state, AsList(image), ridge, place, n + 1)
+            sums = likes["users"] | f"OfUsers{n}" >> beam.FlatMap(_image_of_users, state, place=place, n=n)
+            apply = beam.FlatMap(_image, state, sums=AsList(sums), ridge=ridge, place=place, n=n)
+            image = likes["items"] | f"OfItems{n}" >> apply
+            advance = beam.Map(_advance, state, image=AsList(image), ridge=ridge, place=place, n=n + 1)
             search = likes["items"] | f"Advance{n}" >> advance
         return search
 
@@ -277,7 +290,7 @@ def _start(record: FileRecord, spec: FactorSpec, place: Place, published: Sequen
 
 
 def _solve(
-    record: FileRecord, others: Sequence[_Made], totals: Totals, spec: FactorSpec, place: Place, name: str
+    record: FileRecord, others: Sequence[_Made], *, totals: Totals, spec: FactorSpec, place: Place, name: str
 ) -> _Made:
     """Solves the rows of a shard, given the other side."""
     likes = read_likes(place.store, record)
@@ -295,14 +308,17 @@ def _solve(
 # --- left factors ------------------------------------------------------------------------------------------
 
 
-def _right(record: FileRecord, users: Sequence[_Made], ridge: float, place: Place) -> _Made:
+def _right(record: FileRecord, users: Sequence[_Made], *, ridge: float, place: Place) -> _Made:
     """Begins the search for the items of a shard."""
     likes = read_likes(place.store, record)
     right = add_likes(likes.first, likes.others, place.rows(_records(users), "factor"))
-    return _write_search(left_factors.first_state(right), None, likes, ridge, place, 0)
+    return _write_search(left_factors.first_state(right), None, likes=likes, ridge=ridge, place=place, n=0)
 
 
-def _write_search(state: Search, step: Step | None, likes: LikeShard, ridge: float, place: Place, n: int) -> _Made:
+def _write_search(
+    state: Search, step: Step | None, *, likes: LikeShard, ridge: float, place: Place, n: int
+) -> _Made:
+    """Writes the state of the search and z for the items of a shard."""
     z = left_factors.preconditioned(state.residual, np.diff(likes.first), ridge)
     columns = {f.name: getattr(state, f.name) for f in fields(state)}
     return _Made(place.write(f"search-{n:02d}", likes.shard, z=z, **columns), np.empty(0), step)
@@ -313,7 +329,7 @@ def _is_over(state: Sequence[_Made]) -> bool:
     return step is not None and step.done
 
 
-def _image_of_users(record: FileRecord, state: Sequence[_Made], place: Place, n: int) -> Iterable[FileRecord]:
+def _image_of_users(record: FileRecord, state: Sequence[_Made], *, place: Place, n: int) -> Iterable[FileRecord]:
     """Writes X z for the users of a shard."""
     if not _is_over(state):
         likes = read_likes(place.store, record)
@@ -322,7 +338,7 @@ def _image_of_users(record: FileRecord, state: Sequence[_Made], place: Place, n:
 
 
 def _image(
-    record: FileRecord, state: Sequence[_Made], sums: Sequence[FileRecord], ridge: float, place: Place, n: int
+    record: FileRecord, state: Sequence[_Made], *, sums: Sequence[FileRecord], ridge: float, place: Place, n: int
 ) -> Iterable[_Made]:
     """Writes (XᵀX + ridge · I) z for the items of a shard."""
     if not _is_over(state):
@@ -335,7 +351,7 @@ def _image(
 
 
 def _advance(
-    record: FileRecord, state: Sequence[_Made], image: Sequence[_Made], ridge: float, place: Place, n: int
+    record: FileRecord, state: Sequence[_Made], *, image: Sequence[_Made], ridge: float, place: Place, n: int
 ) -> _Made:
     """Takes a step for the items of a shard, unless the search is over."""
     own = next(m for m in state if m.record.shard == record.shard)
@@ -347,7 +363,8 @@ def _advance(
     likes = read_likes(place.store, record)
     search, z = _read_search(state, likes.shard, place)
     (rows,) = place.own(_records(image), likes.shard, "factor")
-    return _write_search(left_factors.advance(search, z, rows, step), step, likes, ridge, place, n)
+    state_after = left_factors.advance(search, z, rows, step)
+    return _write_search(state_after, step, likes=likes, ridge=ridge, place=place, n=n)
 
 
 def _read_search(state: Sequence[_Made], shard: int, place: Place) -> tuple[Search, np.ndarray]:
@@ -359,7 +376,7 @@ def _read_search(state: Sequence[_Made], shard: int, place: Place) -> tuple[Sear
 
 
 def _shared(
-    record: FileRecord, items: Sequence[_Made], spec: FactorSpec, place: Place, published: Sequence[FileRecord]
+    record: FileRecord, items: Sequence[_Made], *, spec: FactorSpec, place: Place, published: Sequence[FileRecord]
 ) -> np.ndarray:
     """Returns what the turn to the published factors needs from the items of a shard."""
     likes = read_likes(place.store, record)
@@ -372,6 +389,7 @@ def _shared(
 
 def _join(
     record: FileRecord,
+    *,
     items: Sequence[_Made],
     left: Sequence[_Made],
     shared: Sequence[np.ndarray] | None,

@@ -74,7 +74,7 @@ class _Block:
             The users for whom the guess was too high; they have no results.
         """
         n, m = len(self._users), len(self._search.items)
-        memory = np.empty(n * min(BLOCK_ROWS, m), self._estimates.dtype)
+        memory: np.ndarray = np.empty(n * min(BLOCK_ROWS, m), self._estimates.dtype)
         if guess:
             self._guess(memory)
         guesses = self._bounds.copy()

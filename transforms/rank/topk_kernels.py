@@ -178,7 +178,7 @@ def scan(
 
 
 @compiled
-def _least(bound: float, error: float, scale: float, floats: bool) -> int:
+def _least(bound: float, error: float, scale: float, floats: bool) -> np.int32:
     """Returns a number that each product, as `_in_order` returns it, reaches whose score can reach the bound."""
     product = (np.float64(bound) - error) / scale
     product -= abs(product) * 1e-6 + 1e-37  # for the rounding here; below −0.0
@@ -189,7 +189,7 @@ def _least(bound: float, error: float, scale: float, floats: bool) -> int:
 
 
 @compiled
-def _in_order(bits: int, floats: bool) -> int:
+def _in_order(bits: np.int32, floats: bool) -> np.int32:
     """Returns integers that are in the order of products.
 
     Negative float32 values are in the order of their bits if all bits but the sign are turned over.

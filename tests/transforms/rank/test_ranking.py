@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
@@ -13,19 +14,13 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that
 
 from unisono.transforms.base.errors import JobError
-from unisono.transforms.base.tables import pack_vectors, to_vector_column
+from unisono.transforms.base.tables import pack_vectors, to_vector_column, unpack_vectors
+from unisono.transforms.rank.item_vectors import Popularity, vector_columns
 from unisono.transforms.rank.lists import diversify
-from unisono.transforms.rank.ranking import (
-    Interests,
-    RankingSpec,
-    RecommendItems,
-    distinct_pairs,
-    item_bias,
-    late_matrix,
-    queries_of,
-    rank_items,
-)
+from unisono.transforms.rank.ranking import RecommendItems, distinct_pairs, make_shelf, rank_items
 from unisono.transforms.rank.ranking import Shelf as ShelfOfItems
+from unisono.transforms.rank.spec import Interests, RankingSpec
+from unisono.transforms.rank.user_vectors import add_ranking_vectors, queries_of, read_ranking
 from unisono.transforms.store.item_matrix import ItemMatrix
 
 DIM, ITEMS, USERS = 8, 60, 12
@@ -49,10 +44,12 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "vector": to_vector_column(vectors[rows]),
             "text_vector": to_vector_column(text[rows], has_text[rows]),
             "image_vector": to_vector_column(image[rows]),
+            "ranking_vector": to_vector_column(vectors[rows]),
         })
         files.append(str(folder / f"part-{part}.parquet"))
         pq.write_table(pack_vectors(table), files[-1])
-    users = pa.table({"user_id": [f"u{i}" for i in range(USERS)], "vector": to_vector_column(unit(rng, USERS))})
+    own = to_vector_column(unit(rng, USERS))
+    users = pa.table({"user_id": [f"u{i}" for i in range(USERS)], "vector": own, "ranking_vector": own})
     seen = pa.table({
         "user_id": [f"u{u}" for u in rng.integers(0, USERS + 2, 80)],
         "item_id": [f"item-{i}" for i in rng.integers(0, ITEMS + 5, 80)],
@@ -73,18 +70,12 @@ def seen_of(shop: dict[str, Any], user: str) -> set[str]:
     return {s["item_id"] for s in shop["seen"].to_pylist() if s["user_id"] == user}
 
 
-@pytest.mark.parametrize(("slices", "gain"), [(1, -0.4), (3, -0.4), (3, 0.3)])
-def test_the_transform_agrees_with_a_loop(shop: dict[str, Any], slices: int, gain: float) -> None:
-    settings: dict[str, Any] = {"popularity_penalty": 0.4} if gain < 0 else {"popularity_bonus": gain, "caution": 0.2}
-    spec = RankingSpec(k=10, slices=slices, device="cpu", **settings)
+@pytest.mark.parametrize("slices", [1, 3])
+def test_the_transform_agrees_with_a_loop(shop: dict[str, Any], slices: int) -> None:
+    spec = RankingSpec(k=10, slices=slices, device="cpu")
     hidden = pa.table({"item_id": ["item-3", "item-30", "gone"]})
-    popular = pa.table({"item_id": shop["ids"][:20], "n": np.arange(1, 21) / 2, "users": np.arange(1, 21)})
-    q = np.stack(shop["users"]["vector"].to_pylist())
+    q = np.stack(shop["users"]["ranking_vector"].to_pylist())
     scores = q.astype(np.float64) @ shop["vectors"].T
-    scores[:, :20] += gain * np.log(1 + np.arange(1, 21) / 2) / np.log(11)
-    if gain > 0:
-        scores -= 0.2 / np.sqrt(1 + np.pad(np.arange(1, 21), (0, len(shop["ids"]) - 20)))
-    scores[:, [3, 30]] = -9
     expected = {}
     for u in range(USERS):
         gone = seen_of(shop, f"u{u}") | {"item-3", "item-30"}
@@ -104,14 +95,45 @@ def test_the_transform_agrees_with_a_loop(shop: dict[str, Any], slices: int, gai
             beam.pvalue.AsList(p | "F" >> beam.Create(shop["files"])),
             spec,
             hidden=p | "H" >> beam.Create([hidden]),
-            popularity=p | "P" >> beam.Create([popular]),
             cache_dir=shop["cache"],
         )
         assert_that(pairs | recommend, check)
 
 
+@pytest.mark.parametrize("gain", [-0.4, 0.3])
+def test_popularity_and_caution_are_axes(shop: dict[str, Any], gain: float, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"popularity_penalty": 0.4} if gain < 0 else {"popularity_bonus": gain, "caution": 0.2}
+    spec = RankingSpec(k=10, interests="profile", device="cpu", **settings)
+    likes = np.arange(1, 21)
+    counts = pa.table({
+        "item_id": shop["ids"][:20], "late": likes / 2, "likes": likes, "users": likes, "newest": likes * 0,
+        "oldest": likes * 0,
+    })
+    items, users = with_ranking_vectors(shop, spec, Popularity.of(counts), tmp_path)
+    found = rank_items(users, None, make_shelf(items, []), spec)
+    scores = np.stack(users["vector"].to_pylist()).astype(np.float64) @ shop["vectors"].T
+    scores[:, :20] += gain * np.log(1 + likes / 2) / np.log(11)
+    if gain > 0:
+        scores -= 0.2 / np.sqrt(1 + np.pad(likes, (0, ITEMS - 20)))
+    for u in range(USERS):
+        assert found["item_ids"][u].as_py() == best_of(scores[u], shop["ids"], set(), 10)
+
+
+def with_ranking_vectors(
+    shop: dict[str, Any], spec: RankingSpec, popularity: Popularity, folder: Path, users: pa.Table | None = None
+) -> tuple[ItemMatrix, pa.Table]:
+    """Gives the shop's items and users the ranking vectors of `method: vectors`."""
+    tables = [unpack_vectors(pq.read_table(f)).drop_columns(["ranking_vector"]) for f in shop["files"]]
+    table = vector_columns(pa.concat_tables(tables), spec, ("image", "text"), popularity)
+    pq.write_table(pack_vectors(table), folder / "items.parquet")
+    users = shop["users"].drop_columns(["ranking_vector"]) if users is None else users
+    made = add_ranking_vectors(users, spec, read_ranking(table.schema))
+    path = str(folder / "items.parquet")
+    return ItemMatrix.open([path], cache_dir=str(folder), vector_column="ranking_vector"), made
+
+
 def shelf(shop: dict[str, Any]) -> ShelfOfItems:
-    return ShelfOfItems(shop["matrix"], np.asarray(shop["matrix"].vectors), item_bias(shop["matrix"], []))
+    return ShelfOfItems(shop["matrix"])
 
 
 def with_interests(shop: dict[str, Any]) -> tuple[pa.Table, list[np.ndarray], list[np.ndarray]]:
@@ -125,39 +147,34 @@ def with_interests(shop: dict[str, Any]) -> tuple[pa.Table, list[np.ndarray], li
     kind = pa.list_(pa.struct([
         ("vector", pa.list_(pa.float32(), DIM)), ("weight", pa.float32()), ("item_id", pa.string()),
     ]))
-    return shop["users"].append_column("interests", pa.array(rows, kind)), vectors, weights
+    users = shop["users"].drop_columns(["ranking_vector"])
+    return users.append_column("interests", pa.array(rows, kind)), vectors, weights
 
 
-@pytest.mark.parametrize("how", ["profile", "maximum", "weighted"])
-def test_several_interests(shop: dict[str, Any], how: Interests) -> None:
+@pytest.mark.parametrize("how", ["profile", "weighted"])
+def test_several_interests(shop: dict[str, Any], how: Interests, tmp_path: Path) -> None:
     users, vectors, weights = with_interests(shop)
-    found = rank_items(users, None, shelf(shop), RankingSpec(k=7, interests=how, device="cpu"))
+    spec = RankingSpec(k=7, interests=how, device="cpu")
+    items, users = with_ranking_vectors(shop, spec, Popularity.of(None), tmp_path, users)
+    found = rank_items(users, None, make_shelf(items, []), spec)
     own = np.stack(users["vector"].to_pylist())
     for u in range(USERS):
         if how == "profile" or not len(vectors[u]):  # without interests, the profile is the query
             scores = shop["vectors"] @ own[u]
-        elif how == "maximum":
-            half_way = vectors[u] + own[u]
-            scores = (shop["vectors"] @ half_way.T / np.linalg.norm(half_way, axis=1)).max(1)
         else:
             scores = (shop["vectors"] @ vectors[u].T) @ weights[u]
         assert found["item_ids"][u].as_py() == best_of(scores, shop["ids"], set(), 7)
 
 
-def test_late_fusion_averages_over_the_modalities_an_item_has(shop: dict[str, Any]) -> None:
+def test_late_fusion_averages_over_the_modalities_an_item_has(shop: dict[str, Any], tmp_path: Path) -> None:
     rng = np.random.default_rng(9)
     text, image = unit(rng, USERS), unit(rng, USERS)
     has = np.arange(USERS) != 4  # a user without a text vector
-    users = shop["users"].append_column("text_vector", to_vector_column(text, has))
+    users = shop["users"].drop_columns(["ranking_vector"]).append_column("text_vector", to_vector_column(text, has))
     users = users.append_column("image_vector", to_vector_column(image))
-    spec = RankingSpec(k=9, fusion="late", interests="profile", weights={"text": 2.0}, device="cpu")
-    parts = {
-        m: np.asarray(ItemMatrix.open(shop["files"], cache_dir=shop["cache"], vector_column=f"{m}_vector").vectors)
-        for m in ("image", "text")
-    }
-    np.testing.assert_array_equal(parts["text"], shop["text"])
-    of = ShelfOfItems(shop["matrix"], late_matrix(parts, {"text": 2.0}), shelf(shop).bias, ("image", "text"))
-    found = rank_items(users, None, of, spec)
+    spec = RankingSpec(k=9, fusion="late", weights={"text": 2.0}, device="cpu")
+    items, users = with_ranking_vectors(shop, spec, Popularity.of(None), tmp_path, users)
+    found = rank_items(users, None, make_shelf(items, []), spec)
     lacks = ~shop["text"].any(1)
     for u in range(USERS):
         by_text = shop["text"] @ text[u] * 2 if has[u] else 0
@@ -201,23 +218,23 @@ def test_a_user_who_has_seen_everything_gets_an_empty_list(shop: dict[str, Any])
 def test_no_users(shop: dict[str, Any]) -> None:
     none = shop["users"].slice(0, 0)
     assert rank_items(none, None, shelf(shop), RankingSpec(device="cpu")).num_rows == 0
-    assert queries_of(none, RankingSpec())[0].shape == (0, DIM)
+    assert queries_of(none, RankingSpec(interests="profile")).shape == (0, DIM)
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"interests": "all"}, "ranking.interests: Input should be 'profile', 'maximum' or 'weighted'"),
+        ({"interests": "all"}, "ranking.interests: Input should be 'profile' or 'weighted'"),
         ({"fusion": "middle"}, "ranking.fusion: Input should be 'early' or 'late'"),
         ({"weights": {"text": 1.0}}, "ranking.weights: weigh modalities of late fusion"),
         ({"diversity": 1.5}, "ranking.diversity: .* 1 .got 1.5"),
         ({"popularity_penalty": -1.0}, "ranking.popularity_penalty: .* 0 .got -1.0"),
         ({"caution": float("nan")}, "ranking.caution: .* finite"),
         ({"popularity_penalty": 0.1, "popularity_bonus": 0.1}, "ranking.popularity_bonus: given beside"),
-        ({"popularity_half_life_days": 3.0}, "ranking.popularity_half_life_days: belongs to popularity_bonus"),
+        ({"method": "learned", "fusion": "late"}, "ranking.method: learned does not use"),
         ({"popularity_bonus": 1.0, "popularity_half_life_days": 0.0}, "half_life_days: .* greater than 0"),
     ],
-    ids=["interests", "fusion", "weights", "diversity", "penalty", "caution", "both", "age alone", "no age"],
+    ids=["interests", "fusion", "weights", "diversity", "penalty", "caution", "both", "learned late", "no age"],
 )
 def test_settings_that_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(JobError, match=says):

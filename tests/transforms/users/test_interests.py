@@ -7,7 +7,7 @@ import pytest
 from scipy.cluster.hierarchy import fcluster, linkage
 
 from tests.transforms.users.samples import DIM, IDS, ITEMS, draw_events, events_of
-from unisono.transforms.rank.ranking import read_interests
+from unisono.transforms.rank.user_vectors import read_interests
 from unisono.transforms.store.item_matrix import ItemMatrix
 from unisono.transforms.store.runs import read_shard, table_bytes
 from unisono.transforms.users.history import History, order_history
