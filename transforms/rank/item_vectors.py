@@ -114,7 +114,7 @@ def learned_columns(table: pa.Table, model: RankingModel, factors: FactorRows, p
     ranking, history, new = model.item_vectors(
         model.scale.columns(table), factors.items, factors.left, likes=likes, untouched=untouched
     )
-    newness = np.where(untouched, -model.new_items * model.margin, 0.0)
+    newness = np.where(untouched, model.newness, 0.0)
     ranking = np.concatenate([ranking, popularity.axes(table["item_id"], newness)], axis=1)
     for name, vectors in ((RANKING_VECTOR, ranking), (HISTORY, history), (HISTORY_NEW, new)):
         table = table.append_column(
@@ -146,7 +146,7 @@ def tops_of(table: pa.Table, sample: Sample, popularity: Popularity) -> Tops:
     """Finds the best scores of the sampled users among the items of a table, see `exposure.best_scores`.
 
     Args:
-        table: a table of `learned_columns`, of a model whose scale of new items is 1 and whose margin is 0.
+        table: a table of `learned_columns`, of a model whose scale of new items is 1 and whose newness is 0.
         sample: the users.
         popularity: of all items.
     """
@@ -167,19 +167,20 @@ def scale_new_items(model: RankingModel, tops: Tops, sample: Sample, spec: Ranki
 
     Args:
         model: the model.
-        tops: the best scores of the sampled users among all items, with scale 1 and margin 0.
+        tops: the best scores of the sampled users among all items, with scale 1 and newness 0.
         sample: the users.
         spec: the settings.
-        length: for `cold_quantile`, that quantile of the lengths of the other items.
+        length: for `cold_quantile`, that quantile of the lengths of the other items; otherwise the largest of these
+            lengths. New items do not become longer than that in the median, even if they then take less than their
+            share: few new items would be shown to nearly everybody.
     """
-    margin = 0.0
+    most = scale_for_length(length, tops[2])
     if spec.cold_quantile is not None:
-        scale = scale_for_length(length, tops[2])
-        margin = MARGIN * float(np.median(tops[2])) if len(tops[2]) else 0.0
-    else:
-        common = sample.vectors[:, -COMMON:] @ np.array([0.0, 0.0, 1.0, 0.0])  # where an item without events stands
-        scale = scale_for_exposure(tops[0], tops[1], common, spec.cold_exposure)
-    return with_new_items(model, scale, model.comparable, margin)
+        newness = -most * MARGIN * float(np.median(tops[2])) if len(tops[2]) else 0.0
+        return with_new_items(model, most, model.comparable, newness)
+    common = sample.vectors[:, -COMMON:] @ np.array([0.0, 0.0, 1.0, 0.0])  # where an item without events stands
+    scale, newness = scale_for_exposure(tops[0], tops[1], common, spec.cold_exposure)
+    return with_new_items(model, min(scale, most), model.comparable, newness)
 
 
 def comparable_with(mine: np.ndarray, published: np.ndarray, users: np.ndarray) -> bool:

@@ -167,9 +167,9 @@ def model_of(
 
 
 def quantile_length(factors: FactorTable, model: RankingModel, quantile: float | None) -> float:
-    """Returns a quantile of the lengths of the ranking vectors of items with likes; 0 if it is not asked for."""
+    """Returns a quantile of the lengths of the ranking vectors of items with likes; None means the largest length."""
     lengths = row_lengths(factors.in_order.astype(np.float64) @ model.turn)
-    return float(np.quantile(lengths, quantile)) if quantile is not None and len(lengths) else 0.0
+    return float(np.quantile(lengths, 1.0 if quantile is None else quantile)) if len(lengths) else 0.0
 
 
 def finished(
@@ -422,6 +422,7 @@ def _write_model(data: bytes, store: Store, run_id: str) -> Iterable[FileRecord]
         "factors": model.factors,
         "content": {m: len(v) for m, v in model.scale.means.items()},
         "new_items": model.new_items,
+        "newness": model.newness,
         "ageing": model.ageing,
         "comparable": list(model.comparable),
     }

@@ -50,7 +50,8 @@ class RankingSpec:
     as by the users who like it; with fewer users, more by the content. 0 leaves content to items without likes."""
     cold_exposure: Share = 0.05
     """For `learned`: the share of the first ten places that items without any event take, on average over 200 users.
-    A larger share shows more new items and finds fewer liked ones; 0.05 costs 1 to 3 percent of NDCG. 0 shows none."""
+    A larger share shows more new items and finds fewer liked ones; 0.05 costs 1 to 3 percent of NDCG. Few new items
+    take less: they get no longer vectors than other items have. 0 puts new items behind all others."""
     cold_quantile: Share | None = None
     """For `learned`, instead of `cold_exposure`, for shops that live from launches: new items get the norm that this
     quantile of the other items has. 0.85 shows many new items, and costs 5 to 15 percent of NDCG."""
