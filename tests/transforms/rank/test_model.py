@@ -114,11 +114,11 @@ def test_history_vectors_lean_on_content_with_few_likes(model: RankingModel, par
 
 
 def test_the_file_holds_the_whole_model(model: RankingModel) -> None:
-    model = with_new_items(model, 0.7, ["older", "old"], margin=0.25)
+    model = with_new_items(model, 0.7, ["older", "old"], newness=-0.25)
     found = RankingModel.from_bytes(model.to_bytes())
     for name in ("turn", "turn_left", "turn_new", "content"):
         np.testing.assert_array_equal(getattr(found, name), getattr(model, name))
-    for name in ("content_users", "new_items", "margin", "ageing", "comparable", "key"):
+    for name in ("content_users", "new_items", "newness", "ageing", "comparable", "key"):
         assert getattr(found, name) == getattr(model, name), name
     assert list(found.scale.means) == ["image", "text"]
     assert dict(found.scale.sizes) == {"image": 0.5, "text": 2.0}
