@@ -27,9 +27,10 @@ from unisono.transforms.measure.rank_metrics import Ranked
 from unisono.transforms.privacy.forget import check_forget
 from unisono.transforms.rank.content import ContentScale
 from unisono.transforms.rank.item_vectors import Popularity, vector_columns
-from unisono.transforms.rank.learn import ITEM_FACTOR, LEFT_FACTOR, FactorTable, LearnSpec, learn_ranking
+from unisono.transforms.rank.learn import ITEM_FACTOR, LEFT_FACTOR, FactorTable, learn_ranking
 from unisono.transforms.rank.lists import diversify
 from unisono.transforms.rank.ranking import distinct_pairs, make_shelf, rank_items
+from unisono.transforms.rank.sample import LearnSpec
 from unisono.transforms.rank.user_vectors import add_ranking_vectors, read_ranking, taste_spec
 from unisono.transforms.read.interactions import check_interactions, clean_rows
 from unisono.transforms.space.fit.methods import possible_axes

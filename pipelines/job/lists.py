@@ -13,7 +13,7 @@ from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.extras import require
 from unisono.transforms.base.tables import unpack_vectors
 from unisono.transforms.rank.spec import RankingSpec
-from unisono.transforms.rank.user_vectors import check_items, is_made_with, read_ranking, reweigh
+from unisono.transforms.rank.user_vectors import check_items, check_settings, is_made_with, read_ranking, reweigh
 from unisono.transforms.read.catalog import Catalog, check_catalog
 from unisono.transforms.store.parquet import open_parquet, require_column
 from unisono.transforms.store.runs import FileRecord, Manifest, Store
@@ -90,11 +90,12 @@ def published_ranking(job: Job, store: Store, base: Manifest | None) -> dict[str
     """Reads what the published items say of their ranking vectors, and checks that the job suits them.
 
     Raises:
-        JobError: they have no ranking vectors, or vectors of another kind.
+        JobError: they have no ranking vectors, vectors of another kind, or vectors made with other settings.
     """
     items = base.part("items") if base else []
     made = read_ranking(_schema(store, items[0])) if items else {}
     check_items(job.ranks, made)
+    check_settings(job.ranks, made)
     return made
 
 

@@ -101,12 +101,14 @@ def weighted_moments(table: pa.Table, scale: ContentScale, factors: FactorRows, 
     return add_weighted(scale.columns(table.filter(pa.array(known))), target, users)
 
 
-def learned_columns(table: pa.Table, model: RankingModel, factors: FactorRows, popularity: Popularity) -> pa.Table:
+def learned_columns(
+    table: pa.Table, model: RankingModel, factors: FactorRows, popularity: Popularity, *, spec: RankingSpec
+) -> pa.Table:
     """Adds `ranking_vector`, `history_vector` and `history_vector_new` to a table of embeddings.
 
     A ranking vector is [V' | 0 | common axes] for an item with likes, [0 | s·M' | common axes] for an item without any
     event, and [0 | 0 | common axes] for one that has events and no like. V' are factors, and M' is what content
-    predicts.
+    predicts. The schema metadata say how they were made, with the settings of `spec`.
     """
     counts = popularity.rows(table["item_id"])
     untouched = counts["users"] == 0
@@ -122,7 +124,7 @@ def learned_columns(table: pa.Table, model: RankingModel, factors: FactorRows, p
             to_vector_column(vectors.astype(np.float32)),
         )
     about = {"method": "learned", "ageing": model.ageing, "key": model.key, "comparable": list(model.comparable)}
-    return _described(table, about)
+    return _described(table, about | {"settings": spec.of_items})
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,6 +224,7 @@ def vector_columns(table: pa.Table, spec: RankingSpec, modalities: Sequence[str]
     vectors = np.concatenate([own, popularity.axes(table["item_id"])], axis=1).astype(np.float32)
     kind = pa.field(RANKING_VECTOR, pa.list_(pa.float32(), vectors.shape[1]), nullable=False)
     about: dict[str, object] = {"method": "vectors", "fusion": spec.fusion, "ageing": popularity.ageing}
+    about["settings"] = spec.of_items
     if spec.fusion == "late":
         about |= {"modalities": list(modalities), "weights": dict(spec.weights)}
     return _described(table.append_column(kind, to_vector_column(vectors)), about)

@@ -115,6 +115,15 @@ class RankingSpec:
         return FactorSpec(self.factors, self.regularization, self.unobserved, self.sweeps)
 
     @property
+    def of_items(self) -> dict[str, Any]:
+        """The settings that the ranking vectors of items are made with, besides the method, by their names."""
+        names = ["liked_above", "popularity_half_life_days"]
+        if self.learned:
+            names += ["factors", "regularization", "unobserved", "sweeps", "content_users"]
+            names += ["cold_quantile"] if self.cold_quantile is not None else ["cold_quantile", "cold_exposure"]
+        return {name: getattr(self, name) for name in names}
+
+    @property
     def gain(self) -> float:
         """What the most popular item of late gains in score; negative for a penalty."""
         return self.popularity_bonus - self.popularity_penalty

@@ -136,6 +136,25 @@ def check_items(spec: RankingSpec, items: Mapping[str, Any]) -> None:
             )
 
 
+def check_settings(spec: RankingSpec, items: Mapping[str, Any]) -> None:
+    """Checks that published items have the ranking vectors that the settings would make.
+
+    Args:
+        spec: the settings. `spec.liked_above` must be set.
+        items: see `add_ranking_vectors`.
+
+    Raises:
+        JobError: they were made with other settings.
+    """
+    before = items.get("settings", {})
+    for key, mine in spec.of_items.items():
+        if key in before and mine != before[key]:
+            raise JobError(
+                f"ranking.{key}: {mine}, the published items were made with {before[key]}; run `unisono embed` or "
+                "`unisono nightly`, or keep it"
+            )
+
+
 def _about(spec: RankingSpec, items: Mapping[str, Any]) -> dict[str, Any]:
     weights = weights_of(spec, bool(items["ageing"])).tolist()
     own = {} if spec.learned else {"interests": spec.interests or "weighted"}
