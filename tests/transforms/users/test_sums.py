@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -34,7 +36,7 @@ def test_rows_are_added_for_each_user_alone() -> None:
     rows, weight = rng.integers(0, 5, COUNTS.sum()), rng.standard_normal(COUNTS.sum())
     found = add_rows(matrix, rows, weight, FIRST)
     assert found.dtype == np.float64
-    for user, (a, b) in enumerate(zip(FIRST[:-1].tolist(), FIRST[1:].tolist(), strict=True)):
+    for user, (a, b) in enumerate(pairwise(FIRST.tolist())):
         expected = np.zeros(9)
         for row, w in zip(rows[a:b], weight[a:b], strict=True):
             expected += w * matrix[row].astype(np.float64)
@@ -57,6 +59,6 @@ def test_many_users_are_added_in_threads_as_alone() -> None:
 
 def test_values_are_added_for_each_user() -> None:
     values = np.arange(float(COUNTS.sum()))
-    expected = [sum(values[a:b].tolist()) for a, b in zip(FIRST[:-1], FIRST[1:], strict=True)]
+    expected = [sum(values[a:b].tolist()) for a, b in pairwise(FIRST)]
     assert segment_sums(values, FIRST).tolist() == expected
     assert segment_sums(np.empty(0), np.zeros(3, int)).tolist() == [0.0, 0.0]

@@ -160,7 +160,8 @@ def test_sums_that_are_not_kept_one_by_one_are_added(items: ItemMatrix) -> None:
     tastes = tastes_with(recent=0.0)
     found = taste_vectors(history, tastes, newest=history.time, events=np.array([5]), older=older)[0]
     row = place_of(items)[1]
-    for part, matrix, rest in ((found[:D], tastes.history, older[0, :D]), (found[D:], tastes.history_new, older[0, D:])):
+    halves = (found[:D], tastes.history, older[0, :D]), (found[D:], tastes.history_new, older[0, D:])
+    for part, matrix, rest in halves:
         sums = matrix[row] + rest
         np.testing.assert_allclose(part, sums / np.linalg.norm(sums), atol=1e-6)
 
@@ -257,5 +258,5 @@ def test_sums_of_other_history_vectors_are_refused(items: ItemMatrix) -> None:
         same = Tastes(vectors.spec, vectors.history, vectors.history_new, key, comparable)
         check_state(state, {}, items.dim, 20.0, same)
     other = Tastes(vectors.spec, vectors.history, vectors.history_new, "other", ("older",))
-    with pytest.raises(JobError, match="other history vectors than those of the items .*incremental: restart"):
+    with pytest.raises(JobError, match=r"other history vectors than those of the items .*incremental: restart"):
         check_state(state, {}, items.dim, 20.0, other)
