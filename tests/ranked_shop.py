@@ -107,6 +107,8 @@ def inner_products(store: Store, run_id: str | None = None) -> tuple[list[str], 
 def check_lists(store: Store, log: pa.Table, *, k: int, seen: bool = True, shut: frozenset[str] = frozenset()) -> None:
     """Compares recommendations/ with the top k of the inner products of the ranking vectors: ids, order and scores.
 
+    Items whose scores are the same float32 are in the order of the hash of their id.
+
     Args:
         store: the store.
         log: all events, of this run and those before.
@@ -114,13 +116,14 @@ def check_lists(store: Store, log: pa.Table, *, k: int, seen: bool = True, shut:
         seen: whether items with an event whose weight is not 0 are left out.
         shut: the items that must not be recommended.
     """
-    users, items, scores = inner_products(store)
+    users, items, exact = inner_products(store)
+    scores = exact.astype(np.float32)
     turned = {(e["user"], e["item"]) for e in log.to_pylist() if WEIGHTS[e["event"]]} if seen else set()
     served = {r["user_id"]: r for r in part(store, "recommendations").to_pylist()}
     assert sorted(served) == users
     ranks = hash_ids(pa.array(items))
     for row, user in enumerate(users):
         open_ = [n for n, i in enumerate(items) if (user, i) not in turned and i not in shut]
-        order = sorted(open_, key=lambda n: (-scores[row, n], int(ranks[n])))[:k]
+        order = sorted(open_, key=lambda n: (-float(scores[row, n]), int(ranks[n])))[:k]
         assert served[user]["item_ids"] == [items[n] for n in order], user
-        np.testing.assert_allclose(served[user]["scores"], scores[row, order], atol=1e-5)
+        np.testing.assert_allclose(served[user]["scores"], exact[row, order], atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.ranked_shop import (
     ITEMS,
     NEW,
     check_lists,
+    inner_products,
     make_ranked_shop,
     part,
     ranking_vectors,
@@ -205,3 +207,145 @@ def test_settings_that_need_the_log_or_the_items_are_refused(shop: Path, runs: R
         )
     assert "\n" not in str(e.value)
     assert runs[source].latest() == "r"
+
+
+# --- order of rows and names -------------------------------------------------------------------------------
+
+
+def shuffled(table: pa.Table, seed: int) -> pa.Table:
+    return table.take(pa.array(np.random.default_rng(seed).permutation(table.num_rows)))
+
+
+def test_the_order_of_rows_changes_no_bit(shop: Path, runs: Runs, tmp_path: Path) -> None:
+    for seed, name in enumerate(("catalog.parquet", "log.parquet")):
+        pq.write_table(shuffled(pq.read_table(shop / name), seed), tmp_path / name)
+    other = run_shop(tmp_path, "r", shards=1, **sections_of("learned"))
+    for name in ("factors", "items", "users", "recommendations"):
+        assert part(other, name).equals(part(runs["learned"], name)), name
+
+
+def test_names_of_items_change_nothing_but_ties(shop: Path, log: pa.Table, runs: Runs, tmp_path: Path) -> None:
+    """Factors are learned from a start that the names decide, so this is about vectors from the joint space."""
+    names = {f"i{n}": f"thing-{(n * 37) % 997}" for n in range(ITEMS)} | {"gone": "gone"}
+    for name, column in (("catalog.parquet", "item_id"), ("log.parquet", "item")):
+        table = pq.read_table(shop / name)
+        renamed = pa.array([names[i] for i in table[column].to_pylist()])
+        pq.write_table(table.set_column(table.column_names.index(column), column, renamed), tmp_path / name)
+    other = run_shop(tmp_path, "r", shards=3, **sections_of("vectors"))
+    assert log.num_rows > 0
+    users, items, scores = inner_products(runs["vectors"])
+    same_users, renamed_items, renamed_scores = inner_products(other)
+    assert users == same_users
+    place = [renamed_items.index(names[i]) for i in items]
+    np.testing.assert_allclose(renamed_scores[:, place], scores, atol=2e-5)
+
+
+# --- nights ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def items_alone(shop: Path) -> Store:
+    return run_shop(shop, "items", "folded", "embed")
+
+
+def folded(shop: Path, items: Store, folder: Path, parts: list[pa.Table], recent_events: int) -> pa.Table:
+    """Runs `unisono profile` on each part of a log, one after the other, on published items. Returns users/."""
+    store = copied(items, folder)
+    for night, events in enumerate(parts):
+        pq.write_table(events, shop / f"{folder.name}-{night}.parquet")
+        run_shop(
+            shop, f"night-{night}", store.root, "profile",
+            interactions={"path": f"{folder.name}-{night}.parquet"},
+            profiles={"incremental": True, "recent_events": recent_events, "min_events": 4, "interests": 0},
+        )  # fmt: skip
+    return part(store, "users")
+
+
+@pytest.mark.parametrize("recent_events", [2, 100])
+def test_profile_runs_add_up_to_one_pass(
+    shop: Path, log: pa.Table, items_alone: Store, tmp_path: Path, recent_events: int
+) -> None:
+    cuts = [0, 500, 900, log.num_rows]
+    parts = [log.slice(a, b - a) for a, b in pairwise(cuts)]
+    late = [shuffled(parts[n], n) for n in (0, 2, 1)]  # the second part arrives after the third one
+    found = []
+    for name, nights in (("whole", [log]), ("parts", late)):
+        folder = tmp_path / f"{name}-{recent_events}"
+        folder.mkdir()
+        found.append(folded(shop, items_alone, folder, nights, recent_events))
+    whole, by_night = found
+    for column in ("user_id", "events", "last_event", "cold"):
+        assert whole[column].equals(by_night[column]), column
+    assert max(whole["events"].to_pylist()) > 20
+    np.testing.assert_allclose(ranking_vectors(by_night), ranking_vectors(whole), atol=1e-6)
+
+
+def test_a_night_that_makes_items_anew_goes_on(shop: Path, log: pa.Table, tmp_path: Path) -> None:
+    """Nightly runs fold too: factors are turned to the published ones, and lists follow the new vectors."""
+    fold = {"profiles": {"incremental": True, "interests": 0}}
+    cut, store = 1000, str(tmp_path / "store")
+    for night, events in enumerate((log.slice(0, cut), log.slice(cut))):
+        pq.write_table(events, shop / f"nightly-{night}.parquet")
+        made = run_shop(shop, f"n{night}", store, interactions={"path": f"nightly-{night}.parquet"}, **fold)
+    check_lists(made, log, k=20)
+    assert sum(part(made, "users")["events"].to_pylist()) == sum(i != "gone" for i in log["item"].to_pylist())
+
+
+# --- forgetting --------------------------------------------------------------------------------------------
+
+
+def test_the_forgotten_are_in_no_part_of_the_next_run(shop: Path, tmp_path: Path) -> None:
+    """One user is in the new log, one only in the state; a third stays. The first was the only one to like i65."""
+    base = pq.read_table(shop / "log.parquet")
+    rows = {"user": ["leaver"] * 6, "item": [f"i{n}" for n in (65, 1, 4, 7, 10, 13)], "time": [1_771_000_000] * 6}
+    base = pa.concat_tables([base, pa.table(rows | {"event": ["buy"] * 6}).cast(base.schema)])
+    pq.write_table(base, shop / "first.parquet")
+    pq.write_table(base.filter(pc.is_in(base["user"], pa.array(["leaver", "u01", "u02"]))), shop / "second.parquet")
+    pq.write_table(pa.table({"user_id": ["leaver", "u09"]}), shop / "forget.parquet")
+    fold: dict[str, Any] = {"profiles": {"incremental": True, "interests": 0}}
+    store = str(tmp_path / "store")
+    made = run_shop(shop, "one", store, interactions={"path": "first.parquet"}, **fold)
+    assert "i65" in part(made, "factors")["item_id"].to_pylist()
+    known = {r["item_id"]: r["users"] for r in part(made, "factors").to_pylist()}
+    forget = {"privacy": {"forget": "forget.parquet"}}
+    made = run_shop(shop, "two", store, interactions={"path": "second.parquet"}, **fold, **forget)
+    for name in ("users", "recommendations", "state"):
+        ids = part(made, name)["user_id"].to_pylist()
+        assert not {"leaver", "u09"} & set(ids), name
+        assert {"u01", "u10", "newcomer"} <= set(ids), name
+    # The factors know the remaining likes only, and an item that only the forgotten user liked is new again.
+    likes = base.filter(pc.invert(pc.is_in(base["user"], pa.array(["leaver", "u09"])))).to_pandas()
+    likes["w"] = likes.event.map({"view": 1, "buy": 5, "dislike": -3, "shown": 0})
+    pairs = likes.groupby(["user", "item"]).w.agg(["sum", "max"]).reset_index()
+    pairs = pairs[(pairs["sum"] > 0) & (pairs["max"] > 0) & (pairs["item"] != "gone")]  # the state keeps known items
+    left = pairs.groupby("item").size().to_dict()
+    found = {r["item_id"]: r["users"] for r in part(made, "factors").to_pylist()}
+    assert found == left
+    assert "i65" not in found
+    assert sum(known.values()) > sum(found.values())
+    items = part(made, "items")
+    vector = ranking_vectors(items)[items["item_id"].to_pylist().index("i65")]
+    assert not vector[:8].any()
+    np.testing.assert_array_equal(vector[-4:-1], [0, 0, 1])
+
+
+# --- what is popular is what people like -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ranking", [{"popularity_bonus": 0.6}, {"method": "vectors", "popularity_bonus": 0.6}])
+def test_a_hated_item_heads_no_list(tmp_path: Path, ranking: dict[str, Any]) -> None:
+    """50 people dislike i001, and nobody likes it. A newcomer, whose only item is unknown, sees what others view."""
+    words = [f"{w} {w}" for w in ("red", "blue", "lamp", "chair", "vase", "mug", "rug", "clock", "shelf", "desk")]
+    catalog = {"item_id": [f"i{n:03d}" for n in range(10)], "text": words}
+    pq.write_table(pa.table(catalog), tmp_path / "catalog.parquet")
+    rows = [(f"d{n}", "i001", "dislike") for n in range(50)]
+    rows += [("v1", "i002", "view"), ("v2", "i003", "view"), ("newbie", "gone", "view")]
+    columns = dict(zip(("user", "item", "event"), map(list, zip(*rows, strict=True)), strict=True))
+    pq.write_table(pa.table(columns | {"time": [1_770_000_000] * len(rows)}), tmp_path / "log.parquet")
+    store = run_shop(tmp_path, "r", ranking={"k": 3, **ranking}, profiles={"interests": 0})
+    check_lists(store, pq.read_table(tmp_path / "log.parquet"), k=3)
+    served = {r["user_id"]: r for r in part(store, "recommendations").to_pylist()}
+    assert set(served["newbie"]["item_ids"][:2]) == {"i002", "i003"}
+    assert served["v1"]["item_ids"][0] == "i003"
+    items = part(store, "items")
+    np.testing.assert_array_equal(ranking_vectors(items)[1, -4:], [0, 0, 1, 0])
