@@ -20,8 +20,9 @@ from unisono.transforms.behaviour.behaviour import EmbedBehaviour, JoinBehaviour
 from unisono.transforms.behaviour.sweeps import FactorItems
 from unisono.transforms.encode.reuse import ReuseEmbeddings
 from unisono.transforms.encode.stage import EncodeModality
-from unisono.transforms.rank.learn import LearnRanking, LearnSpec, PublishedHistory
+from unisono.transforms.rank.learn import LearnRanking, PublishedHistory
 from unisono.transforms.rank.ranking import VectorsOfItems
+from unisono.transforms.rank.sample import LearnSpec
 from unisono.transforms.read.catalog import ReadCatalog, ShardByItem
 from unisono.transforms.space.fit.moments import MomentsCombineFn
 from unisono.transforms.space.fit.step import SAMPLE_ROWS, FitSpace, SampleEmbeddings, SampleVectors, sample_fraction

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import apache_beam as beam
 import numpy as np
@@ -16,7 +16,9 @@ from unisono.transforms.users.popularity import pair_events
 
 USERS = 200  # users whose lists the scale is chosen on
 PLACES = 10  # of each user's list
-_HALVINGS = 40
+BEHIND = -100.0  # added to a score, this puts an item behind all others: scores have a standard deviation of about 1
+_LEAST, _MOST = 1e-4, 1e4  # scales
+_HALVINGS = 20  # more would end so close to a tie of two items that rounding decides which is first
 
 
 def draw_users(events: pa.Table, liked_above: float, most: int = USERS) -> pa.Table:
@@ -107,8 +109,10 @@ def merge_best(parts: Iterable[Tops]) -> Tops:
     return _best(np.concatenate(known, axis=1)), _best(np.concatenate(new, axis=1)), np.sort(np.concatenate(lengths))
 
 
-def scale_for_exposure(known: np.ndarray, new: np.ndarray, common: np.ndarray, share: float) -> float:
-    """Finds the largest scale with which new items take at most a share of the first ten places.
+def scale_for_exposure(
+    known: np.ndarray, new: np.ndarray, common: np.ndarray, share: float
+) -> tuple[float, float]:
+    """Finds the scale with which new items take a share of the first ten places, and no more.
 
     Args:
         known: float32 [u, 10], each user's best scores of items with events.
@@ -117,24 +121,45 @@ def scale_for_exposure(known: np.ndarray, new: np.ndarray, common: np.ndarray, s
         share: between 0 and 1.
 
     Returns:
-        The scale, above 0; 0 if there are no new items or no users, or if `share` is 0.
+        The scale, and what is added to all scores of new items, at most 0. The second is 0 unless even a tiny scale
+        would give new items more than their share, because other items have scores below 0. If there are too few other
+        items, new items take what is left. The scale is 0 if there are no new items or no users, and if `share` is 0;
+        new items are then behind all others.
     """
-    if share == 0 or not np.isfinite(new).any():
-        return 0.0
+    if share == 0:
+        return 0.0, BEHIND
+    if not np.isfinite(new).any():
+        return 0.0, 0.0
     own = new - common[:, None]
 
-    def exposure(scale: float) -> float:
+    def exposure(scale: float, offset: float = 0.0) -> float:
         # inf − inf does not occur: an item that is not there stays at −inf.
-        scaled = np.where(np.isfinite(own), scale * own + common[:, None], -np.inf)
-        both = np.sort(np.concatenate([known, scaled], axis=1), axis=1)[:, -PLACES]
-        return float(np.mean((scaled > both[:, None]).sum(1) + 0.5 * (scaled == both[:, None]).sum(1)) / PLACES)
+        scaled = np.where(np.isfinite(own), scale * own + common[:, None] + offset, -np.inf)
+        return float(np.mean(_places_of_new(known, scaled)) / PLACES)
 
-    low, high = 1e-4, 1e4
+    low, high = _LEAST, _MOST
+    share = max(share, exposure(low, BEHIND))
+    if exposure(low) > share:
+        return low, _bisect(lambda offset: exposure(low, offset) <= share, BEHIND, 0.0)
     if exposure(high) <= share:
-        return high
+        return high, 0.0
+    return float(np.exp(_bisect(lambda log: exposure(np.exp(log)) <= share, np.log(low), np.log(high)))), 0.0
+
+
+def _places_of_new(known: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Counts how many of each user's first ten places new items take, float [u]; tied items share what is left."""
+    last = np.sort(np.concatenate([known, new], axis=1), axis=1)[:, -PLACES, None]
+    above, tied = (new > last).sum(1), ((new == last) & np.isfinite(new)).sum(1)
+    left = PLACES - above - (known > last).sum(1)
+    among = tied + ((known == last) & np.isfinite(known)).sum(1)
+    return above + left * np.divide(tied, among, out=np.zeros(len(tied)), where=among > 0)
+
+
+def _bisect(fits: Callable[[float], bool], low: float, high: float) -> float:
+    """Finds the largest value that fits, between one that does and one that does not."""
     for _ in range(_HALVINGS):
-        middle = float(np.sqrt(low * high))
-        low, high = (middle, high) if exposure(middle) <= share else (low, middle)
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
     return low
 
 

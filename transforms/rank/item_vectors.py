@@ -102,17 +102,13 @@ def weighted_moments(table: pa.Table, scale: ContentScale, factors: FactorRows, 
 
 
 def learned_columns(
-    table: pa.Table,
-    model: RankingModel,
-    factors: FactorRows,
-    popularity: Popularity,
-    kind: Mapping[str, object] | None = None,
+    table: pa.Table, model: RankingModel, factors: FactorRows, popularity: Popularity, *, spec: RankingSpec
 ) -> pa.Table:
     """Adds `ranking_vector`, `history_vector` and `history_vector_new` to a table of embeddings.
 
     A ranking vector is [V' | 0 | common axes] for an item with likes, [0 | s·M' | common axes] for an item without any
     event, and [0 | 0 | common axes] for one that has events and no like. V' are factors, and M' is what content
-    predicts. `kind` goes into the metadata, see `user_vectors.kind_of_items`.
+    predicts. The schema metadata say how they were made, with the settings of `spec`.
     """
     counts = popularity.rows(table["item_id"])
     untouched = counts["users"] == 0
@@ -120,7 +116,7 @@ def learned_columns(
     ranking, history, new = model.item_vectors(
         model.scale.columns(table), factors.items, factors.left, likes=likes, untouched=untouched
     )
-    newness = np.where(untouched, -model.new_items * model.margin, 0.0)
+    newness = np.where(untouched, model.newness, 0.0)
     ranking = np.concatenate([ranking, popularity.axes(table["item_id"], newness)], axis=1)
     for name, vectors in ((RANKING_VECTOR, ranking), (HISTORY, history), (HISTORY_NEW, new)):
         table = table.append_column(
@@ -128,23 +124,23 @@ def learned_columns(
             to_vector_column(vectors.astype(np.float32)),
         )
     learned = {"ageing": model.ageing, "key": model.key, "comparable": list(model.comparable)}
-    return _described(table, {"method": "learned", **(kind or {}), **learned})
+    return _described(table, {**spec.kind_of_items(), **learned})
 
 
-def recount(table: pa.Table, popularity: Popularity, kind: Mapping[str, object]) -> pa.Table:
+def recount(table: pa.Table, spec: RankingSpec, popularity: Popularity) -> pa.Table:
     """Counts the popularity of published items anew; what was learned stays.
 
     Args:
         table: a table of items/ with learned ranking vectors, and with its schema metadata.
+        spec: the settings.
         popularity: of all items.
-        kind: see `user_vectors.kind_of_items`.
     """
     vectors = np.array(read_vectors(table, RANKING_VECTOR)[0])
     vectors[:, -COMMON:-1] = popularity.axes(table["item_id"])[:, :-1]
     field = table.schema.field(RANKING_VECTOR)
     at = table.column_names.index(RANKING_VECTOR)
     about = json.loads(table.schema.metadata[RANKING])
-    return _described(table.set_column(at, field, to_vector_column(vectors)), {**about, **kind})
+    return _described(table.set_column(at, field, to_vector_column(vectors)), {**about, **spec.kind_of_items()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +164,7 @@ def tops_of(table: pa.Table, sample: Sample, popularity: Popularity) -> Tops:
     """Finds the best scores of the sampled users among the items of a table, see `exposure.best_scores`.
 
     Args:
-        table: a table of `learned_columns`, of a model whose scale of new items is 1 and whose margin is 0.
+        table: a table of `learned_columns`, of a model whose scale of new items is 1 and whose newness is 0.
         sample: the users.
         popularity: of all items.
     """
@@ -189,19 +185,20 @@ def scale_new_items(model: RankingModel, tops: Tops, sample: Sample, spec: Ranki
 
     Args:
         model: the model.
-        tops: the best scores of the sampled users among all items, with scale 1 and margin 0.
+        tops: the best scores of the sampled users among all items, with scale 1 and newness 0.
         sample: the users.
         spec: the settings.
-        length: for `cold_quantile`, that quantile of the lengths of the other items.
+        length: for `cold_quantile`, that quantile of the lengths of the other items; otherwise the largest of these
+            lengths. New items do not become longer than that in the median, even if they then take less than their
+            share: few new items would be shown to nearly everybody.
     """
-    margin = 0.0
+    most = scale_for_length(length, tops[2])
     if spec.cold_quantile is not None:
-        scale = scale_for_length(length, tops[2])
-        margin = MARGIN * float(np.median(tops[2])) if len(tops[2]) else 0.0
-    else:
-        common = sample.vectors[:, -COMMON:] @ np.array([0.0, 0.0, 1.0, 0.0])  # where an item without events stands
-        scale = scale_for_exposure(tops[0], tops[1], common, spec.cold_exposure)
-    return with_new_items(model, scale, model.comparable, margin)
+        newness = -most * MARGIN * float(np.median(tops[2])) if len(tops[2]) else 0.0
+        return with_new_items(model, most, model.comparable, newness)
+    common = sample.vectors[:, -COMMON:] @ np.array([0.0, 0.0, 1.0, 0.0])  # where an item without events stands
+    scale, newness = scale_for_exposure(tops[0], tops[1], common, spec.cold_exposure)
+    return with_new_items(model, min(scale, most), model.comparable, newness)
 
 
 def comparable_with(mine: np.ndarray, published: np.ndarray, users: np.ndarray) -> bool:
@@ -226,13 +223,7 @@ def comparable_with(mine: np.ndarray, published: np.ndarray, users: np.ndarray) 
 # --- made of the item vectors ------------------------------------------------------------------------------
 
 
-def vector_columns(
-    table: pa.Table,
-    spec: RankingSpec,
-    modalities: Sequence[str],
-    popularity: Popularity,
-    kind: Mapping[str, object],
-) -> pa.Table:
+def vector_columns(table: pa.Table, spec: RankingSpec, modalities: Sequence[str], popularity: Popularity) -> pa.Table:
     """Adds `ranking_vector` to a table of items: the item vector or the vectors of all modalities, and the common axes.
 
     Args:
@@ -240,7 +231,6 @@ def vector_columns(
         spec: the settings.
         modalities: the modalities of late fusion, see `late_matrix`; () for early fusion.
         popularity: of all items.
-        kind: goes into the metadata, see `user_vectors.kind_of_items`.
     """
     table = table.drop_columns([c for c in RANKING_COLUMNS if c in table.column_names])
     if spec.fusion == "late":
@@ -250,7 +240,7 @@ def vector_columns(
         own, _ = read_vectors(table)
     vectors = np.concatenate([own, popularity.axes(table["item_id"])], axis=1).astype(np.float32)
     field = pa.field(RANKING_VECTOR, pa.list_(pa.float32(), vectors.shape[1]), nullable=False)
-    about = {**kind, "ageing": popularity.ageing}
+    about = {**spec.kind_of_items(modalities), "ageing": popularity.ageing}
     return _described(table.append_column(field, to_vector_column(vectors)), about)
 
 

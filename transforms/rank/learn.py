@@ -10,7 +10,6 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from apache_beam.typehints import with_output_types
 
 from unisono.transforms.base.columns import HISTORY, in_sample, row_lengths
@@ -28,36 +27,14 @@ from unisono.transforms.rank.item_vectors import (
     tops_of,
     weighted_moments,
 )
-from unisono.transforms.rank.model import RankingModel, add_common, solve_model, with_new_items
-from unisono.transforms.rank.spec import RankingSpec
-from unisono.transforms.rank.user_vectors import kind_of_items, read_ranking, taste_spec, weights_of
+from unisono.transforms.rank.model import RankingModel, solve_model, with_new_items
+from unisono.transforms.rank.sample import LearnSpec, is_touched, sample_of, touched_rows
+from unisono.transforms.rank.user_vectors import read_ranking
 from unisono.transforms.space.fit.moments import Moments
 from unisono.transforms.store.item_matrix import ItemMatrix, first_schema, per_process
 from unisono.transforms.store.runs import FileRecord, Store, read_table, write_file
-from unisono.transforms.users.history import leave_out_repeats_and_robots, order_history
-from unisono.transforms.users.profiles import ProfileSpec
-from unisono.transforms.users.tastes import Tastes, TasteSpec, tastes_of
 
 ITEM_FACTOR, LEFT_FACTOR = "item_factor", "left_factor"  # columns of the part factors/
-
-
-@dataclass(frozen=True)
-class LearnSpec:
-    """The settings that ranking vectors are learned with.
-
-    Attributes:
-        ranking: the section `ranking`, with `liked_above` set.
-        profiles: the section `profiles`.
-    """
-
-    ranking: RankingSpec
-    profiles: ProfileSpec
-
-    def tastes(self, ageing: bool) -> TasteSpec:
-        """Returns the settings of tastes for a log that spans a week, or less."""
-        at = self.profiles
-        found = taste_spec(self.ranking, half_life_days=at.half_life_days, min_events=at.min_events)
-        return found.after(ageing)
 
 
 # --- what the steps share ----------------------------------------------------------------------------------
@@ -97,42 +74,6 @@ class FactorTable:
         return self.items[np.argsort(self.index.ranks)]
 
 
-def sample_of(
-    events: pa.Table, factors: FactorTable, model: RankingModel, spec: LearnSpec, hidden: pa.Array | None = None
-) -> Sample:
-    """Makes the ranking vectors of the users whose lists the scale of new items is chosen on.
-
-    Args:
-        events: the events of these users, see `exposure.draw_users`.
-        factors: of all items.
-        model: the model.
-        spec: the settings.
-        hidden: ids of the items that must not be recommended. None means that there are none.
-    """
-    at = spec.profiles
-    history, _ = order_history(events, factors.index)
-    history, _ = leave_out_repeats_and_robots(
-        history, at.session_minutes, at.max_events_per_day, at.robots == "drop"
-    )
-    # What content adds to history vectors is left out here: it hardly changes the size of scores.
-    tastes = Tastes(
-        spec.tastes(model.ageing),
-        (factors.left @ model.turn_left).astype(np.float32),
-        (factors.items @ model.turn_new).astype(np.float32),
-    )
-    own = tastes_of(history, tastes, at.recent_events)
-    vectors = add_common(own, weights_of(spec.ranking, model.ageing), learned=True)
-    seen = events.filter(pc.not_equal(events["weight"], 0.0)) if spec.ranking.exclude_seen else events.slice(0, 0)
-    user = pc.index_in(one_chunk(seen["user_id"]).cast(history.user_ids.type), value_set=history.user_ids)
-    there = user.is_valid()
-    return Sample(
-        vectors.astype(np.float32),
-        user.drop_null().to_numpy().astype(np.int64),
-        one_chunk(seen["item_id"]).filter(there),
-        hidden,
-    )
-
-
 def model_of(
     moments: Moments,
     scale: ContentScale,
@@ -167,9 +108,9 @@ def model_of(
 
 
 def quantile_length(factors: FactorTable, model: RankingModel, quantile: float | None) -> float:
-    """Returns a quantile of the lengths of the ranking vectors of items with likes; 0 if it is not asked for."""
+    """Returns a quantile of the lengths of the ranking vectors of items with likes; None means the largest length."""
     lengths = row_lengths(factors.in_order.astype(np.float64) @ model.turn)
-    return float(np.quantile(lengths, quantile)) if quantile is not None and len(lengths) else 0.0
+    return float(np.quantile(lengths, 1.0 if quantile is None else quantile)) if len(lengths) else 0.0
 
 
 def finished(
@@ -205,10 +146,12 @@ def learn_ranking(
     moments = weighted_moments(table, scale, rows, popularity)
     model = model_of(moments, scale, factors, popularity, spec.ranking.content_users)
     trial = with_new_items(model, 1.0)
-    sample = sample_of(draw_users(events, spec.ranking.liked_above or 0.0), factors, trial, spec, hidden)
-    tops = tops_of(learned_columns(table, trial, rows, popularity), sample, popularity)
-    model = finished(trial, [tops], sample, factors, spec)
-    return learned_columns(table, model, rows, popularity, kind_of_items(spec.ranking))
+    tried = learned_columns(table, trial, rows, popularity, spec=spec.ranking)
+    drawn = draw_users(events, spec.ranking.liked_above or 0.0)
+    sample = sample_of(drawn, [touched_rows(tried, drawn)], spec, ageing=trial.ageing, hidden=hidden)
+    tops = tops_of(tried, sample, popularity)
+    done = finished(trial, [tops], sample, factors, spec)
+    return learned_columns(table, done, rows, popularity, spec=spec.ranking)
 
 
 # --- Beam --------------------------------------------------------------------------------------------------
@@ -259,7 +202,7 @@ class LearnRanking(beam.PTransform):
             "popularity": beam.pvalue.AsSingleton(self._popularity),
         }
         moments = beam.pvalue.AsSingleton(self._moments)
-        content = tables | "Content" >> beam.ParDo(_ContentFn(root), moments=moments, **sides)
+        content = tables | "Content" >> beam.ParDo(_ContentFn(root, spec), moments=moments, **sides)
         published: Any = beam.pvalue.AsList(self._published) if self._published is not None else []
         solve = beam.ParDo(_SolveFn(root, spec), moments=moments, published=published, **sides)
         draft = content | "Merge" >> beam.CombineGlobally(MergeMoments()) | "Solve" >> solve
@@ -268,12 +211,18 @@ class LearnRanking(beam.PTransform):
             "events": beam.pvalue.AsSingleton(self._events | "DrawUsers" >> DrawUsers(spec.ranking.liked_above or 0.0)),
             "hidden": beam.pvalue.AsList(self._hidden) if self._hidden is not None else [],
         }
+        people["touched"] = beam.pvalue.AsList(
+            tables
+            | "Touched"
+            >> beam.ParDo(_TouchedFn(root, spec), draft=people["draft"], events=people["events"], **sides)
+        )
         tops = tables | "BestScores" >> beam.ParDo(_TopsFn(root, spec), **people, **sides)
         # The draft is the input, so that there is a model for a catalogue without items too.
         done = draft | "Scale" >> beam.ParDo(
             _ScaleFn(root, spec),
             tops=beam.pvalue.AsList(tops),
             events=people["events"],
+            touched=people["touched"],
             hidden=people["hidden"],
             records=sides["records"],
         )
@@ -285,7 +234,7 @@ class LearnRanking(beam.PTransform):
 class _Steps(beam.DoFn):
     """What the steps have in common: what they read is opened once."""
 
-    def __init__(self, root: str, spec: LearnSpec | None = None) -> None:
+    def __init__(self, root: str, spec: LearnSpec) -> None:
         self._root, self._spec = root, spec
         self._opened: dict[str, Any] = {}
 
@@ -299,14 +248,25 @@ class _Steps(beam.DoFn):
             self._opened["popularity"] = Popularity.of(counts)
         return self._opened["popularity"]
 
+    def trial(self, draft: bytes) -> RankingModel:
+        if "trial" not in self._opened:
+            model = RankingModel.from_bytes(draft)
+            self._opened["trial"] = with_new_items(model, 1.0, model.comparable)
+        return self._opened["trial"]
+
+    def columns(
+        self, table: pa.Table, model: RankingModel, records: Sequence[FileRecord], popularity: pa.Table
+    ) -> pa.Table:
+        rows = self.factors(records).rows(table["item_id"])
+        return learned_columns(table, model, rows, self.popularity(popularity), spec=self._spec.ranking)
+
     def sample(
-        self, draft: bytes, events: pa.Table, hidden: Sequence[pa.Table], records: Sequence[FileRecord]
-    ) -> tuple[RankingModel, Sample]:
+        self, draft: bytes, events: pa.Table, touched: Sequence[pa.Table], hidden: Sequence[pa.Table]
+    ) -> Sample:
         if "sample" not in self._opened:
-            assert self._spec is not None
-            model = with_new_items(RankingModel.from_bytes(draft), 1.0)
             shut = one_chunk(concat_tables(list(hidden))["item_id"]) if hidden else None
-            self._opened["sample"] = model, sample_of(events, self.factors(records), model, self._spec, shut)
+            ageing = self.trial(draft).ageing
+            self._opened["sample"] = sample_of(events, touched, self._spec, ageing=ageing, hidden=shut)
         return self._opened["sample"]
 
 
@@ -334,9 +294,24 @@ class _SolveFn(_Steps):
         if published:
             before = published[0][0], concat_tables([table for _, table in published])
         factors, scale = self.factors(records), ContentScale.of(moments)
-        assert self._spec is not None
         users = self._spec.ranking.content_users
         yield model_of(weighted, scale, factors, self.popularity(popularity), users, before).to_bytes()
+
+
+@with_output_types(pa.Table)
+class _TouchedFn(_Steps):
+    def process(
+        self,
+        element: ShardTable,
+        draft: bytes,
+        events: pa.Table,
+        records: Sequence[FileRecord],
+        popularity: pa.Table,
+    ) -> Iterable[pa.Table]:
+        _, table = element
+        mine = table.filter(is_touched(table, events))
+        if mine.num_rows:
+            yield touched_rows(self.columns(mine, self.trial(draft), records, popularity), events)
 
 
 @with_output_types(Any)
@@ -346,15 +321,14 @@ class _TopsFn(_Steps):
         element: ShardTable,
         draft: bytes,
         events: pa.Table,
+        touched: Sequence[pa.Table],
         hidden: Sequence[pa.Table],
         records: Sequence[FileRecord],
         popularity: pa.Table,
     ) -> Iterable[Tops]:
-        model, sample = self.sample(draft, events, hidden, records)
         _, table = element
-        rows = self.factors(records).rows(table["item_id"])
-        counts = self.popularity(popularity)
-        yield tops_of(learned_columns(table, model, rows, counts), sample, counts)
+        tried = self.columns(table, self.trial(draft), records, popularity)
+        yield tops_of(tried, self.sample(draft, events, touched, hidden), self.popularity(popularity))
 
 
 @with_output_types(bytes)
@@ -364,13 +338,13 @@ class _ScaleFn(_Steps):
         draft: bytes,
         tops: Sequence[Tops],
         events: pa.Table,
+        touched: Sequence[pa.Table],
         hidden: Sequence[pa.Table],
         records: Sequence[FileRecord],
     ) -> Iterable[bytes]:
-        assert self._spec is not None
-        model, sample = self.sample(draft, events, hidden, records)
-        model = with_new_items(model, 1.0, RankingModel.from_bytes(draft).comparable)
+        model = self.trial(draft)
         if tops:
+            sample = self.sample(draft, events, touched, hidden)
             model = finished(model, tops, sample, self.factors(records), self._spec)
         yield model.to_bytes()
 
@@ -383,10 +357,7 @@ class _ColumnsFn(_Steps):
         if "model" not in self._opened:
             self._opened["model"] = RankingModel.from_bytes(model)
         shard, table = element
-        rows = self.factors(records).rows(table["item_id"])
-        assert self._spec is not None
-        kind = kind_of_items(self._spec.ranking)
-        table = learned_columns(table, self._opened["model"], rows, self.popularity(popularity), kind)
+        table = self.columns(table, self._opened["model"], records, popularity)
         advance("rank-items", done=table.num_rows)
         yield shard, table
 
@@ -425,6 +396,7 @@ def _write_model(data: bytes, store: Store, run_id: str) -> Iterable[FileRecord]
         "factors": model.factors,
         "content": {m: len(v) for m, v in model.scale.means.items()},
         "new_items": model.new_items,
+        "newness": model.newness,
         "ageing": model.ageing,
         "comparable": list(model.comparable),
     }

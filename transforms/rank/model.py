@@ -36,8 +36,8 @@ class RankingModel:
         content: content columns times this predict [item factors | left factors], float64 [k, 2d].
         content_users: with this many likes, the history vector of an item is half what its content predicts.
         new_items: s, the scale of the ranking vectors of items without any event.
-        margin: what such an item's score must exceed to count at all, before it is scaled. A few good matches are then
-            shown rather than many fair ones.
+        newness: what is added to the score of such an item, at most 0. A few good matches are then shown rather than
+            many fair ones.
         ageing: whether the log spans at least a week.
         comparable: keys of earlier models whose sums of history vectors can be added to.
     """
@@ -49,7 +49,7 @@ class RankingModel:
     content: np.ndarray
     content_users: float = 0.0
     new_items: float = 0.0
-    margin: float = 0.0
+    newness: float = 0.0
     ageing: bool = False
     comparable: tuple[str, ...] = field(default=())
 
@@ -102,7 +102,7 @@ class RankingModel:
         about = {
             "content_users": self.content_users,
             "new_items": self.new_items,
-            "margin": self.margin,
+            "newness": self.newness,
             "ageing": self.ageing,
             "comparable": list(self.comparable),
             "sizes": dict(self.scale.sizes),
@@ -127,7 +127,7 @@ class RankingModel:
             content=tensors["content"],
             content_users=about["content_users"],
             new_items=about["new_items"],
-            margin=about["margin"],
+            newness=about["newness"],
             ageing=about["ageing"],
             comparable=tuple(about["comparable"]),
         )
@@ -167,10 +167,10 @@ def solve_model(
 
 
 def with_new_items(
-    model: RankingModel, new_items: float, comparable: Sequence[str] = (), margin: float = 0.0
+    model: RankingModel, new_items: float, comparable: Sequence[str] = (), newness: float = 0.0
 ) -> RankingModel:
-    """Sets the scale of new items, their margin and the comparable keys."""
-    return replace(model, new_items=new_items, comparable=tuple(comparable), margin=margin)
+    """Sets the scale of new items, their newness and the comparable keys."""
+    return replace(model, new_items=new_items, comparable=tuple(comparable), newness=newness)
 
 
 def common_axes(late: np.ndarray, likes: np.ndarray, most_late: float, most_likes: float) -> np.ndarray:

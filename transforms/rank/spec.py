@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator
@@ -51,7 +52,8 @@ class RankingSpec:
     as by the users who like it; with fewer users, more by the content. 0 leaves content to items without likes."""
     cold_exposure: Share = 0.05
     """For `learned`: the share of the first ten places that items without any event take, on average over 200 users.
-    A larger share shows more new items and finds fewer liked ones; 0.05 costs 1 to 3 percent of NDCG. 0 shows none."""
+    A larger share shows more new items and finds fewer liked ones; 0.05 costs 1 to 3 percent of NDCG. Few new items
+    take less: they get no longer vectors than other items have. 0 puts new items behind all others."""
     cold_quantile: Share | None = None
     """For `learned`, instead of `cold_exposure`, for shops that live from launches: new items get the norm that this
     quantile of the other items has. 0.85 shows many new items, and costs 5 to 15 percent of NDCG."""
@@ -113,6 +115,26 @@ class RankingSpec:
     def factor_spec(self) -> FactorSpec:
         """How factors are fitted."""
         return FactorSpec(self.factors, self.regularization, self.unobserved, self.sweeps)
+
+    @property
+    def of_items(self) -> dict[str, Any]:
+        """The settings that the ranking vectors of items are made with, besides the method, by their names."""
+        names = ["liked_above", "popularity_half_life_days"]
+        if self.learned:
+            names += ["factors", "regularization", "unobserved", "sweeps", "content_users"]
+            names += ["cold_quantile"] if self.cold_quantile is not None else ["cold_quantile", "cold_exposure"]
+        return {name: getattr(self, name) for name in names}
+
+    def kind_of_items(self, modalities: Sequence[str] = ()) -> dict[str, Any]:
+        """Says what kind of ranking vectors items get, for the metadata of their files.
+
+        Args:
+            modalities: the modalities of late fusion.
+        """
+        if self.learned:
+            return {"method": "learned", "settings": self.of_items}
+        late = {"modalities": list(modalities), "weights": dict(self.weights)} if self.fusion == "late" else {}
+        return {"method": "vectors", "fusion": self.fusion, **late, "settings": self.of_items}
 
     @property
     def gain(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -76,12 +77,23 @@ class History:
         return np.repeat(self.first[1:], self.counts) - np.arange(len(self.time))
 
 
-def order_history(table: pa.Table, items: ItemMatrix) -> tuple[History, int]:
+class FoundItems(Protocol):
+    """Items that are found by their ids, such as an `ItemMatrix`."""
+
+    @property
+    def ranks(self) -> np.ndarray:
+        """An order of the items that depends only on their ids, int64 [n]."""
+
+    def lookup(self, ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
+        """Finds the row of each id, int64 [m]; −1 where the item is unknown."""
+
+
+def order_history(table: pa.Table, items: FoundItems) -> tuple[History, int]:
     """Puts events in order.
 
     Args:
         table: events in the columns of `clean_interactions`, in any order.
-        items: the item matrix; events of items that it does not hold are left out.
+        items: the items; events of other items are left out.
 
     Returns:
         The history, and the number of events that were left out. Neither depends on the order of the rows.
