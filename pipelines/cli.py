@@ -202,11 +202,14 @@ def evaluate(
 
 
 Minutes = Annotated[float, typer.Option(help="The time that the search may take; a later call goes on from there.")]
+Cuts = Annotated[str, typer.Option("--split", help="Which cuts count: global-time, leave-last-out or both.")]
 Write = Annotated[bool, typer.Option("--write", help="Change the job file itself, and keep its comments.")]
 
 
 @app.command()
-def tune(config: Config, minutes: Minutes = 10.0, write: Write = False, as_json: AsJson = False) -> None:
+def tune(
+    config: Config, minutes: Minutes = 10.0, split: Cuts = "both", write: Write = False, as_json: AsJson = False
+) -> None:
     """Choose how fast things age and other settings of the learned ranking, on earlier parts of the log."""
     from unisono.pipelines.job.load import load_job
     from unisono.pipelines.tune.job_file import write_tuned
@@ -214,7 +217,7 @@ def tune(config: Config, minutes: Minutes = 10.0, write: Write = False, as_json:
     from unisono.pipelines.tune.report import print_tuned, print_written
     from unisono.pipelines.tune.tune import tune as choose
 
-    found = choose(load_job(config), minutes)
+    found = choose(load_job(config), minutes, split)
     written = write_tuned(config, found, in_place=write) if found.changes else None
     if as_json:
         _print_json(in_json(found, written), indent=1)

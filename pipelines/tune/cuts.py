@@ -24,6 +24,7 @@ from unisono.transforms.users.history import History, leave_out_repeats_and_robo
 from unisono.transforms.users.profiles import ProfileSpec
 
 STARTS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the events, where a cut by time begins
+SPLITS = ("both", "global-time", "leave-last-out")
 WINDOW = 0.2  # of the events, what a cut by time holds out
 MOST_USERS = 2000  # of a cut, whose lists are measured
 
@@ -103,7 +104,7 @@ class Cut:
         return self.history.user_ids
 
 
-def make_cuts(catalogue: Catalogue, events: pa.Table, job: Job) -> list[Cut]:
+def make_cuts(catalogue: Catalogue, events: pa.Table, job: Job, split: str = "both") -> list[Cut]:
     """Cuts a log at several moments. Cuts without a user to measure are left out.
 
     The cuts by time begin after 40, 50, 60, 70, 80 and 90% of the events, and hold out the next 20% of the events. One
@@ -113,16 +114,19 @@ def make_cuts(catalogue: Catalogue, events: pa.Table, job: Job) -> list[Cut]:
         catalogue: the items.
         events: the events, as `clean_interactions` returns them.
         job: the job. Its rules say which events count.
+        split: `global-time`, `leave-last-out` or `both`: which cuts are made.
 
     Guarantees:
         The cuts do not depend on the order of the rows.
     """
     above = job.ranks.liked_above or 0.0
     found = []
-    for name, parts in _by_time(events, above):
-        found.append(_lay_out(name, "time", parts, catalogue, job.profiles))
-    for name, parts in _by_last(events, above):
-        found.append(_lay_out(name, "last", parts, catalogue, job.profiles))
+    if split != "leave-last-out":
+        for name, parts in _by_time(events, above):
+            found.append(_lay_out(name, "time", parts, catalogue, job.profiles))
+    if split != "global-time":
+        for name, parts in _by_last(events, above):
+            found.append(_lay_out(name, "last", parts, catalogue, job.profiles))
     return [cut for cut in found if len(cut.users)]
 
 

@@ -42,7 +42,9 @@ def fingerprint(job: Job, events: pa.Table, hidden: pa.Array | None, cuts: Seque
     for part in parts:
         mixed = hash_ids(pa.array(((mixed ^ part) * np.uint64(0x9E3779B97F4A7C15)).view(np.int64)))
     tried = {key.split(".")[1] for key in KEYS}
-    fixed = {k: v for s in (job.ranks, job.profiles) for k, v in asdict(s).items() if k not in tried}
+    fixed = {
+        k: v for s in (job.ranks.factor_spec, job.ranks, job.profiles) for k, v in asdict(s).items() if k not in tried
+    }
     about = {
         "format": [_FORMAT, importlib.metadata.version("unisono")],
         "embeddings": sorted(r.sha256 for r in job.store_at.published().part("embeddings")),

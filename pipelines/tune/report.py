@@ -18,7 +18,7 @@ from unisono.pipelines.tune.tune import LEAST_USERS, Tuned
 
 def print_tuned(found: Tuned, console: Console | None = None) -> None:
     """Prints the table that settings were chosen from, and what they gain."""
-    out = console or Console(width=max(150, Console().width))
+    out = console or Console(width=max(170, Console().width))
     for line in _head(found):
         out.print(line, highlight=False)
     if found.validation is None or found.gain is None:
@@ -29,7 +29,7 @@ def print_tuned(found: Tuned, console: Console | None = None) -> None:
     table.add_column("gain of the best (95%)", justify="right", no_wrap=True)
     table.add_column("chosen", justify="right", no_wrap=True)
     for row in found.rows:
-        gain = "" if row.best == row.before else f"{_point(row.best)}: {_gain(row.gain)}"
+        gain = "" if row.best == row.over else f"{_point(row.best)} over {_point(row.over)}: {_gain(row.gain)}"
         chosen = {k: found.settings[k] for k in row.before}
         changed = any(chosen[k] != found.before[k] for k in chosen)
         table.add_row("\n".join(row.before), _tried(row), gain, _point(chosen) + (" *" if changed else "  "))

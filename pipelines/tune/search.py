@@ -11,7 +11,7 @@ import pyarrow as pa
 from unisono.pipelines.job.job import Job
 from unisono.pipelines.tune.cuts import Cut
 from unisono.pipelines.tune.journal import Values
-from unisono.pipelines.tune.settings import GRIDS, Settings, points_to_try
+from unisono.pipelines.tune.settings import Grid, Settings, points_to_try
 from unisono.transforms.base.tables import one_chunk
 from unisono.transforms.measure.rank_metrics import bootstrap_interval
 
@@ -99,7 +99,8 @@ class Row:
         before: their values.
         tried: each point with its validation NDCG; None where it could not be scored.
         best: the best point, of those with which no kind of cut loses for certain against the job's own settings.
-        gain: its gain over `before`: mean, low and high.
+        over: what the best point is compared with: `before`, or if that is the best one, the job's own values.
+        gain: the gain over that: mean, low and high.
         chosen: the best point if its gain is certain, otherwise `before`.
         whole: whether all points were tried before the time was over.
     """
@@ -107,6 +108,7 @@ class Row:
     before: Settings
     tried: tuple[tuple[Settings, float | None], ...]
     best: Settings
+    over: Settings
     gain: tuple[float, float, float]
     chosen: Settings
     whole: bool
@@ -118,19 +120,21 @@ class Search:
 
     Attributes:
         job: the job.
-        ageing: whether the log spans at least a week.
+        grids: what is tried, in order.
         measure: scores settings; raises `OutOfTime`.
         yardstick: makes one number of a score.
-        own: the NDCG that the job's own settings reach.
+        before: the job's own settings.
+        own: the NDCG that they reach.
         settings: the settings chosen so far.
         rows: what was found, by the keys of each grid; the latest round counts.
         whole: whether the search came to its end.
     """
 
     job: Job
-    ageing: bool
+    grids: Sequence[Grid]
     measure: Measure
     yardstick: Yardstick
+    before: Settings
     own: Values
     settings: Settings
     rows: dict[tuple[str, ...], Row] = field(default_factory=dict)
@@ -140,8 +144,8 @@ class Search:
         """Tries all grids in turn, until a round changes none, or the time is over."""
         for _ in range(MOST_ROUNDS):
             before = dict(self.settings)
-            for grid in GRIDS:
-                points = points_to_try(grid, self.job, self.settings, self.ageing)
+            for grid in self.grids:
+                points = points_to_try(grid, self.job, self.settings, self.before)
                 if len(points) > 1 and not self._try(points):
                     return
             if self.settings == before:
@@ -163,10 +167,12 @@ class Search:
         here = self.measure(self.settings)
         assert here is not None  # the search begins with settings that could be scored
         best, theirs = self._best(found, now, here)
-        gain = self.yardstick.gain(theirs, here)
+        over = now if best != now else {key: self.before[key] for key in keys}
+        base = next((v for p, v in found if p == over), None)
+        gain = self.yardstick.gain(theirs, here if base is None else base)
         chosen = best if best != now and gain[1] > 0 else now
         tried = tuple((p, None if v is None else self.yardstick.score(v)) for p, v in found)
-        self.rows[keys] = Row(now, tried, best, gain, chosen, whole)
+        self.rows[keys] = Row(now, tried, best, over, gain, chosen, whole)
         self.settings = {**self.settings, **chosen}
         return whole
 

@@ -46,7 +46,7 @@ GRIDS = (
     Grid({"profiles.half_life_days": (7.0, 15.0, 30.0, 60.0, 120.0, None)}, ageing=True),
     Grid({"ranking.content_users": (0.0, 3.0, 10.0, 30.0, 100.0)}),
     Grid({"ranking.cold_exposure": (0.05, 0.1, 0.2, 0.3)}),
-    Grid({"ranking.regularization": (0.001, 0.003, 0.01, 0.03, 0.1)}, fits=True),
+    Grid({"ranking.regularization": (0.002, 0.005, 0.01, 0.02, 0.05)}, fits=True),
     Grid({"ranking.factors": (16, 32, 64, 128)}, fits=True),
     Grid({"ranking.unobserved": (0.1, 0.2, 0.5, 1.0)}, fits=True),
 )
@@ -80,22 +80,20 @@ def spec_of(job: Job, settings: Settings) -> LearnSpec:
     return LearnSpec(replace(job.ranks, **own("ranking")), replace(job.profiles, **own("profiles")))
 
 
-def points_to_try(grid: Grid, job: Job, settings: Settings, ageing: bool) -> Sequence[Settings]:
+def points_to_try(grid: Grid, job: Job, settings: Settings, own: Settings) -> Sequence[Settings]:
     """Returns the values of a grid that can make a difference; at most one point if none can.
 
     Args:
         grid: the settings.
         job: the job.
         settings: the settings so far.
-        ageing: whether the log spans at least a week.
+        own: the job's own settings.
     """
-    if grid.ageing and not ageing:
-        return []
-    values = [_values(key, grid.values[key], job, settings) for key in grid.keys]
+    values = [_values(key, {settings[key], own[key], *grid.values[key]}, job, settings) for key in grid.keys]
     return [dict(zip(grid.keys, point, strict=True)) for point in itertools.product(*values)]
 
 
-def _values(key: str, values: tuple[Value, ...], job: Job, settings: Settings) -> Sequence[Value]:
+def _values(key: str, values: set[Value], job: Job, settings: Settings) -> Sequence[Value]:
     now, at = settings[key], job.ranks
     unused = {
         "ranking.recent_half_life": settings["ranking.recent"] == 0,
@@ -104,11 +102,10 @@ def _values(key: str, values: tuple[Value, ...], job: Job, settings: Settings) -
     }
     if unused.get(key):
         return [now]
-    found = {now, *values}
     if key == "ranking.cold_exposure":
         # The log holds few events with items that were never shown, so it would always call for fewer of them.
-        found = {v for v in found if (v or 0) >= (now or 0)}
-    return sorted(found, key=lambda v: float("inf") if v is None else v)
+        values = {v for v in values if (v or 0) >= (now or 0)}
+    return sorted(values, key=lambda v: float("inf") if v is None else v)
 
 
 def name_of(settings: Settings) -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,7 +15,7 @@ from unisono.pipelines.ask.evaluation_files import read_hidden
 from unisono.pipelines.ask.trial import read_embeddings, read_events
 from unisono.pipelines.job.job import Job
 from unisono.pipelines.tune.bench import Bench, K
-from unisono.pipelines.tune.cuts import Catalogue, Cut, make_cuts
+from unisono.pipelines.tune.cuts import SPLITS, Catalogue, Cut, make_cuts
 from unisono.pipelines.tune.journal import Journal, Values, fingerprint
 from unisono.pipelines.tune.search import OutOfTime, Row, Search, Yardstick
 from unisono.pipelines.tune.settings import GRIDS, Settings, Value, name_of, settings_of, spec_of
@@ -68,7 +67,7 @@ class Tuned:
         return {k: v for k, v in self.settings.items() if v != self.before[k]}
 
 
-def tune(job: Job, minutes: float = MINUTES, console: Console | None = None) -> Tuned:
+def tune(job: Job, minutes: float = MINUTES, split: str = "both", console: Console | None = None) -> Tuned:
     """Chooses settings of `ranking.method: learned`, on validation cuts made of the job's log.
 
     The embeddings are those of the published run. Nothing but a file of scored points, `tune/<name>.jsonl` in the
@@ -77,6 +76,8 @@ def tune(job: Job, minutes: float = MINUTES, console: Console | None = None) -> 
     Args:
         job: a job with a log, `ranking`, and a published run.
         minutes: no new point is begun after this time.
+        split: one of `SPLITS`: whether lists shall be good from one moment on for all users, or for the next item of
+            each user, or both.
         console: where progress is said. None means standard error.
 
     Raises:
@@ -87,10 +88,14 @@ def tune(job: Job, minutes: float = MINUTES, console: Console | None = None) -> 
     """
     started = time.monotonic()
     check_job(job)
-    embeddings, (events, _) = read_embeddings(job.store_at), read_events(job)
     if not minutes > 0:
         raise JobError(f"--minutes: {minutes:g} is not above 0; give the minutes that the search may take")
-    return tune_events(job, embeddings, events, read_hidden(job), deadline=started + 60 * minutes, console=console)
+    if split not in SPLITS:
+        raise JobError(f"--split: {split!r} is none of {', '.join(SPLITS)}; choose one of them")
+    embeddings, (events, _) = read_embeddings(job.store_at), read_events(job)
+    return tune_events(
+        job, embeddings, events, read_hidden(job), deadline=started + 60 * minutes, split=split, console=console
+    )
 
 
 def check_job(job: Job) -> None:
@@ -119,6 +124,7 @@ def tune_events(
     hidden: pa.Array | None,
     *,
     deadline: float,
+    split: str = "both",
     console: Console | None = None,
 ) -> Tuned:
     """Chooses settings by some events, see `tune`.
@@ -129,50 +135,63 @@ def tune_events(
         events: the events, as `clean_interactions` returns them.
         hidden: ids of the items that may not be recommended. None means that every item may be.
         deadline: no new point is begun after this time of `time.monotonic`.
+        split: see `tune`.
         console: where progress is said. None means standard error.
     """
-    say = console or Console(stderr=True)
     of_log, of_items = (t.schema.field("item_id").type for t in (events, embeddings))
     if not same_id_kind(of_log, of_items):
         raise JobError(f"interactions.item: ids are {of_log}, those of the items {of_items}")
-    time_us = pc.min_max(events["time"].cast(pa.int64())).as_py()
-    ageing = events.num_rows > 0 and time_us["max"] - time_us["min"] >= WEEK_US
-    own = settings_of(job, ageing)
-    with ExitStack() as stack:
-        home = stack.enter_context(tempfile.TemporaryDirectory(prefix="unisono-tune-"))
+    ends = pc.min_max(events["time"].cast(pa.int64())).as_py()
+    ageing = events.num_rows > 0 and ends["max"] - ends["min"] >= WEEK_US
+    with tempfile.TemporaryDirectory(prefix="unisono-tune-") as home:
         catalogue = Catalogue.of(job, embeddings, hidden, home)
-        cuts = make_cuts(catalogue, events, job)
+        cuts = make_cuts(catalogue, events, job, split)
         journal = Journal.open(job.store_at, fingerprint(job, events, hidden, cuts), cuts)
-        users = len(pa.chunked_array([cut.users for cut in cuts]).unique()) if cuts else 0
-        about = tuple((cut.name, len(cut.users)) for cut in cuts)
-        if users < LEAST_USERS:
-            return Tuned(own, own, (), about, users, None, None, (), ageing, True, 0, 0, journal.path)
-        if journal.earlier:
-            say.print(f"going on from {journal.earlier} points of an earlier call in {journal.path}", highlight=False)
-        scorer = _Scorer(job, catalogue, cuts, journal, own, deadline=deadline, console=say)
-        values = scorer(own)
-        if values is None:
-            raise JobError(scorer.why)
-        yardstick = Yardstick.of(cuts, values)
-        scorer.score = yardstick.score
-        search = Search(job, ageing, scorer, yardstick, values, own)
-        search.run()
-    best = journal.points[name_of(search.settings)]
-    assert best is not None  # what is chosen has been scored
-    return Tuned(
-        before=own,
-        settings=search.settings,
-        rows=tuple(search.rows.values()),
-        cuts=about,
+        scorer = _Scorer(
+            job, catalogue, cuts, journal, settings_of(job, ageing),
+            deadline=deadline, console=console or Console(stderr=True),
+        )  # fmt: skip
+        return _search(job, cuts, journal, scorer, ageing)
+
+
+def _search(job: Job, cuts: Sequence[Cut], journal: Journal, scorer: _Scorer, ageing: bool) -> Tuned:
+    users = len(pa.chunked_array([cut.users for cut in cuts]).unique()) if cuts else 0
+    found = Tuned(
+        before=scorer.own,
+        settings=scorer.own,
+        rows=(),
+        cuts=tuple((cut.name, len(cut.users)) for cut in cuts),
         users=users,
-        validation=(yardstick.score(values), yardstick.score(best)),
-        gain=yardstick.gain(best, values),
-        ndcg=tuple((float(a.mean()), float(b.mean())) for a, b in zip(values, best, strict=True)),
+        validation=None,
+        gain=None,
+        ndcg=(),
         ageing=ageing,
-        whole=search.whole,
+        whole=True,
         earlier=journal.earlier,
         points=len(journal.points),
         journal=journal.path,
+    )
+    if users < LEAST_USERS:
+        return found
+    own = scorer(scorer.own)
+    if own is None:
+        raise JobError(scorer.why)
+    yardstick = Yardstick.of(cuts, own)
+    scorer.score = yardstick.score
+    grids = [grid for grid in GRIDS if ageing or not grid.ageing]
+    search = Search(job, grids, scorer, yardstick, before=scorer.own, own=own, settings=scorer.own)
+    search.run()
+    best = journal.points[name_of(search.settings)]
+    assert best is not None  # what is chosen has been scored
+    return replace(
+        found,
+        settings=search.settings,
+        rows=tuple(search.rows.values()),
+        validation=(yardstick.score(own), yardstick.score(best)),
+        gain=yardstick.gain(best, own),
+        ndcg=tuple((float(a.mean()), float(b.mean())) for a, b in zip(own, best, strict=True)),
+        whole=search.whole,
+        points=len(journal.points),
     )
 
 
@@ -201,7 +220,11 @@ class _Scorer:
         console: Console,
     ) -> None:
         self._job, self._catalogue, self._cuts, self._journal = job, catalogue, cuts, journal
-        self._own, self._deadline, self._console = own, deadline, console
+        self.own, self._deadline, self._console = own, deadline, console
+        if journal.earlier:
+            console.print(
+                f"going on from {journal.earlier} points of an earlier call in {journal.path}", highlight=False
+            )
         self._benches: list[Bench] = []
         self._seconds: dict[bool, float] = {}  # what a point took last, with new factors and without
         self._fitted: set[str] = set()
@@ -234,7 +257,7 @@ class _Scorer:
             return None, str(e)
 
     def _say(self, settings: Settings, values: Values | None, seconds: float) -> None:
-        changed = ", ".join(f"{k} {_text(v)}" for k, v in settings.items() if v != self._own[k]) or "the job's settings"
+        changed = ", ".join(f"{k} {_text(v)}" for k, v in settings.items() if v != self.own[k]) or "the job's settings"
         found = self.why
         if values is not None:
             found = f"NDCG@{K} " + (f"{self.score(values):.4f}" if self.score else _means(values))
