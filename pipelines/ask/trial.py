@@ -80,7 +80,7 @@ def read_embeddings(store: Store) -> pa.Table:
     """
     records = store.published().part("embeddings")
     if not records:
-        raise JobError(f"evaluate: the published run in {store.root} has no embeddings/; run `unisono embed` first")
+        raise JobError(f"store: the published run in {store.root} has no embeddings/; run `unisono embed` first")
     tables = [read_table(store, r) for r in records]
     kept = [t.select(["item_id", *(c for c in t.column_names if c.endswith(EMBEDDING))]) for t in tables]
     return sort_by_id(concat_tables(kept))

@@ -114,7 +114,12 @@ class RankingSpec:
     @property
     def factor_spec(self) -> FactorSpec:
         """How factors are fitted."""
-        return FactorSpec(self.factors, self.regularization, self.unobserved, self.sweeps)
+        return FactorSpec(
+            factors=self.factors,
+            regularization=self.regularization,
+            unobserved=self.unobserved,
+            sweeps=self.sweeps,
+        )
 
     @property
     def of_items(self) -> dict[str, Any]:
