@@ -30,7 +30,7 @@ from unisono.transforms.rank.item_vectors import (
 )
 from unisono.transforms.rank.model import RankingModel, add_common, solve_model, with_new_items
 from unisono.transforms.rank.spec import RankingSpec
-from unisono.transforms.rank.user_vectors import read_ranking, taste_spec, weights_of
+from unisono.transforms.rank.user_vectors import kind_of_items, read_ranking, taste_spec, weights_of
 from unisono.transforms.space.fit.moments import Moments
 from unisono.transforms.store.item_matrix import ItemMatrix, first_schema, per_process
 from unisono.transforms.store.runs import FileRecord, Store, read_table, write_file
@@ -207,7 +207,8 @@ def learn_ranking(
     trial = with_new_items(model, 1.0)
     sample = sample_of(draw_users(events, spec.ranking.liked_above or 0.0), factors, trial, spec, hidden)
     tops = tops_of(learned_columns(table, trial, rows, popularity), sample, popularity)
-    return learned_columns(table, finished(trial, [tops], sample, factors, spec), rows, popularity)
+    model = finished(trial, [tops], sample, factors, spec)
+    return learned_columns(table, model, rows, popularity, kind_of_items(spec.ranking))
 
 
 # --- Beam --------------------------------------------------------------------------------------------------
@@ -277,7 +278,7 @@ class LearnRanking(beam.PTransform):
             records=sides["records"],
         )
         files = done | "WriteModel" >> beam.FlatMap(_write_model, self._store, self._run_id)
-        shards = tables | "Columns" >> beam.ParDo(_ColumnsFn(root), model=beam.pvalue.AsSingleton(done), **sides)
+        shards = tables | "Columns" >> beam.ParDo(_ColumnsFn(root, spec), model=beam.pvalue.AsSingleton(done), **sides)
         return {"shards": shards, "files": files}
 
 
@@ -383,7 +384,9 @@ class _ColumnsFn(_Steps):
             self._opened["model"] = RankingModel.from_bytes(model)
         shard, table = element
         rows = self.factors(records).rows(table["item_id"])
-        table = learned_columns(table, self._opened["model"], rows, self.popularity(popularity))
+        assert self._spec is not None
+        kind = kind_of_items(self._spec.ranking)
+        table = learned_columns(table, self._opened["model"], rows, self.popularity(popularity), kind)
         advance("rank-items", done=table.num_rows)
         yield shard, table
 

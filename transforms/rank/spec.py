@@ -28,8 +28,9 @@ class RankingSpec:
     `learned` otherwise."""
     factors: Positive = 64
     """For `learned`: how many factors an item and a user have. A ranking vector is twice as long, and 3 longer."""
-    regularization: Above0 = 0.01
-    """For `learned`: λ of iALS. The larger it is, the less the model follows single events."""
+    regularization: Above0 | None = None
+    """For `learned`: λ of iALS. The larger it is, the less the model follows single events. null means 0.01 for 40
+    likes an item, less for more likes and more for fewer."""
     unobserved: Above0 = 0.5
     """For `learned`: the weight of a pair of a user and an item without an event, beside 1 for a liked pair."""
     sweeps: Positive = 10

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from unisono.transforms.base.errors import Reason
+from unisono.transforms.base.extras import require
 from unisono.transforms.base.tables import one_chunk
 from unisono.transforms.read.usable import find_robots, newest_of_session
 from unisono.transforms.store import dead_letters
@@ -86,7 +87,8 @@ def order_history(table: pa.Table, items: ItemMatrix) -> tuple[History, int]:
         The history, and the number of events that were left out. Neither depends on the order of the rows.
 
     Raises:
-        JobError: one of `table` and `items` has strings as item ids, and the other has integers.
+        JobError: one of `table` and `items` has strings as item ids, and the other has integers; or numba is not
+            installed.
     """
     rows = items.lookup(table["item_id"])
     known = rows >= 0
@@ -95,8 +97,9 @@ def order_history(table: pa.Table, items: ItemMatrix) -> tuple[History, int]:
     weight = table["weight"].to_numpy()
     if not known.all():
         rank, rows, time, weight = rank[known], rows[known], time[known], weight[known]
-    order = _order_events(rank, time, items.ranks, rows, weight)
-    history = History(users, _first_events(rank, len(users)), time=time[order], rows=rows[order], weight=weight[order])
+    first = _first_events(rank, len(users))
+    order = _order_events(rank, time, first, items.ranks, rows, weight)
+    history = History(users, first, time=time[order], rows=rows[order], weight=weight[order])
     return history, table.num_rows - len(rows)
 
 
@@ -110,27 +113,22 @@ def rank_ids(ids: pa.ChunkedArray | pa.Array) -> tuple[pa.Array, np.ndarray]:
 
 
 def _order_events(
-    rank: np.ndarray, time: np.ndarray, item_ranks: np.ndarray, rows: np.ndarray, weight: np.ndarray
+    rank: np.ndarray, time: np.ndarray, first: np.ndarray, item_ranks: np.ndarray, rows: np.ndarray, weight: np.ndarray
 ) -> np.ndarray:
     """Returns the order of the events by user, time, item and weight, int64 [e].
 
-    User and time are packed into one integer, because one key sorts faster than four. Item and weight are then
-    compared only where a user has several events at one time.
+    Item and weight are compared only where a user has several events at one time.
     """
-    if len(rank) == 0:
-        return np.empty(0, np.int64)
-    start, span = int(time.min()), int(time.max()) - int(time.min()) + 1
-    if span * (int(rank.max()) + 1) >= 2**63:
-        distinct, time = np.unique(time, return_inverse=True)
-        start, span = 0, len(distinct)
-    key = rank * span + (time - start)
-    order = np.argsort(key)
-    key = key[order]
-    same = key[1:] == key[:-1]
+    require("numba", "ranking", "profiles")
+    from unisono.transforms.users import event_kernels
+
+    order = event_kernels.by_user_and_time(rank, time, first)
+    user, at = rank[order], time[order]
+    same = (user[1:] == user[:-1]) & (at[1:] == at[:-1])
     if same.any():
         tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
         among = order[tied]
-        order[tied] = among[np.lexsort((weight[among], item_ranks[rows[among]], key[tied]))]
+        order[tied] = among[np.lexsort((weight[among], item_ranks[rows[among]], at[tied], user[tied]))]
     return order
 
 
@@ -206,5 +204,6 @@ def merge_histories(parts: list[History], items: ItemMatrix) -> History:
         [place[end - len(h.user_ids) : end][h.user] for h, end in zip(parts, ends, strict=True)]
     )
     time, rows, weight = (np.concatenate([getattr(h, name) for h in parts]) for name in ("time", "rows", "weight"))
-    order = _order_events(rank, time, items.ranks, rows, weight)
-    return History(users, _first_events(rank, len(users)), time=time[order], rows=rows[order], weight=weight[order])
+    first = _first_events(rank, len(users))
+    order = _order_events(rank, time, first, items.ranks, rows, weight)
+    return History(users, first, time=time[order], rows=rows[order], weight=weight[order])

@@ -127,7 +127,7 @@ def test_too_many_events_of_unknown_items_refuse_the_run() -> None:
     check_books(counts | {"events.unknown_item": 49}, PublishSpec(True, 0.04))
     check_books(counts | {"events.rows": 0, "events.unknown_item": 0}, spec)
     says = r"^publish refused: 25 of 49 events \(51\.0%\) are of unknown items, over limits\.max_unknown_item_fraction"
-    with pytest.raises(JobError, match=says + r" 50\.0%; compare interactions\.item with catalog\.id, or raise the lim"):
+    with pytest.raises(JobError, match=says + r" 50\.0%; compare interactions\.item with catalog\.id, or raise the"):
         check_books(counts | {"events.unknown_item": 25}, spec)
     record = FileRecord("items", "items.parquet", 0, 3, 9, "")
     named = replace(spec, name_unlike_ids=lambda records: f"of {list(records) == [record]}")
