@@ -16,7 +16,8 @@ from unisono.pipelines.ask.evaluation_files import (
     read_split,
     write_per_user,
 )
-from unisono.pipelines.ask.ranking_case import Case, Lists, Pairs, Rules, lay_out, make_case, serve, serve_baseline
+from unisono.pipelines.ask.ranking_case import Case, Pairs, Rules, lay_out, make_case
+from unisono.pipelines.ask.ranking_lists import Lists, serve, serve_baseline
 from unisono.pipelines.ask.trial import Items, build_items, read_embeddings, read_events, without
 from unisono.pipelines.job.job import Job
 from unisono.transforms.base.columns import EMBEDDING

@@ -19,7 +19,8 @@ import yaml
 
 from unisono.pipelines.ask.evaluate_ranking import OWN, evaluate_ranking, state_verdict
 from unisono.pipelines.ask.evaluation_files import EvaluationFiles, read_hidden
-from unisono.pipelines.ask.ranking_case import Case, Rules, lay_out, make_case, rank_by_scores, serve, serve_baseline
+from unisono.pipelines.ask.ranking_case import Case, Rules, lay_out, make_case
+from unisono.pipelines.ask.ranking_lists import rank_by_scores, serve, serve_baseline
 from unisono.pipelines.ask.ranking_report import print_ranking
 from unisono.pipelines.ask.trial import build_items, read_embeddings, read_events
 from unisono.pipelines.job.load import load_job
