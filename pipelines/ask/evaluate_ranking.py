@@ -9,13 +9,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from unisono.pipelines.ask.evaluation_files import (
-    EvaluationFiles,
-    read_candidates,
-    read_hidden,
-    read_split,
-    write_per_user,
-)
+from unisono.pipelines.ask.evaluation_files import EvaluationFiles, read_candidates, read_split, write_per_user
+from unisono.pipelines.ask.hidden import read_hidden
 from unisono.pipelines.ask.ranking_case import Case, Pairs, Rules, lay_out, make_case
 from unisono.pipelines.ask.ranking_lists import Lists, serve, serve_baseline
 from unisono.pipelines.ask.trial import Items, build_items, read_embeddings, read_events, without

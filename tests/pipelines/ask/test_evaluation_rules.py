@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 from unisono.pipelines.ask.evaluate_ranking import OWN, evaluate_ranking, state_verdict
-from unisono.pipelines.ask.evaluation_files import EvaluationFiles, read_hidden
+from unisono.pipelines.ask.evaluation_files import EvaluationFiles
+from unisono.pipelines.ask.hidden import read_hidden
 from unisono.pipelines.ask.ranking_case import Case, Rules, lay_out, make_case
 from unisono.pipelines.ask.ranking_lists import rank_by_scores, serve, serve_baseline
 from unisono.pipelines.ask.ranking_report import print_ranking
