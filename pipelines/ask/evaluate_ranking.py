@@ -186,7 +186,8 @@ def evaluate_ranking(
             break
         try:
             key = repr([one.encoders, one.space, one.fusion, one.behaviour, one.output, one.ranks, one.profiles])
-            made[key] = made[key] if key in made else build_items(one, case.embeddings, case.train)
+            if key not in made:
+                made[key] = build_items(one, case.embeddings, case.train, case.hidden_ids)
             rows[name] = measure(serve(one, case, made[key]), case, job.profiles.min_events)
         except JobError as e:
             if name == OWN:

@@ -100,6 +100,11 @@ class Case:
         """The items that no user turned to: bool [items]."""
         return self.turned == 0
 
+    @property
+    def hidden_ids(self) -> pa.Table | None:
+        """`item_id` of the hidden items; None if there are none."""
+        return self.embeddings.select(["item_id"]).filter(pa.array(self.hidden)) if self.hidden.any() else None
+
     @cached_property
     def known(self) -> Known:
         """What baselines use beside `log`."""

@@ -44,7 +44,8 @@ def serve(job: Job, case: Case, items: Items | None = None) -> Lists:
         items: the job's item vectors, if they have been made before. None makes them.
     """
     started = time.monotonic()
-    items = build_items(job, case.embeddings, case.train) if items is None else items
+    if items is None:
+        items = build_items(job, case.embeddings, case.train, case.hidden_ids)
     users = build_users(job, items, case.train, case.who)
     every, new = (_rank(job, case, items, users, off) for off in (case.hidden, case.hidden | ~case.new))
     return Lists(every, new, time.monotonic() - started)

@@ -134,6 +134,28 @@ def test_hidden_items_are_in_no_list_and_their_pairs_are_set_aside(root: Path) -
     assert found["about"]["hidden_items"] == ITEMS // 2
 
 
+def test_exposure_is_chosen_on_what_may_be_shown(root: Path) -> None:
+    """Without the hidden items the few new ones would take more places than they are given."""
+    log = events().query("what != 'impression'")
+    log = log[log["item"] < "i30"]
+    shown = write_job(root, "exposure", log, ranking={"cold_exposure": 0.2, "exclude_seen": False})
+    job, place = load_job(str(shown)), np.arange(ITEMS)
+    new = place >= 30
+    hidden = [f"i{i:02d}" for i in place[~new & (place < 15)]]
+    share = {}
+    for name, off in (("all", None), ("shown", pa.array(hidden))):
+        case = case_of(shown, hidden=off)
+        assert (case.new == new).all()
+        found = serve(job, case).every.items[:, :10]
+        share[name] = new[found].mean()
+    unaware = build_items(job, case.embeddings, case.train)
+    share["unaware"] = new[serve(job, case, unaware).every.items[:, :10]].mean()
+    # Exposure is chosen on all users, and these are the ones with something to find.
+    assert share["all"] == pytest.approx(0.2, abs=0.06)
+    assert share["shown"] == pytest.approx(0.2, abs=0.06)
+    assert share["unaware"] > 0.35
+
+
 def test_impressions_are_not_seen_and_dislikes_are_seen_but_not_liked(root: Path) -> None:
     case = case_of(root / "plain.yaml")
     log = events()
