@@ -154,6 +154,9 @@ def evaluate_ranking(
     The encoders' embeddings are read from the published run; no event influences them. Behaviour, space, profiles and
     lists are made anew for each row of the result, from the training events. The published run does not change.
 
+    With `profiles.incremental: true`, only the logs that `interactions.path` names are read: the events of earlier logs
+    are in the published state as sums, which cannot be split. `about` says so.
+
     The job's own rules hold for all rows: events in the future and forgotten people are left out, no list holds an item
     that `ranking.filter` hides, and baselines learn from the events that profiles are made from.
 
@@ -229,7 +232,9 @@ def _make_case(job: Job, split: SplitSpec, files: EvaluationFiles) -> Case:
         case = lay_out(embeddings, parts, about, rules=rules, seed=split.seed)
     else:
         case = make_case(embeddings, events, split, rules=rules)
-    return replace(case, about={**case.about, "events_lost": lost, "exclude_seen": at.exclude_seen})
+    earlier = job.profiles.incremental is True and not files.train
+    about = {"events_lost": lost, "exclude_seen": at.exclude_seen, "earlier_logs_left_out": earlier}
+    return replace(case, about=case.about | about)
 
 
 def _chosen(asked: Sequence[str], allowed: Iterable[str], key: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from dataclasses import replace
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from rich.console import Console
 
 from unisono.pipelines.ask.evaluate_ranking import OWN, evaluate_ranking, state_verdict
 from unisono.pipelines.ask.evaluation_files import EvaluationFiles
@@ -246,6 +248,21 @@ def test_renaming_items_moves_figures_by_no_more_than_chance(root: Path, method:
     for name, (one, other) in found.items():
         spread = np.hypot(one.std() / np.sqrt(len(one)), other.std() / np.sqrt(len(other)))
         assert abs(one.mean() - other.mean()) < 3.5 * spread, name
+
+
+def test_earlier_logs_of_incremental_profiles_are_said_to_be_left_out(root: Path, tmp_path: Path) -> None:
+    log, note = events(), "with profiles.incremental: true, only the logs that interactions.path names are measured"
+    for how, said in ((True, True), ("restart", False), (False, False)):
+        found = evaluate(write_job(root, "nights", log, profiles={"incremental": how}))
+        print_ranking(found, Console(file=(out := io.StringIO()), width=400))
+        assert found["about"]["earlier_logs_left_out"] is said
+        assert (note in out.getvalue()) is said
+    path = write_job(root, "nights", log, profiles={"incremental": True})
+    half = log["at"] < log["at"].median()
+    log[half].to_parquet(tmp_path / "train.parquet", index=False)
+    log[~half].to_parquet(tmp_path / "test.parquet", index=False)
+    found = evaluate(path, train=tmp_path / "train.parquet", test=tmp_path / "test.parquet")
+    assert found["about"]["earlier_logs_left_out"] is False
 
 
 # --- own files ---------------------------------------------------------------------------------------------
