@@ -228,8 +228,8 @@ def _make_case(job: Job, split: SplitSpec, files: EvaluationFiles) -> Case:
         candidates = read_candidates(files.candidates, user_type, item_type)
     rules = Rules(job.usable, hidden, candidates)
     if files.train:
-        about = {"split": "own files", "fraction": None, "cut": None}
-        case = lay_out(embeddings, parts, about, rules=rules, seed=split.seed)
+        how: dict[str, str | None] = {"split": "own files", "fraction": None, "cut": None}
+        case = lay_out(embeddings, parts, how, rules=rules, seed=split.seed)
     else:
         case = make_case(embeddings, events, split, rules=rules)
     earlier = job.profiles.incremental is True and not files.train

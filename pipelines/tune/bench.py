@@ -15,15 +15,17 @@ import pyarrow as pa
 
 from unisono.pipelines.job.job import Job
 from unisono.pipelines.tune.cuts import Catalogue, Cut, index_of
-from unisono.transforms.base.tables import one_chunk
+from unisono.transforms.base.columns import HISTORY, HISTORY_NEW
+from unisono.transforms.base.tables import one_chunk, to_vector_column
 from unisono.transforms.behaviour.factors import FactorSpec, fit_factors
 from unisono.transforms.behaviour.likes import Likes, liked_pairs
 from unisono.transforms.measure.rank_metrics import Ranked, measure_users
 from unisono.transforms.rank.content import add_weighted
 from unisono.transforms.rank.exposure import best_scores, draw_users
 from unisono.transforms.rank.item_vectors import Popularity, Sample
-from unisono.transforms.rank.learn import FactorTable, LearnSpec, finished, model_of, sample_of
+from unisono.transforms.rank.learn import FactorTable, finished, model_of
 from unisono.transforms.rank.model import RankingModel, add_common, with_new_items
+from unisono.transforms.rank.sample import LearnSpec, is_touched, sample_of
 from unisono.transforms.rank.topk import top_items
 from unisono.transforms.rank.user_vectors import weights_of
 from unisono.transforms.users.popularity import add_likes, count_likes
@@ -158,12 +160,21 @@ class Bench:
         if not new.any():
             return whole
         hidden = self._hidden_ids if len(self._hidden_ids) else None
-        sample = sample_of(self._drawn, fitted.table, made.model, spec, hidden)
+        sample = sample_of(
+            self._drawn, [self._touched(made)], spec, ageing=made.model.ageing, hidden=hidden
+        )
         tops = best_scores(sample.vectors, whole, new, ~self._catalogue.hidden, self._shut(sample))
         model = finished(made.model, [tops], sample, fitted.table, spec)
         whole[new, : made.ranking.shape[1]] = model.new_items * made.ranking[new]
-        whole[new, -1] = -model.new_items * model.margin
+        whole[new, -1] = model.newness
         return whole
+
+    def _touched(self, made: _Vectors) -> pa.Table:
+        """Returns the history vectors of the items that the drawn users turned to."""
+        ids = pa.table({"item_id": one_chunk(self._catalogue.ids)})
+        here = np.flatnonzero(is_touched(ids, self._drawn).to_numpy())
+        columns = (to_vector_column(v[here]) for v in (made.history, made.history_new))
+        return ids.take(pa.array(here)).append_column(HISTORY, next(columns)).append_column(HISTORY_NEW, next(columns))
 
     def _shut(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         item = self._catalogue.index.lookup(sample.item_ids)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from unisono.pipelines.job.job import Job
-from unisono.transforms.rank.learn import LearnSpec
+from unisono.transforms.rank.sample import LearnSpec
 
 Value = float | int | None
 Settings = dict[str, Value]  # by key of the job file, such as `ranking.trend`

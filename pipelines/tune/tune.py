@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
 
-from unisono.pipelines.ask.evaluation_files import read_hidden
+from unisono.pipelines.ask.hidden import read_hidden
 from unisono.pipelines.ask.trial import read_embeddings, read_events
 from unisono.pipelines.job.job import Job
 from unisono.pipelines.tune.bench import Bench, K
