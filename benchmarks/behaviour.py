@@ -23,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ import pyarrow.parquet as pq
 import scipy.sparse
 
 from unisono.transforms.behaviour.exact_sums import sum_of_outer, total
-from unisono.transforms.behaviour.factors import FactorSpec, fit_factors, solve_side, start_factors, unobserved_weight
+from unisono.transforms.behaviour.factors import FactorSpec, fit_factors, settled, solve_side, start_factors
 from unisono.transforms.behaviour.left_factors import solve_left_factors
 from unisono.transforms.behaviour.likes import Likes, liked_pairs
 
@@ -106,9 +105,9 @@ def measure_time(args: argparse.Namespace) -> dict[str, Any]:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     rng = np.random.default_rng(0)
     users, items = draw_pairs(rng, args.users, args.items, args.likes)
-    likes, spec = Likes.of(pa.table({"user_id": users, "item_id": items})), FactorSpec(factors=args.factors)
-    weight = unobserved_weight(spec, len(likes.items), len(likes.user_ids), len(likes.item_ids))
-    spec = replace(spec, unobserved=weight)
+    likes = Likes.of(pa.table({"user_id": users, "item_id": items}))
+    sizes = len(likes.items), len(likes.user_ids), len(likes.item_ids)
+    spec = settled(FactorSpec(factors=args.factors), *sizes)
     fit_factors(Likes.of(pa.table({"user_id": users[:500], "item_id": items[:500]})), spec)  # compiles the loops
     v = start_factors(likes.item_ids, spec)
     rival = Implicit(likes, spec, v)

@@ -226,7 +226,7 @@ def _make_case(job: Job, split: SplitSpec, files: EvaluationFiles) -> Case:
     if files.candidates:
         user_type, item_type = events.schema.field("user_id").type, embeddings.schema.field("item_id").type
         candidates = read_candidates(files.candidates, user_type, item_type)
-    rules = Rules(job.profiles, hidden, candidates)
+    rules = Rules(job.usable, hidden, candidates)
     if files.train:
         about = {"split": "own files", "fraction": None, "cut": None}
         case = lay_out(embeddings, parts, about, rules=rules, seed=split.seed)

@@ -21,9 +21,7 @@ from unisono.transforms.base.tables import hash_ids, one_chunk, same_id_kind
 from unisono.transforms.measure.baselines import Known, Scorer
 from unisono.transforms.measure.rank_metrics import Ranked, keep_candidates
 from unisono.transforms.measure.splits import Split, SplitSpec, split_events
-from unisono.transforms.measure.usable import Usable, usable_events
-from unisono.transforms.users.history import DAY_US
-from unisono.transforms.users.profiles import ProfileSpec
+from unisono.transforms.read.usable import DAY_US, UsableSpec, usable_events
 
 MOST_USERS = 10_000
 _MOST_SCORES = 50_000_000  # with at most this many pairs of a user and an item, all items are ranked, for the AUC
@@ -37,13 +35,12 @@ class Rules:
     """What is left out, of the events that methods learn from and of their lists.
 
     Attributes:
-        profiles: its `session_minutes`, `max_events_per_day` and `robots` say which events baselines learn from, see
-            `usable_events`. None means all.
+        usable: which events baselines learn from. By default all.
         hidden: ids of the items that may not be recommended. None means that every item may be.
         candidates: user_id, item_id, each pair once: only these items are ranked for a user. None means all items.
     """
 
-    profiles: ProfileSpec | None = None
+    usable: UsableSpec = field(default_factory=UsableSpec)
     hidden: pa.Array | None = None
     candidates: pa.Table | None = None
 
@@ -170,9 +167,7 @@ def lay_out(
     rules = rules or Rules()
     ids = one_chunk(embeddings["item_id"])
     people = one_chunk(parts.train["user_id"].unique())
-    usable = Usable(parts.train, people.slice(0, 0), 0)
-    if rules.profiles is not None:
-        usable = usable_events(parts.train, ids, rules.profiles)
+    usable = usable_events(parts.train, rules.usable)
     mine, counts = _measured_pairs(parts.held, ids, people, usable.robots, rules)
     who = _measured_users(mine, about["split"])
     mine = mine.filter(pc.is_in(mine["user_id"], value_set=who))
@@ -181,7 +176,8 @@ def lay_out(
     user, item = _places(_turned_to(parts.train), who, ids)
     asked = (user >= 0) & (item >= 0)
     hidden = np.zeros(len(ids), bool) if rules.hidden is None else _among(ids, rules.hidden)
-    events = pc.index_in(usable.events["user_id"], value_set=who).drop_null().to_numpy()
+    known = usable.events.filter(pa.array(_among(usable.events["item_id"].cast(ids.type), ids)))
+    events = pc.index_in(known["user_id"], value_set=who).drop_null().to_numpy()
     candidates = _candidates(rules.candidates, who, ids)
     relevant = _places(mine, who, ids)
     if candidates is not None:
@@ -201,7 +197,8 @@ def lay_out(
         candidates=candidates,
         seed=seed,
         about=about
-        | {"seed": seed, "train_events": parts.train.num_rows, "events_set_aside": usable.set_aside}
+        | {"seed": seed, "train_events": parts.train.num_rows}
+        | {"events_set_aside": parts.train.num_rows - usable.events.num_rows}
         | {"held_out_pairs": mine.num_rows, "users": len(who)}
         | counts
         | {"items": len(ids), "new_items": int((turned == 0).sum()), "hidden_items": int(hidden.sum())},

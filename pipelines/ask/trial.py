@@ -31,8 +31,9 @@ from unisono.transforms.rank.learn import ITEM_FACTOR, LEFT_FACTOR, FactorTable,
 from unisono.transforms.rank.lists import diversify
 from unisono.transforms.rank.ranking import distinct_pairs, make_shelf, rank_items
 from unisono.transforms.rank.sample import LearnSpec
-from unisono.transforms.rank.user_vectors import add_ranking_vectors, read_ranking, taste_spec
+from unisono.transforms.rank.user_vectors import add_ranking_vectors, kind_of_items, read_ranking, taste_spec
 from unisono.transforms.read.interactions import check_interactions, clean_rows
+from unisono.transforms.read.usable import usable_events
 from unisono.transforms.space.fit.methods import possible_axes
 from unisono.transforms.space.fit.moments import Moments
 from unisono.transforms.space.fit.run import fit_run
@@ -133,9 +134,10 @@ def build_items(job: Job, embeddings: pa.Table, train: pa.Table, hidden: pa.Tabl
         job: the job.
         embeddings: `item_id` and `<m>_embedding`, in ascending order of the ids. Modalities that the job does not have
             are not used.
-        train: the events that may be seen.
+        train: the events that may be seen. Robots and repeats are left out here.
         hidden: `item_id` of the items that must not be recommended. None means that there are none.
     """
+    train = usable_events(train, job.usable).events
     table = embeddings.select(["item_id", *(m + EMBEDDING for m in job.modalities)])
     if (spec := job.behaviour) is not None:
         pairs = add_pairs([count_pairs(train, spec.recent_items, spec.liked_above)])
@@ -165,7 +167,8 @@ def build_items(job: Job, embeddings: pa.Table, train: pa.Table, hidden: pa.Tabl
         fused, _ = fuse_table(table, space, dtype=job.output.dtype)
         fused = fused.replace_schema_metadata(table.schema.metadata)
         if not job.ranks.learned:
-            fused = vector_columns(fused, job.ranks, job.late_modalities, popularity)
+            late = job.late_modalities
+            fused = vector_columns(fused, job.ranks, late, popularity, kind_of_items(job.ranks, late))
         path = _write(home, "items", fused, scale_metadata(job.output.dtype, space.scale))
         return _open_items(job, path, home, table)
 
@@ -213,10 +216,10 @@ def build_users(job: Job, items: Items, train: pa.Table, who: pa.Array) -> pa.Ta
     Args:
         job: the job.
         items: the item vectors of the job.
-        train: the events that may be seen. The prior of cold users is made from all of them.
+        train: the events that may be seen. The prior of cold users is made from everybody's.
         who: the ids of the users.
     """
-    prior = popular_direction(count_items(train), items.matrix)
+    prior = popular_direction(count_items(usable_events(train, job.usable).events), items.matrix)
     around = Surroundings(
         items.matrix, items.modalities, prior, with_vectors=bool(job.late_modalities), tastes=items.tastes
     )

@@ -91,7 +91,7 @@ def write_job(base: Path, shop: ShopPaths, behaviour: bool = False) -> Path:
             "weights": {"view": 1, "cart": 3, "purchase": 5, "dislike": -3},
         },
         "profiles": {"half_life_days": 30},
-        "ranking": {"k": 50, "popularity_bonus": 0.6},
+        "ranking": {"k": 50},
         "limits": {"max_dead_letter_fraction": 0.2 if shop.counts["items"] < 500 else 0.02},
     }
     if behaviour:

@@ -44,7 +44,7 @@ def build(
         root: the graph.
         run: what every part of the run needs.
         items: the plan of this part.
-        events: events by user shard, for `behaviour` and `ranking`. None if the run reads no log.
+        events: the events that count, by user shard, for `behaviour` and `ranking`. None if the run reads no log.
         log: the plan of the log. None if the run reads no log.
     """
     out = Outputs()
@@ -109,7 +109,7 @@ class Learned:
     """What ranking vectors are learned from, besides the embeddings.
 
     Attributes:
-        events: events by user shard.
+        events: the events that count, by user shard.
         moments: one element, the moments of the embeddings.
         popularity: one table, as `CountLikes` returns it.
         rows: the number of rows of the catalogue.

@@ -6,13 +6,15 @@ import apache_beam as beam
 
 from unisono.pipelines.graph import items, lists, users
 from unisono.pipelines.graph.outputs import Outputs
+from unisono.pipelines.job.job import Job
 from unisono.pipelines.job.people import PeoplePlan
 from unisono.pipelines.job.plan import Plan, RunPlan
 from unisono.transforms.privacy.forget import CountForgotten
-from unisono.transforms.rank.ranking import ReweighUsers
+from unisono.transforms.rank.ranking import ReweighUsers, VectorsOfItems
 from unisono.transforms.store.dead_letters import SCHEMA
 from unisono.transforms.store.publish import PublishRun, PublishSpec, WriteDeadLetters
 from unisono.transforms.store.runs import FileRecord, Manifest, ReadShards, WriteShards, write_file
+from unisono.transforms.users.popularity import CountLikes
 
 
 def build(root: beam.Pipeline, plan: Plan) -> beam.PCollection:
@@ -24,8 +26,8 @@ def build(root: beam.Pipeline, plan: Plan) -> beam.PCollection:
         parts.append(Outputs())
         log = users.read_log(root, run, plan.log, people, parts[-1])
     if plan.items:
-        parts.append(items.build(root, run, plan.items, log.known if log else None, plan.log))
-    parts.append(_carry(root, run, plan.people))
+        parts.append(items.build(root, run, plan.items, log.usable if log else None, plan.log))
+    parts.append(_carry(root, run, plan.people, log))
     if plan.users and plan.log and log:
         made = _files(root, run.base, parts, "items")
         parts.append(
@@ -70,14 +72,24 @@ def _publish(root: beam.Pipeline, plan: Plan, parts: list[Outputs]) -> beam.PCol
     return (*files, letters["files"], config) | "AllFiles" >> beam.Flatten() | "Publish" >> publish
 
 
-def _carry(root: beam.Pipeline, run: RunPlan, people: PeoplePlan) -> Outputs:
-    """Writes the published people anew, without the forgotten ones and with the ranking vectors of this job."""
+def _popularity(job: Job, log: users.Log | None) -> beam.PCollection | None:
+    if log is None or job.privacy.noise:
+        return None
+    return log.usable | "Recount" >> CountLikes(job.ranks.liked_above or 0.0, job.ranks.popularity_half_life_days)
+
+
+def _carry(root: beam.Pipeline, run: RunPlan, people: PeoplePlan, log: users.Log | None) -> Outputs:
+    """Writes published parts anew: people without the forgotten ones, people and items with new ranking vectors."""
     out = Outputs()
     for part in sorted({f.part for f in people.carried}):
         records = [f for f in people.carried if f.part == part]
         name = part.capitalize()
         shards = root | f"Published{name}ToCarry" >> beam.Create(records) | f"Carry{name}" >> ReadShards(run.store)
-        left = users.forget_users(shards, people.people, out, f"Forget{name}")
+        if part == "items":
+            job = run.job
+            left = shards | "Rerank" >> VectorsOfItems(job.ranks, job.late_modalities, _popularity(job, log))
+        else:
+            left = users.forget_users(shards, people.people, out, f"Forget{name}")
         if part == "users" and run.reweigh is not None:
             left = left | "Reweigh" >> ReweighUsers(run.job.ranks, run.reweigh)
         write = WriteShards(run.store, run.run_id, part, len(records), {})

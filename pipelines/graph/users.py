@@ -19,6 +19,7 @@ from unisono.transforms.privacy.statement import People
 from unisono.transforms.rank.ranking import VectorsOfUsers
 from unisono.transforms.rank.user_vectors import taste_spec
 from unisono.transforms.read.interactions import ReadInteractions
+from unisono.transforms.read.usable import UsableSpec, usable_events
 from unisono.transforms.read.user_shards import GroupUsersOfDead, ShardByUser
 from unisono.transforms.store.runs import FileRecord, ReadShards, WriteShards, write_file
 from unisono.transforms.users.popularity import CountItems
@@ -33,14 +34,16 @@ class Log:
     Attributes:
         events: (shard, table) of the events of this run's log.
         known: `events`, and in an incremental run the newest earlier events that the published state keeps.
-        counted: the events that the popularity of items is counted from. These are the rows of `known`; where no
-            state is added, they are taken before the shuffle, so that profiles need not wait for the count.
+        usable: `known` without robots and repeats, see `usable_events`: what items and the prior are learned from.
+        counted: the events that the prior is counted from. These are the rows of `usable`; where no state is added and
+            nothing can be left out, they are taken before the shuffle, so that profiles need not wait for the count.
         state: (shard, table) of the published state. None if there is none.
         users_of_dead: (shard, table) of the users who have events that became dead letters.
     """
 
     events: beam.PCollection
     known: beam.PCollection
+    usable: beam.PCollection
     counted: beam.PCollection
     state: beam.PCollection | None
     users_of_dead: beam.PCollection
@@ -56,9 +59,13 @@ def read_log(root: beam.Pipeline, run: RunPlan, log: LogPlan, people: People, ou
     users_of_dead = read["users_of_dead"] | "UsersOfDead" >> GroupUsersOfDead(log.shards)
     out.counts.append(read["rows"] | "CountEvents" >> beam.Map(lambda n: ("interactions.rows", n)))
     events = read["events"] | "ShardByUser" >> ShardByUser(log.shards, log.interactions)
-    if not log.state:
+    spec = run.job.usable
+    if not log.state and not spec.may_leave_out(log.interactions.rows):
         unshuffled = read["events"] | "Unshuffled" >> beam.Map(lambda t: (0, t)).with_output_types(ShardTable)
-        return Log(events, events, unshuffled, None, users_of_dead)
+        return Log(events, events, events, unshuffled, None, users_of_dead)
+    if not log.state:
+        usable = _usable(events, spec)
+        return Log(events, events, usable, usable, None, users_of_dead)
     state = root | "PublishedState" >> beam.Create(log.state) | "ReadState" >> ReadShards(run.store)
     state = forget_users(state, people, out, "ForgetInState")
     known = (
@@ -66,7 +73,14 @@ def read_log(root: beam.Pipeline, run: RunPlan, log: LogPlan, people: People, ou
         | "Remember" >> beam.CoGroupByKey()
         | "Remembered" >> beam.MapTuple(_remember).with_output_types(ShardTable)
     )
-    return Log(events, known, known, state, users_of_dead)
+    usable = _usable(known, spec)
+    return Log(events, known, usable, usable, state, users_of_dead)
+
+
+def _usable(events: beam.PCollection, spec: UsableSpec) -> beam.PCollection:
+    """Leaves out robots and repeats of `(shard, events)`."""
+    leave_out = beam.MapTuple(lambda shard, t: (shard, usable_events(t, spec).events))
+    return events | "LeaveOutRobotsAndRepeats" >> leave_out.with_output_types(ShardTable)
 
 
 def forget_users(shards: beam.PCollection, people: People, out: Outputs, name: str) -> beam.PCollection:

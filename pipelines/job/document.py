@@ -23,7 +23,7 @@ Generated from the code by `python -m unisono.pipelines.job.document`; a test ke
 
 A job file is YAML. It is validated as a whole before any work starts. A mistake is reported in one line that names the
 key, the value it got and what is allowed. Relative paths are relative to the job file. `gs://` works wherever a path
-is taken.
+is taken. Only `true` and `false` are read as booleans, so a column may be named `on` or `no`.
 
 """
 _BOUNDS = {Gt: "above {}", Ge: "at least {}", Lt: "below {}", Le: "at most {}"}

@@ -25,6 +25,7 @@ from unisono.transforms.media.fetch import MediaSource
 from unisono.transforms.rank.spec import RankingSpec
 from unisono.transforms.read.catalog import CatalogSpec
 from unisono.transforms.read.interactions import InteractionsSpec
+from unisono.transforms.read.usable import UsableSpec
 from unisono.transforms.space.fit.run import FitSettings
 from unisono.transforms.space.fit.spec import FusionSpec, SpaceSpec
 from unisono.transforms.store.runs import Store
@@ -115,6 +116,12 @@ class Job(BaseModel):
     def space_modalities(self) -> tuple[str, ...]:
         """The modalities of the joint space."""
         return self.modalities + ((BEHAVIOUR,) if self.behaviour else ())
+
+    @property
+    def usable(self) -> UsableSpec:
+        """Which events count. Everything that is learned from the log is learned from these."""
+        at = self.profiles
+        return UsableSpec(at.session_minutes, at.max_events_per_day, at.robots == "drop")
 
     @property
     def ranks(self) -> RankingSpec:

@@ -13,7 +13,7 @@ from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.extras import require
 from unisono.transforms.base.tables import unpack_vectors
 from unisono.transforms.rank.spec import RankingSpec
-from unisono.transforms.rank.user_vectors import check_items, check_settings, is_made_with, read_ranking, reweigh
+from unisono.transforms.rank.user_vectors import is_made_with, kind_of_items, read_ranking, reweigh, suits
 from unisono.transforms.read.catalog import Catalog, check_catalog
 from unisono.transforms.store.parquet import open_parquet, require_column
 from unisono.transforms.store.runs import FileRecord, Manifest, Store
@@ -86,17 +86,20 @@ def plan_lists(job: Job, shards: int) -> ListsPlan:
     return ListsPlan(job.ranks, shards)
 
 
-def published_ranking(job: Job, store: Store, base: Manifest | None) -> dict[str, Any]:
-    """Reads what the published items say of their ranking vectors, and checks that the job suits them.
+def published_ranking(job: Job, store: Store, base: Manifest | None) -> tuple[dict[str, Any], bool]:
+    """Reads what the published items say of their ranking vectors.
+
+    Returns:
+        What they will say in this run, and whether this run must give them other ranking vectors.
 
     Raises:
-        JobError: they have no ranking vectors, vectors of another kind, or vectors made with other settings.
+        JobError: the items must be made anew for this job.
     """
     items = base.part("items") if base else []
     made = read_ranking(_schema(store, items[0])) if items else {}
-    check_items(job.ranks, made)
-    check_settings(job.ranks, made)
-    return made
+    if suits(job.ranks, job.late_modalities, made):
+        return made, False
+    return {"ageing": False, **made, **kind_of_items(job.ranks, job.late_modalities)}, True
 
 
 def must_reweigh(job: Job, store: Store, base: Manifest, items: Mapping[str, Any]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,6 +23,22 @@ _FAMILIES = tuple(f"{name}/" for name in FAMILIES)
 _PATHS = {"catalog": ("path", "media_root"), "interactions": ("path",), "privacy": ("forget",)}
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads only `true` and `false` as booleans, as YAML 1.2 does.
+
+    By YAML 1.1, a column or event type with the name on, off, yes or no would be a boolean. In a setting that is true
+    or false, pydantic takes these words as well.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  # PyYAML reads it from the class
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), [*"tTfF"])
+
+
 def load_job(path: str) -> Job:
     """Reads and validates a job file.
 
@@ -33,7 +50,7 @@ def load_job(path: str) -> Job:
     except (OSError, ImportError, ValueError) as e:
         raise JobError(f"--config: cannot read {path} ({getattr(e, 'strerror', None) or e})") from e
     try:
-        raw = yaml.safe_load(text)
+        raw = yaml.load(text, _Loader)
     except yaml.YAMLError as e:
         raise JobError(f"{path}: not YAML: {' '.join(str(e).split())}") from e
     return parse_job(raw, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 from unisono.pipelines.job.job import Job
@@ -39,7 +40,7 @@ def plan_people(
     *,
     items: bool,
     users: bool,
-    reweigh: bool = False,
+    anew: Set[str] = frozenset(),
 ) -> PeoplePlan:
     """Checks what `privacy` needs, and that the published people were hidden in the same way.
 
@@ -48,15 +49,15 @@ def plan_people(
         log: the log that this run reads, if any.
         items: this run makes item vectors.
         users: this run makes profiles.
-        reweigh: this run gives the published users new ranking vectors.
+        anew: the published parts that this run gives new ranking vectors, `users` and `items`.
 
     Raises:
         JobError: a key or list is missing or of a wrong kind, or the published people were hidden in another way.
     """
     taken = _taken_over(job, base, items, users)
     people = _check_people(job, store, base, taken, log)
-    anew = {"state", "users"} if people.forget else {"users"} if reweigh else set()
-    carried = tuple(f for f in taken if f.part in anew)
+    written = anew | ({"state", "users"} if people.forget else set())
+    carried = tuple(f for f in taken if f.part in written)
     return PeoplePlan(people, tuple(f for f in taken if f not in carried), carried)
 
 

@@ -108,7 +108,13 @@ def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool, recommen
     base = store.manifest(latest) if latest else None
     items_plan = plan_items(job, base) if items else None
     learns = job.has_ranking_vectors and not job.privacy.noise
-    reads_log = users or (items and (job.behaviour or learns)) or (recommend and job.ranks.exclude_seen)
+    published: dict[str, Any] = {}
+    rerank = False
+    if job.ranking is not None and not items and (users or recommend) and base is not None:
+        check_ranking(job)
+        published, rerank = published_ranking(job, store, base)
+    for_items = bool(job.behaviour or learns) if items else rerank and learns
+    reads_log = users or for_items or (recommend and job.ranks.exclude_seen)
     log = plan_log(job, base) if reads_log else None
     if (users or recommend) and not items:
         store.published()
@@ -117,9 +123,6 @@ def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool, recommen
     lists, reweigh = None, None
     if job.has_ranking_vectors:
         check_ranking(job)
-    published = None
-    if job.ranking is not None and not items and (users or recommend):
-        published = published_ranking(job, store, base)
     if recommend:
         if log is not None and users:
             user_shards = log.shards
@@ -129,13 +132,15 @@ def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool, recommen
         else:
             raise JobError(f"store: the published run in {store.root} has no users/; run `unisono profile` first")
         lists = plan_lists(job, user_shards)
-        if not users and base is not None and published and must_reweigh(job, store, base, published):
+        if not users and base is not None and (must_reweigh(job, store, base, published) or rerank):
             reweigh = published
-    people = plan_people(job, store, base, log, items=items, users=users, reweigh=reweigh is not None)
+    anew = {part for part, wanted in (("users", reweigh is not None), ("items", rerank)) if wanted}
+    people = plan_people(job, store, base, log, items=items, users=users, anew=anew)
     if log:
-        hidden = log.interactions.hiding(people.people.pseudonyms, people.people.forget)
-        log = replace(log, interactions=hidden)
+        pseudonymous = log.interactions.hiding(people.people.pseudonyms, people.people.forget)
+        log = replace(log, interactions=pseudonymous)
     users_plan = plan_users(job, store, base, log) if users and log else None
+    at_filter = check_filter(job) if recommend or (items and job.has_ranking_vectors) else None
     run_id = run_id or default_run_id()
     store.check_new_run(run_id)
     shards = items_plan.shards if items_plan else job.shards or default_shards(1, base)
@@ -146,7 +151,7 @@ def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool, recommen
         created=now_utc(),
         base=base,
         shards=shards,
-        filter=check_filter(job) if recommend or (items and job.has_ranking_vectors) else None,
+        filter=at_filter,
         reweigh=reweigh,
     )
     return Plan(run=run, people=people, items=items_plan, log=log, users=users_plan, lists=lists)

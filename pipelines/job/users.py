@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 
@@ -13,6 +13,7 @@ from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.extras import require
 from unisono.transforms.base.tables import same_id_kind
 from unisono.transforms.read.interactions import Interactions, check_interactions
+from unisono.transforms.read.known_logs import KnownLog, check_new_logs, describe_logs
 from unisono.transforms.store.runs import FileRecord, Manifest, Store, read_json
 
 EVENTS_A_SHARD = 262_144
@@ -40,7 +41,8 @@ class UsersPlan:
     """What a run needs to make user profiles, besides the log.
 
     Attributes:
-        folded: the logs whose events the sums will hold after this run, in the order in which they were added.
+        folded: entries of the logs whose events the sums will hold after this run, in the order in which they were
+            added. Empty if no sums are kept.
     """
 
     folded: tuple[dict[str, object], ...]
@@ -78,26 +80,21 @@ def plan_users(job: Job, store: Store, base: Manifest | None, log: LogPlan) -> U
     """Checks everything that making profiles needs, and lists the logs that an incremental run will have added up.
 
     Raises:
-        JobError: a library is missing, one of this run's logs is in the published sums already, or the published run
-            kept no sums.
+        JobError: a library is missing, one of this run's logs would count twice, or the published run kept no sums.
     """
     require("numba", "ranking", "profiles")
     how = job.profiles.incremental
-    logs: list[dict[str, object]] = [{"path": f.path, "bytes": f.size} for f in log.interactions.files]
-    if not how or how == "restart" or base is None:
-        return UsersPlan(tuple(logs))
-    if not base.part("state"):
-        if base.part("users"):
+    if not how:
+        return UsersPlan(())
+    before: list[dict[str, object]] = []
+    if how is True and base is not None:
+        if base.part("state"):
+            before = read_json(store, base.part("folded")[0].path)
+        elif base.part("users"):
             raise JobError(
                 f"profiles.incremental: the published run {base.run_id} kept no sums to add to; "
                 "run once with profiles.incremental: restart over the whole log"
             )
-        return UsersPlan(tuple(logs))
-    before = read_json(store, base.part("folded")[0].path)
-    again = [f for f in logs if f in before]
-    if again:
-        raise JobError(
-            f"interactions.path: {again[0]['path']} is in the published state already, and would count twice; "
-            "name the new logs only, or set profiles.incremental: restart to start again from all of them"
-        )
-    return UsersPlan((*before, *logs))
+    added = describe_logs(log.interactions)
+    check_new_logs(added, [KnownLog.of(entry) for entry in before])
+    return UsersPlan((*before, *(asdict(one) for one in added)))

@@ -103,6 +103,34 @@ def same_crowd(table: pa.Table, column: str = "vector") -> float:
     return float((crowd[np.argsort(-scores, 1)[:, :5]] == crowd[:, None]).mean())
 
 
+# --- what counts -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["learned", "vectors"])
+def test_robots_and_repeats_teach_items_and_profiles_nothing(shop, method):
+    """Each event again a minute earlier, and a robot on items that nobody turns to, change nothing."""
+    n, clean = shop.log.num_rows, shop.log
+    clean = clean.set_column(2, "time", pa.array(1_770_000_000 + np.arange(n) * 3600))
+    earlier = clean.set_column(2, "time", pa.array(clean["time"].to_numpy() - 60))
+    robot = pa.table({
+        "user": ["robot"] * 3000,
+        "item": [f"i{i:03d}" for i in ITEMS - 1 - np.arange(3000) % 10],
+        "time": pa.array(1_770_000_000 + np.arange(3000) * 20),
+    })
+    rules = {"session_minutes": 30, "max_events_per_day": 8, "robots": "drop", "min_events": 70, "interests": 0}
+    made = {}
+    for name, log in (("clean", clean), ("dirty", pa.concat_tables([robot, clean, earlier]))):
+        shop.log = log
+        # The runs do not learn from each other.
+        store = shop.run(name, store=f"store-{name}", behaviour={"dim": 12}, profiles=rules,
+                         ranking={"k": 5, "device": "cpu", "method": method}, limits={"max_dead_letter_fraction": 1},
+                         parts={"recommend": True})  # fmt: skip
+        made[name] = {name: part(store, name) for name in ("items", "users", "recommendations")}
+    assert made["clean"]["users"]["cold"].to_pylist().count(True) > 5  # so the prior matters
+    for name, table in made["clean"].items():
+        assert made["dirty"][name].equals(table), name
+
+
 # --- behaviour joins before the space is fitted ------------------------------------------------------------
 
 

@@ -141,6 +141,11 @@ def _fnv1a(strings: pa.Array) -> np.ndarray:
     data = strings.buffers()[2]
     octets = np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(1, np.uint8)
     lengths = np.diff(offsets)
+    if len(strings) and (lengths == lengths[0]).all():  # then the bytes form a matrix, and need no gathering
+        h = np.full(len(strings), _FNV_OFFSET, np.uint64)
+        for column in octets[offsets[0] : offsets[-1]].reshape(len(strings), -1).T:
+            h = (h ^ column) * _FNV_PRIME
+        return h
     order = np.argsort(-lengths, kind="stable")  # Longest first: the rows that have a byte at a position are a prefix.
     starts, lengths = offsets[:-1][order], lengths[order]
     h = np.full(len(strings), _FNV_OFFSET, np.uint64)
@@ -185,7 +190,8 @@ def split_by_shard(table: pa.Table, shard: np.ndarray) -> Iterable[ShardTable]:
     """
     if table.num_rows == 0:
         return
-    order = np.argsort(shard, kind="stable")
+    narrow = shard.astype(np.uint16) if shard.max() < 2**16 else shard  # NumPy sorts these by radix
+    order = np.argsort(narrow, kind="stable")
     bounds = np.flatnonzero(np.diff(shard[order])) + 1
     table = table.take(pa.array(order))
     starts = np.concatenate([[0], bounds])

@@ -29,11 +29,11 @@ from unisono.transforms.behaviour.factors import (
     FactorSpec,
     fit_factors,
     rotated,
+    settled,
     shared_products,
     solve_side,
     start_factors,
     turn_between,
-    unobserved_weight,
 )
 from unisono.transforms.behaviour.left_factors import Search, Step, add_likes
 from unisono.transforms.behaviour.like_shards import SCRATCH, LikeShard, ShardLikes, Totals, read_likes
@@ -294,13 +294,12 @@ def _solve(
 ) -> _Made:
     """Solves the rows of a shard, given the other side."""
     likes = read_likes(place.store, record)
-    weight = unobserved_weight(spec, totals.likes, sum(totals.users), sum(totals.items))
     rows = solve_side(
         likes.first,
         likes.others,
         factors=place.rows(_records(others), "factor"),
         gram=_total(others),
-        spec=replace(spec, unobserved=weight),
+        spec=settled(spec, totals.likes, sum(totals.users), sum(totals.items)),
     )
     return _Made(place.write(name, likes.shard, factor=rows), sum_of_outer(rows, rows))
 

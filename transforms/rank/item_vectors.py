@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from unisono.transforms.base.columns import HISTORY, HISTORY_NEW, RANKING, RANKING_VECTOR
+from unisono.transforms.base.columns import HISTORY, HISTORY_NEW, RANKING, RANKING_COLUMNS, RANKING_VECTOR
 from unisono.transforms.base.tables import one_chunk, to_vector_column
 from unisono.transforms.rank.content import ContentScale, add_weighted
 from unisono.transforms.rank.exposure import Tops, best_scores, scale_for_exposure, scale_for_length
@@ -102,13 +102,17 @@ def weighted_moments(table: pa.Table, scale: ContentScale, factors: FactorRows, 
 
 
 def learned_columns(
-    table: pa.Table, model: RankingModel, factors: FactorRows, popularity: Popularity, *, spec: RankingSpec
+    table: pa.Table,
+    model: RankingModel,
+    factors: FactorRows,
+    popularity: Popularity,
+    kind: Mapping[str, object] | None = None,
 ) -> pa.Table:
     """Adds `ranking_vector`, `history_vector` and `history_vector_new` to a table of embeddings.
 
     A ranking vector is [V' | 0 | common axes] for an item with likes, [0 | s·M' | common axes] for an item without any
     event, and [0 | 0 | common axes] for one that has events and no like. V' are factors, and M' is what content
-    predicts. The schema metadata say how they were made, with the settings of `spec`.
+    predicts. `kind` goes into the metadata, see `user_vectors.kind_of_items`.
     """
     counts = popularity.rows(table["item_id"])
     untouched = counts["users"] == 0
@@ -123,8 +127,24 @@ def learned_columns(
             pa.field(name, pa.list_(pa.float32(), vectors.shape[1]), nullable=False),
             to_vector_column(vectors.astype(np.float32)),
         )
-    about = {"method": "learned", "ageing": model.ageing, "key": model.key, "comparable": list(model.comparable)}
-    return _described(table, about | {"settings": spec.of_items})
+    learned = {"ageing": model.ageing, "key": model.key, "comparable": list(model.comparable)}
+    return _described(table, {"method": "learned", **(kind or {}), **learned})
+
+
+def recount(table: pa.Table, popularity: Popularity, kind: Mapping[str, object]) -> pa.Table:
+    """Counts the popularity of published items anew; what was learned stays.
+
+    Args:
+        table: a table of items/ with learned ranking vectors, and with its schema metadata.
+        popularity: of all items.
+        kind: see `user_vectors.kind_of_items`.
+    """
+    vectors = np.array(read_vectors(table, RANKING_VECTOR)[0])
+    vectors[:, -COMMON:-1] = popularity.axes(table["item_id"])[:, :-1]
+    field = table.schema.field(RANKING_VECTOR)
+    at = table.column_names.index(RANKING_VECTOR)
+    about = json.loads(table.schema.metadata[RANKING])
+    return _described(table.set_column(at, field, to_vector_column(vectors)), {**about, **kind})
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +227,13 @@ def comparable_with(mine: np.ndarray, published: np.ndarray, users: np.ndarray) 
 # --- made of the item vectors ------------------------------------------------------------------------------
 
 
-def vector_columns(table: pa.Table, spec: RankingSpec, modalities: Sequence[str], popularity: Popularity) -> pa.Table:
+def vector_columns(
+    table: pa.Table,
+    spec: RankingSpec,
+    modalities: Sequence[str],
+    popularity: Popularity,
+    kind: Mapping[str, object],
+) -> pa.Table:
     """Adds `ranking_vector` to a table of items: the item vector or the vectors of all modalities, and the common axes.
 
     Args:
@@ -215,19 +241,18 @@ def vector_columns(table: pa.Table, spec: RankingSpec, modalities: Sequence[str]
         spec: the settings.
         modalities: the modalities of late fusion, see `late_matrix`; () for early fusion.
         popularity: of all items.
+        kind: goes into the metadata, see `user_vectors.kind_of_items`.
     """
+    table = table.drop_columns([c for c in RANKING_COLUMNS if c in table.column_names])
     if spec.fusion == "late":
         parts = {m: _modality(table, m) for m in modalities}
         own = late_matrix(parts, spec.weights)
     else:
         own, _ = read_vectors(table)
     vectors = np.concatenate([own, popularity.axes(table["item_id"])], axis=1).astype(np.float32)
-    kind = pa.field(RANKING_VECTOR, pa.list_(pa.float32(), vectors.shape[1]), nullable=False)
-    about: dict[str, object] = {"method": "vectors", "fusion": spec.fusion, "ageing": popularity.ageing}
-    about["settings"] = spec.of_items
-    if spec.fusion == "late":
-        about |= {"modalities": list(modalities), "weights": dict(spec.weights)}
-    return _described(table.append_column(kind, to_vector_column(vectors)), about)
+    field = pa.field(RANKING_VECTOR, pa.list_(pa.float32(), vectors.shape[1]), nullable=False)
+    about = {**kind, "ageing": popularity.ageing}
+    return _described(table.append_column(field, to_vector_column(vectors)), about)
 
 
 def _modality(table: pa.Table, name: str) -> np.ndarray:

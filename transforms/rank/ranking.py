@@ -16,11 +16,11 @@ from unisono.transforms.base.columns import RANKING_VECTOR
 from unisono.transforms.base.extras import is_installed
 from unisono.transforms.base.progress import advance
 from unisono.transforms.base.tables import ShardTable, from_vector_column, one_chunk
-from unisono.transforms.rank.item_vectors import Popularity, vector_columns
+from unisono.transforms.rank.item_vectors import Popularity, recount, vector_columns
 from unisono.transforms.rank.lists import diversify, list_table, merge_ranked
 from unisono.transforms.rank.spec import RankingSpec
 from unisono.transforms.rank.topk import top_items
-from unisono.transforms.rank.user_vectors import add_ranking_vectors, read_ranking, reweigh
+from unisono.transforms.rank.user_vectors import add_ranking_vectors, kind_of_items, read_ranking, reweigh
 from unisono.transforms.store.item_matrix import HasPath, ItemMatrix, per_process
 
 # --- one shard of users against a slice of the items -------------------------------------------------------
@@ -196,7 +196,10 @@ class _MergeFn(beam.DoFn):
 
 
 class VectorsOfItems(beam.PTransform):
-    """Adds `ranking_vector` to `(shard, items)`, made of the item vectors; see `item_vectors.vector_columns`.
+    """Gives `(shard, items)` ranking vectors that need no learning.
+
+    These are made of the item vectors, see `item_vectors.vector_columns`; or they are learned ones, which items have
+    already, with the popularity counted anew, see `item_vectors.recount`.
 
     Args:
         spec: the settings.
@@ -220,7 +223,10 @@ def _add_vectors(
     element: ShardTable, spec: RankingSpec, modalities: tuple[str, ...], counts: Sequence[pa.Table]
 ) -> ShardTable:
     shard, table = element
-    return shard, vector_columns(table, spec, modalities, Popularity.of(next(iter(counts), None)))
+    popularity, kind = Popularity.of(next(iter(counts), None)), kind_of_items(spec, modalities)
+    if spec.learned:
+        return shard, recount(table, popularity, kind)
+    return shard, vector_columns(table, spec, modalities, popularity, kind)
 
 
 class VectorsOfUsers(beam.PTransform):

@@ -28,8 +28,9 @@ class RankingSpec:
     `learned` otherwise."""
     factors: Positive = 64
     """For `learned`: how many factors an item and a user have. A ranking vector is twice as long, and 3 longer."""
-    regularization: Above0 = 0.01
-    """For `learned`: λ of iALS. The larger it is, the less the model follows single events."""
+    regularization: Above0 | None = None
+    """For `learned`: λ of iALS. The larger it is, the less the model follows single events. null means 0.01 for 40
+    likes an item, less for more likes and more for fewer."""
     unobserved: Above0 = 0.5
     """For `learned`: the weight of a pair of a user and an item without an event, beside 1 for a liked pair."""
     sweeps: Positive = 10
@@ -115,12 +116,10 @@ class RankingSpec:
         return FactorSpec(self.factors, self.regularization, self.unobserved, self.sweeps)
 
     @property
-    def of_items(self) -> dict[str, Any]:
-        """The settings that the ranking vectors of items are made with, besides the method, by their names."""
-        names = ["liked_above", "popularity_half_life_days"]
-        if self.learned:
-            names += ["factors", "regularization", "unobserved", "sweeps", "content_users"]
-            names += ["cold_quantile"] if self.cold_quantile is not None else ["cold_quantile", "cold_exposure"]
+    def learned_with(self) -> dict[str, Any]:
+        """The settings that ranking vectors of items are learned with, by their names."""
+        names = ["factors", "regularization", "unobserved", "sweeps", "liked_above", "content_users", "cold_quantile"]
+        names += ["cold_exposure"] if self.cold_quantile is None else []
         return {name: getattr(self, name) for name in names}
 
     @property

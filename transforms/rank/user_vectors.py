@@ -17,6 +17,8 @@ from unisono.transforms.rank.model import COMMON, add_common, user_weights
 from unisono.transforms.rank.spec import RankingSpec
 from unisono.transforms.users.tastes import TasteSpec
 
+_LEARNED = {"ageing", "key", "comparable"}  # what items say besides `kind_of_items`
+
 
 def taste_spec(spec: RankingSpec, *, half_life_days: float | None, min_events: int) -> TasteSpec:
     """Gathers the settings of tastes. `spec.liked_above` must be set.
@@ -47,7 +49,7 @@ def made_with(spec: RankingSpec) -> dict[str, Any]:
     if spec.learned:
         names = ("recent", "recent_half_life", "liked_above")
         return {"method": "learned"} | {n: getattr(spec, n) for n in names}
-    return {"method": "vectors", "fusion": spec.fusion}
+    return {"method": "vectors", "fusion": spec.fusion, "weights": dict(spec.weights)}
 
 
 def add_ranking_vectors(users: pa.Table, spec: RankingSpec, items: Mapping[str, Any]) -> pa.Table:
@@ -58,7 +60,6 @@ def add_ranking_vectors(users: pa.Table, spec: RankingSpec, items: Mapping[str, 
         spec: the settings.
         items: what the items' files say of their ranking vectors, as `read_ranking` returns it.
     """
-    check_items(spec, items)
     if spec.learned:
         own, _ = from_vector_column(users[TASTE])
         users = users.drop_columns([TASTE])
@@ -79,15 +80,13 @@ def reweigh(users: pa.Table, spec: RankingSpec, items: Mapping[str, Any]) -> pa.
     Raises:
         JobError: the new settings need the log.
     """
-    check_items(spec, items)
     before = read_ranking(users.schema)
-    if RANKING_VECTOR not in users.column_names or not before:
-        raise JobError(
-            "ranking: the published users have no ranking vectors, because they were made without `ranking` in the "
-            "job file; run `unisono profile` or `unisono nightly`"
-        )
     if not spec.learned:
         own = queries_of(users, spec, items.get("modalities", ()))
+    elif RANKING_VECTOR not in users.column_names or before.get("made", {}).get("method") != "learned":
+        raise JobError(
+            "ranking: the published users have no learned ranking vectors; run `unisono profile` or `unisono nightly`"
+        )
     else:
         was, now = before.get("made", {}), made_with(spec)
         if changed := [n for n in now if was.get(n) != now[n]]:
@@ -112,47 +111,45 @@ def read_ranking(schema: pa.Schema) -> dict[str, Any]:
     return dict(json.loads(found)) if found else {}
 
 
-def check_items(spec: RankingSpec, items: Mapping[str, Any]) -> None:
-    """Checks that the items have ranking vectors of the same kind.
-
-    Raises:
-        JobError: they have none, or another kind.
-    """
-    if not items:
-        raise JobError(
-            "ranking: the published items have no ranking vectors, because they were made without `ranking` or without "
-            "the log; run `unisono embed` or `unisono nightly` with both in the job file"
-        )
-    method = "learned" if spec.learned else "vectors"
-    for key, mine, theirs in (
-        ("method", method, items["method"]),
-        ("fusion", spec.fusion if method == "vectors" else None, items.get("fusion")),
-        ("weights", dict(spec.weights), items.get("weights", {})),
-    ):
-        if mine != theirs:
-            raise JobError(
-                f"ranking.{key}: {mine}, the published items were made with {theirs}; run `unisono embed` or "
-                "`unisono nightly`, or keep it"
-            )
-
-
-def check_settings(spec: RankingSpec, items: Mapping[str, Any]) -> None:
-    """Checks that published items have the ranking vectors that the settings would make.
+def kind_of_items(spec: RankingSpec, modalities: Sequence[str] = ()) -> dict[str, Any]:
+    """Lists the settings that the ranking vectors of items depend on, other than what is learned.
 
     Args:
-        spec: the settings. `spec.liked_above` must be set.
-        items: see `add_ranking_vectors`.
+        spec: the settings.
+        modalities: the modalities of late fusion.
+    """
+    counted = {"half_life_days": spec.popularity_half_life_days, "liked_above": spec.liked_above or 0.0}
+    if spec.learned:
+        return {"method": "learned", "learned_with": spec.learned_with, **counted}
+    late = {"modalities": list(modalities), "weights": dict(spec.weights)} if spec.fusion == "late" else {}
+    return {"method": "vectors", "fusion": spec.fusion, **late, **counted}
+
+
+def suits(spec: RankingSpec, modalities: Sequence[str], items: Mapping[str, Any]) -> bool:
+    """Says whether published items have the ranking vectors that these settings make.
+
+    Args:
+        spec: the settings.
+        modalities: the modalities of late fusion.
+        items: what the published items say of their ranking vectors, see `read_ranking`.
 
     Raises:
-        JobError: they were made with other settings.
+        JobError: they do not, and the items must be made anew for it.
     """
-    before = items.get("settings", {})
-    for key, mine in spec.of_items.items():
-        if key in before and mine != before[key]:
+    if spec.learned and items.get("method") != "learned":
+        have = "have vectors that are not learned" if items else "have none"
+        raise JobError(
+            f"ranking: needs ranking vectors that are learned from the log, and the published items {have}; run "
+            "`unisono embed` or `unisono nightly` with `ranking` and `interactions` in the job file"
+        )
+    wanted = kind_of_items(spec, modalities)
+    for key, mine in wanted.get("learned_with", {}).items():
+        if mine != items.get("learned_with", {}).get(key, mine):
             raise JobError(
-                f"ranking.{key}: {mine}, the published items were made with {before[key]}; run `unisono embed` or "
-                "`unisono nightly`, or keep it"
+                f"ranking.{key}: {mine}, the published items were made with {items['learned_with'][key]}; run "
+                "`unisono embed` or `unisono nightly`, or keep it"
             )
+    return all(items.get(k) == v for k, v in wanted.items()) and set(items) - set(wanted) <= _LEARNED
 
 
 def _about(spec: RankingSpec, items: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,12 +39,12 @@ _FIRST_US, _LAST_US = 31_536_000_000_000, 253_402_300_799_999_999
 
 
 def _words(value: Any) -> Any:
-    """Reads event types as strings; refuses event types that YAML has read as true or false."""
+    """Reads event types as strings; refuses event types that YAML has read as booleans."""
     if not isinstance(value, Mapping):
         return value
     for event in value:
         if isinstance(event, bool):
-            raise ValueError(f"YAML reads {event} as true or false; put the event type in quotes")
+            raise ValueError(f"YAML reads {str(event).lower()} as a boolean; put the event type in quotes")
     return {str(event): weight for event, weight in value.items()}
 
 
@@ -190,7 +190,7 @@ def clean_interactions(
             event.
     """
     users, items = _plain(table[spec.user]), _plain(table[spec.item])
-    time_us, in_range = _time_us(_plain(table[spec.time]), spec.time_unit)
+    time_us, in_range = times_us(_plain(table[spec.time]), spec.time_unit)
     weight, known = _weigh(table, spec)
     events = pa.table(
         [users, items, pa.array(time_us).cast(pa.timestamp("us")).cast(TIME_TYPE), pa.array(weight)],
@@ -215,7 +215,7 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(plain_type(column.type))
 
 
-def _time_us(column: pa.ChunkedArray, unit: str | None) -> tuple[np.ndarray, np.ndarray]:
+def times_us(column: pa.ChunkedArray, unit: str | None) -> tuple[np.ndarray, np.ndarray]:
     """Converts times to microseconds since 1970.
 
     Args:

@@ -292,6 +292,29 @@ def read_rows(files: Iterable[ParquetFile], columns: Sequence[str]) -> Iterator[
             yield from read_row_group(file.path, group, columns)
 
 
+def read_first_rows(file: ParquetFile, columns: Sequence[str], most: int) -> pa.Table:
+    """Reads columns of the first rows of a file, at most `most` rows.
+
+    Raises:
+        JobError: the file is damaged or missing.
+    """
+    try:
+        with open_parquet(file.path) as f:
+            batches, rows = [], 0
+            for batch in f.iter_batches(most, columns=list(columns)):
+                batches.append(batch.slice(0, most - rows))
+                rows += len(batches[-1])
+                if rows == most:
+                    break
+            schema = pa.schema([file.schema.field(c) for c in columns])
+            return pa.Table.from_batches([b.select(columns) for b in batches], schema)
+    except (pa.ArrowException, OSError) as e:
+        raise JobError(
+            f"{file.path}: the first rows cannot be read ({_one_line(e)}); "
+            "write the file again or take it out of the pattern"
+        ) from e
+
+
 def _row_group_tables(path: str, group: int, columns: list[str]) -> Iterator[pa.Table]:
     with open_parquet(path) as f:
         meta = f.metadata.row_group(group)

@@ -1,10 +1,46 @@
-"""Compiled loops over the events of users: sums of item vectors, and what a profile attends to."""
+"""Compiled loops over the events of users: their order, sums of item vectors, and what a profile attends to."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from unisono.transforms.base.compiled import compiled
+
+_FEW = 32  # so few events are sorted by insertion
+
+
+@compiled
+def by_user_and_time(rank: np.ndarray, time: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Returns the order of events by user and time, int64 [e]; events of one user and time keep their order.
+
+    Users are sorted by counting. A user's events are sorted by time only if they are not in order already, as the
+    events of a log often are. That takes a tenth to a third of the time of a sort by one packed key.
+
+    Args:
+        rank: int64 [e], each event's user.
+        time: int64 [e].
+        first: int64 [users + 1]: in the result, user u has the places `first[u]` to `first[u + 1]`.
+    """
+    order = np.empty(len(rank), np.int64)
+    at = first.copy()
+    for e in range(len(rank)):
+        order[at[rank[e]]] = e
+        at[rank[e]] += 1
+    for u in range(len(first) - 1):
+        mine = order[first[u] : first[u + 1]]
+        wrong = False
+        for i in range(1, len(mine)):
+            wrong |= time[mine[i]] < time[mine[i - 1]]
+        if wrong and len(mine) <= _FEW:
+            for i in range(1, len(mine)):
+                e, j = mine[i], i
+                while j > 0 and time[mine[j - 1]] > time[e]:
+                    mine[j] = mine[j - 1]
+                    j -= 1
+                mine[j] = e
+        elif wrong:
+            mine[:] = mine[np.argsort(time[mine], kind="mergesort")]
+    return order
 
 
 @compiled

@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from unisono.transforms.base.errors import Reason
+from unisono.transforms.base.extras import require
 from unisono.transforms.base.tables import one_chunk
+from unisono.transforms.read.usable import find_robots, newest_of_session
 from unisono.transforms.store import dead_letters
 from unisono.transforms.store.item_matrix import ItemMatrix
 
 STAGE = "profiles"
-DAY_US = 86_400_000_000
 EVENTS_A_THREAD = 4096  # a loop over this many events takes long enough to be worth a thread
-_MINUTE_US = 60_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +99,8 @@ def order_history(table: pa.Table, items: FoundItems) -> tuple[History, int]:
         The history, and the number of events that were left out. Neither depends on the order of the rows.
 
     Raises:
-        JobError: one of `table` and `items` has strings as item ids, and the other has integers.
+        JobError: one of `table` and `items` has strings as item ids, and the other has integers; or numba is not
+            installed.
     """
     rows = items.lookup(table["item_id"])
     known = rows >= 0
@@ -108,8 +109,9 @@ def order_history(table: pa.Table, items: FoundItems) -> tuple[History, int]:
     weight = table["weight"].to_numpy()
     if not known.all():
         rank, rows, time, weight = rank[known], rows[known], time[known], weight[known]
-    order = _order_events(rank, time, items.ranks, rows, weight)
-    history = History(users, _first_events(rank, len(users)), time=time[order], rows=rows[order], weight=weight[order])
+    first = _first_events(rank, len(users))
+    order = _order_events(rank, time, first, items.ranks, rows, weight)
+    history = History(users, first, time=time[order], rows=rows[order], weight=weight[order])
     return history, table.num_rows - len(rows)
 
 
@@ -123,27 +125,22 @@ def rank_ids(ids: pa.ChunkedArray | pa.Array) -> tuple[pa.Array, np.ndarray]:
 
 
 def _order_events(
-    rank: np.ndarray, time: np.ndarray, item_ranks: np.ndarray, rows: np.ndarray, weight: np.ndarray
+    rank: np.ndarray, time: np.ndarray, first: np.ndarray, item_ranks: np.ndarray, rows: np.ndarray, weight: np.ndarray
 ) -> np.ndarray:
     """Returns the order of the events by user, time, item and weight, int64 [e].
 
-    User and time are packed into one integer, because one key sorts faster than four. Item and weight are then
-    compared only where a user has several events at one time.
+    Item and weight are compared only where a user has several events at one time.
     """
-    if len(rank) == 0:
-        return np.empty(0, np.int64)
-    start, span = int(time.min()), int(time.max()) - int(time.min()) + 1
-    if span * (int(rank.max()) + 1) >= 2**63:
-        distinct, time = np.unique(time, return_inverse=True)
-        start, span = 0, len(distinct)
-    key = rank * span + (time - start)
-    order = np.argsort(key)
-    key = key[order]
-    same = key[1:] == key[:-1]
+    require("numba", "ranking", "profiles")
+    from unisono.transforms.users import event_kernels
+
+    order = event_kernels.by_user_and_time(rank, time, first)
+    user, at = rank[order], time[order]
+    same = (user[1:] == user[:-1]) & (at[1:] == at[:-1])
     if same.any():
         tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
         among = order[tied]
-        order[tied] = among[np.lexsort((weight[among], item_ranks[rows[among]], key[tied]))]
+        order[tied] = among[np.lexsort((weight[among], item_ranks[rows[among]], at[tied], user[tied]))]
     return order
 
 
@@ -177,25 +174,9 @@ def leave_out_repeats_and_robots(
 
 
 def once_a_session(history: History, session_minutes: float) -> History:
-    """Keeps only the newest of a user's events that have the same item and weight and are in the same session.
-
-    A session ends when the user's next event comes more than `session_minutes` later.
-    """
-    n = len(history.time)
-    if n == 0:
-        return history
-    user = history.user
-    new = np.diff(history.time, prepend=history.time[0]) > session_minutes * _MINUTE_US
-    new[1:] |= user[1:] != user[:-1]
-    session = np.cumsum(new)
-    order = np.lexsort((np.arange(n), history.weight, history.rows, session))
-    last = np.ones(n, bool)
-    last[:-1] = (
-        (np.diff(session[order]) != 0) | (np.diff(history.rows[order]) != 0) | (np.diff(history.weight[order]) != 0)
-    )
-    keep = np.zeros(n, bool)
-    keep[order[last]] = True
-    return history.keep(keep)
+    """Keeps only the newest of a user's repeats within a session, see `newest_of_session`."""
+    newest = newest_of_session(history.user, history.time, history.rows, history.weight, minutes=session_minutes)
+    return history.keep(newest)
 
 
 def limit_a_day(history: History, most: int, drop: bool) -> tuple[History, pa.Table]:
@@ -209,33 +190,21 @@ def limit_a_day(history: History, most: int, drop: bool) -> tuple[History, pa.Ta
     Returns:
         The remaining history, and one dead letter with reason `too_many_events` for each such user.
     """
-    n = len(history.time)
-    user, day = history.user, history.time // DAY_US
-    if n == 0:
+    user = history.user
+    over = find_robots(user, history.time, most)
+    if not len(over.users):
         return history, dead_letters.SCHEMA.empty_table()
-    starts = np.flatnonzero((np.diff(user, prepend=-1) != 0) | (np.diff(day, prepend=0) != 0))
-    sizes = np.diff(np.append(starts, n))
-    over = sizes > most
-    if not over.any():
-        return history, dead_letters.SCHEMA.empty_table()
-    who, at = np.unique(user[starts[over]], return_inverse=True)
-    worst = np.zeros(len(who), np.int64)
-    np.maximum.at(worst, at, sizes[over])
-    if drop:
-        gone = np.isin(user, who)
-    else:
-        from_end = np.repeat(starts + sizes, sizes) - np.arange(n)
-        gone = from_end > most
-    lost = np.bincount(user[gone], minlength=len(history.user_ids))[who]
-    names = history.user_ids.take(pa.array(who)).cast(pa.string()).to_pylist()
+    gone = np.isin(user, over.users) if drop else over.surplus
+    lost = np.bincount(user[gone], minlength=len(history.user_ids))[over.users]
+    names = history.user_ids.take(pa.array(over.users)).cast(pa.string()).to_pylist()
     letters = dead_letters.dead_letter_table(  # a Python loop is fast enough: few users are robots
         dead_letters.DeadLetter(
             None, None, STAGE, Reason.TOO_MANY_EVENTS,
             f"user={name} {events} events on one day, {most} allowed, {left_out} left out",
         )
-        for name, events, left_out in zip(names, worst.tolist(), lost.tolist(), strict=True)
+        for name, events, left_out in zip(names, over.worst.tolist(), lost.tolist(), strict=True)
     )  # fmt: skip
-    return (history.without_users(who) if drop else history.keep(~gone)), letters
+    return (history.without_users(over.users) if drop else history.keep(~gone)), letters
 
 
 def merge_histories(parts: list[History], items: ItemMatrix) -> History:
@@ -247,5 +216,6 @@ def merge_histories(parts: list[History], items: ItemMatrix) -> History:
         [place[end - len(h.user_ids) : end][h.user] for h, end in zip(parts, ends, strict=True)]
     )
     time, rows, weight = (np.concatenate([getattr(h, name) for h in parts]) for name in ("time", "rows", "weight"))
-    order = _order_events(rank, time, items.ranks, rows, weight)
-    return History(users, _first_events(rank, len(users)), time=time[order], rows=rows[order], weight=weight[order])
+    first = _first_events(rank, len(users))
+    order = _order_events(rank, time, first, items.ranks, rows, weight)
+    return History(users, first, time=time[order], rows=rows[order], weight=weight[order])

@@ -160,7 +160,8 @@ def check_state(
 
     Raises:
         JobError: the state's space is not comparable with the items' space, its vectors have another length, it was
-            summed with another half-life, or from history vectors that are not comparable with those of the items.
+            summed with another half-life, or it holds sums of history vectors that are not comparable with those of
+            the items.
     """
     have = state.schema.metadata or {}
     old, new = (m.get(SPACE, b"").decode() for m in (have, items_metadata))
@@ -180,11 +181,17 @@ def check_state(
             f"profiles.half_life_days: {half_life_days}, the published state was summed with {summed}; "
             "keep it, or run once with profiles.incremental: restart over the whole log"
         )
-    if tastes and have.get(TASTES, b"").decode() not in (tastes.key, *tastes.comparable):
+    if tastes and have.get(TASTES, b"").decode() not in (tastes.key, *tastes.comparable) and _has_older(state):
         raise JobError(
             "profiles.incremental: the published state was summed from other history vectors than those of the items "
             "(ranking), and they are not comparable; run once with profiles.incremental: restart over the whole log"
         )
+
+
+def _has_older(state: pa.Table) -> bool:
+    """Says whether some user has events that the state no longer keeps one by one."""
+    kept = pc.list_value_length(one_chunk(state["recent"]))
+    return bool(pc.any(pc.less(kept, one_chunk(state["events"]))).as_py())
 
 
 # --- as tables ---------------------------------------------------------------------------------------------

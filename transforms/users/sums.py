@@ -6,7 +6,8 @@ import numpy as np
 
 from unisono.transforms.base.extras import require
 from unisono.transforms.base.threads import in_threads
-from unisono.transforms.users.history import DAY_US, EVENTS_A_THREAD
+from unisono.transforms.read.usable import DAY_US
+from unisono.transforms.users.history import EVENTS_A_THREAD
 
 
 def decay(age_us: np.ndarray, half_life_days: float | None) -> np.ndarray:

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from unisono.pipelines.ask.evaluate_ranking import OWN, evaluate_ranking, state_verdict
 from unisono.pipelines.ask.evaluation_files import EvaluationFiles, read_hidden
-from unisono.pipelines.ask.ranking_case import Case, Rules, make_case, rank_by_scores, serve, serve_baseline
+from unisono.pipelines.ask.ranking_case import Case, Rules, lay_out, make_case, rank_by_scores, serve, serve_baseline
 from unisono.pipelines.ask.ranking_report import print_ranking
-from unisono.pipelines.ask.trial import read_embeddings, read_events
+from unisono.pipelines.ask.trial import build_items, read_embeddings, read_events
 from unisono.pipelines.job.load import load_job
 from unisono.pipelines.launch import run_job
 from unisono.transforms.base.errors import JobError
+from unisono.transforms.behaviour.behaviour import BehaviourSpec
 from unisono.transforms.measure.baselines import Baseline, fit_baseline
 from unisono.transforms.measure.rank_metrics import measure_users
 from unisono.transforms.measure.splits import SplitSpec, split_events
@@ -159,13 +163,42 @@ def test_baselines_do_not_learn_from_robots(root: Path) -> None:
         "max_events_per_day": 60, "robots": "drop",
     })  # fmt: skip
     job = load_job(str(path))
-    case = case_of(path, profiles=job.profiles)
+    case = case_of(path, usable=job.usable)
     train = case.train.to_pandas()
     people = train[train.user_id != "robot"].query("weight != 0").groupby("item_id").user_id.nunique()
     assert case.turned.tolist() == people.reindex([f"i{i:02d}" for i in range(ITEMS)], fill_value=0).tolist()
     assert "robot" not in case.who.to_pylist()
     assert case.about["events_set_aside"] == len(robot)
     assert case_of(path).turned.min() >= 1
+
+
+@pytest.mark.parametrize("method", ["learned", "vectors"])
+def test_robots_and_repeats_teach_a_job_nothing(root: Path, method: str) -> None:
+    robot = pd.DataFrame({"user": "robot", "item": [f"i{i:02d}" for i in range(30, ITEMS)] * 6, "what": "like"})
+    robot["at"] = pd.to_datetime(NOW + DAY + np.arange(len(robot)) * 1_000_000, unit="us", utc=True)
+    log = events()
+    repeats = log.assign(at=log["at"] - pd.Timedelta(minutes=5))
+    rules = {"session_minutes": 30, "max_events_per_day": 15, "robots": "drop", "min_events": 3, "interests": 0}
+    how = {"ranking": {"method": method}, "profiles": rules}
+    dirty = write_job(root, "dirty", pd.concat([log, repeats, robot]), **how)
+    # What the rules leave out is left out by hand here: of equal events on one day, one.
+    clean = write_job(root, "clean", log.drop_duplicates(), **how)
+    embeddings, made = read_embeddings(load_job(str(clean)).store_at), []
+    parts = split_events(read_events(load_job(str(clean)))[0], SplitSpec())
+    assert parts.cut is not None
+    before = pa.scalar(parts.cut.as_py() - timedelta(hours=1), parts.cut.type)  # without repeats of held-out events
+    for path in (dirty, clean):
+        job = load_job(str(path)).model_copy(update={"behaviour": BehaviourSpec(dim=8)})
+        seen = read_events(job)[0]
+        train = seen.filter(pc.less(seen["time"], before))
+        case = lay_out(embeddings, replace(parts, train=train), {"split": "own"}, rules=Rules(job.usable))
+        items = build_items(job, embeddings, train)
+        made.append((items, serve(job, case, items).every, case.log.sum(0)))
+    (one, ranked, likes), (other, expected, expected_likes) = made
+    np.testing.assert_array_equal(one.matrix.vectors, other.matrix.vectors)
+    np.testing.assert_array_equal(one.ranking.vectors, other.ranking.vectors)
+    np.testing.assert_array_equal(ranked.items, expected.items)
+    np.testing.assert_array_equal(likes, expected_likes)
 
 
 @pytest.mark.parametrize("method", ["leave-last-out", "global-time"])

@@ -18,11 +18,15 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "sections",
     [
-        pytest.param({}, id="interests"),
+        pytest.param({}, id="learned"),
         pytest.param({"ranking": {"interests": "weighted"}}, id="weighted interests"),
         pytest.param({"ranking": {"interests": "profile"}, "profiles": {"delta": 0.6}}, id="refined"),
         pytest.param({"ranking": {"fusion": "late", "interests": "profile", "weights": {"text": 2}}}, id="late"),
         pytest.param({"profiles": {"min_events": 3, "session_minutes": 600}}, id="cold"),
+        pytest.param(
+            {"ranking": {"interests": "profile"}, "profiles": {"min_events": 3, "session_minutes": 600}},
+            id="cold profile",
+        ),
     ],
 )
 def test_parts_add_up_to_the_score_that_was_ranked_by(
@@ -39,10 +43,11 @@ def test_parts_add_up_to_the_score_that_was_ranked_by(
         assert found.score == pytest.approx(score, abs=1e-5)
         assert sum(p for _, p in found.modalities) == pytest.approx(score, abs=1e-5)
         assert sum(p for *_, p in found.events) + found.rest == pytest.approx(found.score, abs=1e-9)
+        popularity = sum(part for name, part in found.modalities if name == "popularity")
         if user == "newcomer" and "min_events" in sections.get("profiles", {}):
-            assert abs(found.rest) > 0.01  # the part of the prior
+            assert abs(found.rest) > 0.01  # the part of the prior, or of popularity
         elif found.events:
-            assert abs(found.rest) < 1e-5
+            assert found.rest == pytest.approx(popularity, abs=1e-5)
 
 
 def test_a_later_recommend_run_is_explained_by_its_own_ranking(shop: Path) -> None:

@@ -54,7 +54,7 @@ BAD = {
     "too many shards": (changed(shards=10**9), "shards: Input should be less than"),
     "event that YAML reads as true": (
         changed(interactions=LOG | {"event": "e", "weights": {True: 1}}),
-        "interactions.weights: YAML reads True as true or false",
+        "interactions.weights: YAML reads true as a boolean",
     ),
     "a list": ([1, 2], "a job file is a mapping"),
     "nothing": (None, "a job file is a mapping"),
@@ -77,6 +77,43 @@ def test_a_file_that_is_not_there_or_not_yaml(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="not YAML") as e:
         load_job(str(tmp_path / "bad.yaml"))
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("word", ["on", "off", "yes", "no", "Yes", "OFF", "y", "n"])
+def test_words_that_yaml_1_1_reads_as_booleans_are_names(tmp_path: Path, word: str) -> None:
+    path = tmp_path / "job.yaml"
+    text = f"""store: {word}
+catalog: {{path: c.parquet, id: {word}, text: [{word}]}}
+interactions: {{path: log.parquet, user: u, item: i, time: t, event: {word}, weights: {{{word}: 2, true-ish: 1}}}}
+ranking: {{filter: {word}}}
+"""
+    path.write_text(text)
+    job = load_job(str(path))
+    assert job.store == str(tmp_path / word)
+    assert (job.catalog.id, job.catalog.text_columns) == (word, (word,))
+    assert (job.log.event, job.log.weights) == (word, {word: 2.0, "true-ish": 1.0})
+    assert job.ranking is not None
+    assert job.ranking.filter == word
+    # What a run keeps of the job reads back the same, also by a reader of YAML 1.1.
+    path.write_text(job.to_yaml())
+    assert load_job(str(path)) == job
+    assert parse_job(yaml.safe_load(job.to_yaml()), str(path)) == job
+
+
+def test_a_boolean_setting_takes_true_and_these_words(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    for word, value in {"true": True, "False": False, "on": True, "off": False, "yes": True, "no": False}.items():
+        ranking, profiles = f"ranking: {{exclude_seen: {word}}}", f"profiles: {{incremental: {word}}}"
+        path.write_text(f"{yaml.safe_dump(GOOD)}{ranking}\n{profiles}\n")
+        job = load_job(str(path))
+        assert job.ranks.exclude_seen is value
+        assert job.profiles.incremental is value
+    path.write_text(yaml.safe_dump(GOOD) + "ranking: {exclude_seen: maybe}\n")
+    with pytest.raises(JobError, match=r"ranking.exclude_seen: Input should be a valid boolean"):
+        load_job(str(path))
+    path.write_text(yaml.safe_dump(GOOD) + "profiles: {half_life_days: yes}\n")
+    with pytest.raises(JobError, match=r"profiles.half_life_days: .*\(got 'yes'\)"):
+        load_job(str(path))
 
 
 def test_relative_paths_are_relative_to_the_file() -> None:

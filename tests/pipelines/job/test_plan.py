@@ -73,9 +73,12 @@ def test_each_command_has_its_parts(job: MakeJob, run: Run) -> None:
     assert profile.users
 
 
+ITEMS_PARTS = ("embeddings", "space", "items", "quality", "factors", "ranking")
+
+
 def test_a_run_takes_over_the_published_parts_it_does_not_make(run: Run) -> None:
     profile = published(run, items=False, users=True, recommend=False)
-    of_items = {f.path for f in run.manifest.files if f.part in ("embeddings", "space", "items", "quality")}
+    of_items = {f.path for f in run.manifest.files if f.part in ITEMS_PARTS}
     assert {f.path for f in profile.people.standing} == of_items
     recommend = published(run, items=False, users=False, recommend=True, ranking={"k": 5})
     assert {f.path for f in recommend.people.standing} == of_items | {f.path for f in run.manifest.part("users")}

@@ -38,6 +38,11 @@ def test_string_hash_is_fnv1a_of_the_utf8_bytes(ids: list[str]) -> None:
     assert _fnv1a(pa.array(ids)).tolist() == [fnv1a(i) for i in ids]
 
 
+@pytest.mark.parametrize("ids", [["user-1", "user-2", "Größe"], ["", ""], ["x"], ["é", "ab"]], ids=str)
+def test_string_hash_of_equally_long_ids(ids: list[str]) -> None:
+    assert _fnv1a(pa.array(["longer", *ids]).slice(1)).tolist() == [fnv1a(i) for i in ids]
+
+
 def test_hash_ignores_slices_chunks_and_string_width() -> None:
     ids = pa.array(["a", "bb", "", "Größe", "名前"])
     whole = hash_ids(ids)

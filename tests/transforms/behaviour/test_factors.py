@@ -18,13 +18,13 @@ from unisono.transforms.behaviour.factors import (
     FactorSpec,
     fit_factors,
     rotated,
+    settled,
     start_factors,
     turn_between,
-    unobserved_weight,
 )
 from unisono.transforms.behaviour.likes import Likes
 
-SPEC = FactorSpec(factors=12, sweeps=3)
+SPEC = FactorSpec(factors=12, sweeps=3, regularization=0.01)
 
 
 def draw(users: int = 150, items: int = 70, seed: int = 0) -> tuple[np.ndarray, Likes]:
@@ -78,12 +78,18 @@ def test_factors_are_those_of_dense_solves(d, monkeypatch):
 
 
 def test_sparse_likes_lower_the_weight_of_other_pairs():
-    assert unobserved_weight(SPEC, likes=5000, users=100, items=100) == 0.5
-    assert unobserved_weight(SPEC, likes=4_000_000, users=200_000, items=20_000) == pytest.approx(0.016)
-    assert unobserved_weight(SPEC, likes=0, users=0, items=0) == 0.0
+    assert settled(SPEC, likes=5000, users=100, items=100) == SPEC
+    assert settled(SPEC, likes=4_000_000, users=200_000, items=20_000).unobserved == pytest.approx(0.032)
+    assert settled(SPEC, likes=0, users=0, items=0).unobserved == 0.0
     x, likes = draw()
     dense, sparse = replace(SPEC, unobserved=0.05), replace(SPEC, most_unobserved=0.05 * x.size / x.sum())
     np.testing.assert_array_equal(fit_factors(likes, sparse).item_factors, fit_factors(likes, dense).item_factors)
+
+
+def test_few_likes_an_item_raise_the_regularization():
+    spec = replace(SPEC, regularization=None)
+    found = [settled(spec, likes=n * 100, users=1000, items=100).regularization for n in (5, 40, 320)]
+    assert found == pytest.approx([0.04, 0.01, 0.0025])
 
 
 def test_sweeps_lower_the_loss():

@@ -66,6 +66,18 @@ def test_order_history_sorts_known_events(items: ItemMatrix, rows: list[tuple[st
     assert history.counts.tolist() == [len(e) for e in expected_order(rows, items).values()]
 
 
+@pytest.mark.parametrize("shuffled", [False, True], ids=["by time", "shuffled"])
+def test_order_history_sorts_long_histories(items: ItemMatrix, shuffled: bool) -> None:
+    rng = np.random.default_rng(8)
+    days = np.sort(rng.integers(0, 150, 400)) / 2  # several events at most times
+    drawn = zip(rng.random(400) < 0.1, rng.integers(0, 6, 400), days, rng.integers(1, 4, 400), strict=True)
+    rows = [("ab"[int(user)], int(item), float(day), float(weight)) for user, item, day, weight in drawn]
+    if shuffled:
+        rows = [rows[i] for i in rng.permutation(len(rows))]
+    history, _ = order_history(events_of(rows), items)
+    assert by_user(history) == expected_order(rows, items)
+
+
 def test_the_order_of_the_rows_does_not_matter(items: ItemMatrix) -> None:
     table = draw_events(2000, 50, 1)
     one, _ = order_history(table, items)
