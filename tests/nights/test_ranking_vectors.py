@@ -184,7 +184,9 @@ def test_recommend_with_the_same_settings_leaves_the_users_where_they_are(
 ) -> None:
     store = copied(runs["learned"], tmp_path)
     run_shop(shop, "again", store.root, "recommend", ranking={"k": 5, "filter": "open"})
-    assert [f.path for f in store.published().part("users")] == [f.path for f in store.manifest("r").part("users")]
+    first = store.manifest("r")
+    assert first is not None
+    assert [f.path for f in store.published().part("users")] == [f.path for f in first.part("users")]
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -285,7 +287,7 @@ def test_profile_runs_add_up_to_one_pass(
 
 def test_a_night_that_makes_items_anew_goes_on(shop: Path, log: pa.Table, tmp_path: Path) -> None:
     """Nightly runs fold too: factors are turned to the published ones, and lists follow the new vectors."""
-    fold = {"profiles": {"incremental": True, "interests": 0}}
+    fold: dict[str, Any] = {"profiles": {"incremental": True, "interests": 0}}
     cut, store = 1000, str(tmp_path / "store")
     for night, events in enumerate((log.slice(0, cut), log.slice(cut))):
         pq.write_table(events, shop / f"nightly-{night}.parquet")
@@ -310,7 +312,7 @@ def test_the_forgotten_are_in_no_part_of_the_next_run(shop: Path, tmp_path: Path
     made = run_shop(shop, "one", store, interactions={"path": "first.parquet"}, **fold)
     assert "i65" in part(made, "factors")["item_id"].to_pylist()
     known = {r["item_id"]: r["users"] for r in part(made, "factors").to_pylist()}
-    forget = {"privacy": {"forget": "forget.parquet"}}
+    forget: dict[str, Any] = {"privacy": {"forget": "forget.parquet"}}
     made = run_shop(shop, "two", store, interactions={"path": "second.parquet"}, **fold, **forget)
     for name in ("users", "recommendations", "state"):
         ids = part(made, name)["user_id"].to_pylist()

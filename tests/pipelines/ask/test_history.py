@@ -143,7 +143,7 @@ def parts_by_hand(
     share = min(1.0, len(events) / min_events)
     out: dict[tuple[str, int], float] = {}
     for which, span in enumerate((slice(0, FACTORS), slice(FACTORS, 2 * FACTORS))):
-        length = np.linalg.norm(sum(p[which] for p in parts))
+        length = float(np.linalg.norm(sum(p[which] for p in parts)))
         for e, p in zip(events, parts, strict=True):
             key = e["item"], e["time"]
             out[key] = out.get(key, 0.0) + (share * float(p[which] @ target[span]) / length if length else 0.0)

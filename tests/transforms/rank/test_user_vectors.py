@@ -24,8 +24,8 @@ from unisono.transforms.rank.user_vectors import (
 )
 
 DIM, D, USERS = 4, 3, 5
-LEARNED = {"method": "learned", "ageing": True, "key": "abc"}
-VECTORS = {"method": "vectors", "fusion": "early", "ageing": True}
+LEARNED: dict[str, Any] = {"method": "learned", "ageing": True, "key": "abc"}
+VECTORS: dict[str, Any] = {"method": "vectors", "fusion": "early", "ageing": True}
 
 
 def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -115,7 +115,7 @@ def test_late_queries_hold_the_vectors_of_all_modalities() -> None:
 
 # --- made anew ---------------------------------------------------------------------------------------------
 
-CHANGES = {
+CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "bonus": (LEARNED, {}, {"popularity_bonus": 0.7}),
     "trend and caution": (LEARNED, {"popularity_penalty": 1.0}, {"trend": 5.0, "caution": 1.0}),
     "penalty": (VECTORS, {"method": "vectors"}, {"method": "vectors", "popularity_penalty": 0.4}),
