@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from unisono.pipelines.ask.history import Known, events_of
+from unisono.pipelines.ask.history import CHANGED, Known, events_of
 from unisono.pipelines.ask.log import pseudonyms_of
 from unisono.pipelines.ask.published import PublishedRun, id_array
 from unisono.transforms.base import files
@@ -30,6 +30,7 @@ from unisono.transforms.users.explain import interest_parts, modality_parts, pro
 from unisono.transforms.users.profiles import ProfileSpec
 from unisono.transforms.users.tastes import read_tastes
 
+_SAME = 1e-3  # vectors of the same events differ by less; their elements are below 1
 _ROUNDING = 1e-5  # a larger difference does not come from float32, but from vectors stored in fewer bytes
 
 
@@ -112,7 +113,7 @@ def explain(run: PublishedRun, user: str | int, item: str | int) -> Explanation:
         user=of_user,
         item=of_item,
         items=items,
-        known=events_of(run, job, known, items, of_user["events"][0].as_py()),
+        known=events_of(run, job, known, items, of_user),
         profiles=job.profiles,
         ranking=run.job.ranks,
         space_modalities=job.space_modalities,
@@ -156,9 +157,26 @@ def _explain_taste(match: _Match) -> Explanation:
         at = match.profiles
         spec = taste_spec(match.ranking, half_life_days=at.half_life_days, min_events=at.min_events)
         tastes = read_tastes(match.run.records("items"), spec, match.run.store.root)
-        warm, new = taste_parts(match.known.history, tastes, at.recent_events, match.known.older)
+        known = match.known
+        warm, new = taste_parts(
+            known.history, tastes, at.recent_events, newest=known.newest, events=known.events, older=known.older
+        )
         by_event = warm @ item[:d] + new @ item[d : 2 * d]
+        match = _checked(match, np.concatenate([warm, new], axis=1), user[: 2 * d])
     return _explanation(match, float(user @ item), "taste", by_modality, by_event)
+
+
+def _checked(match: _Match, parts: np.ndarray, vector: np.ndarray) -> _Match:
+    """Checks that the parts of all events add up to the user's vector. If not, the log has changed since then.
+
+    Args:
+        match: The user and the item.
+        parts: float64 [events, w].
+        vector: float64 [w].
+    """
+    if not match.known.complete or np.abs(parts.sum(0) - vector).max() < _SAME:
+        return match
+    return replace(match, known=replace(match.known, missing=CHANGED))
 
 
 def _content_parts(match: _Match, user: np.ndarray, item: np.ndarray) -> list[tuple[str, float]]:
@@ -187,7 +205,9 @@ def _explain_early(match: _Match) -> Explanation:
     both = _ranking_vectors(match)
     score = float(query @ vector) if both is None else float(both[0] @ both[1])
     name, parts = _query_parts(match)
-    by_event = parts @ vector if not match.known.missing else np.zeros(len(match.known.history.time))
+    if not match.user["cold"][0].as_py():  # nobody knows the prior of a cold user's profile any more
+        match = _checked(match, parts, query)
+    by_event = parts @ vector
     common = _common_parts(match)
     own = _modality_parts(match, query, score - sum(part for _, part in common))
     return _explanation(match, score, name, own + common, by_event)
@@ -255,11 +275,11 @@ def _explain_late(match: _Match) -> Explanation:
     by_modality, by_event = [], np.zeros(len(history.time))
     for i, m in enumerate(names):
         where = slice(i * items.dim, (i + 1) * items.dim)
+        parts = weights.get(m, 1.0) * modality_parts(history, match.modalities[m], match.profiles)
+        match = _checked(match, parts, query[where])
         if vector[where].any():
             by_modality.append((m, float(query[where] @ vector[where])))
-            parts = modality_parts(history, match.modalities[m], match.profiles)
-            if not match.known.missing:
-                by_event += weights.get(m, 1.0) * (parts @ vector[where])
+            by_event += parts @ vector[where]
     both = _ranking_vectors(match)
     score = float(query @ vector) if both is None else float(both[0] @ both[1])
     return _explanation(match, score, "modalities", by_modality + _common_parts(match), by_event)
@@ -282,9 +302,9 @@ def _explanation(
     ids = match.items.ids(history.rows[order]).to_pylist()
     when = [f"{t}Z" for t in history.time[order].astype("datetime64[us]").astype("datetime64[s]").tolist()]
     events = zip(ids, when, history.weight[order].tolist(), by_event[order].tolist(), strict=True)
-    told = () if match.known.missing else tuple(events)
-    rest = score - float(by_event.sum())
-    return Explanation(score, query, tuple(by_modality), told, rest, match.known.missing)
+    if match.known.missing:
+        return Explanation(score, query, tuple(by_modality), (), score, match.known.missing)
+    return Explanation(score, query, tuple(by_modality), tuple(events), score - float(by_event.sum()))
 
 
 # --- printing ----------------------------------------------------------------------------------------------

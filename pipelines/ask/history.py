@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -30,15 +30,27 @@ class Known:
         length: for incremental profiles, the length of the sum of the item vectors of all events. None means that
             `history` has all events.
         missing: a sentence, if the profile was made of events that are known no more; empty otherwise.
+        newest: the time of the newest event that the profile was made of, microseconds since 1970; 0 without events.
+        events: the number of events that the profile was made of.
     """
 
     history: History
     older: np.ndarray | None = None
     length: float | None = None
     missing: str = ""
+    newest: int = 0
+    events: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether `history` has all events, so that their parts add up to the user's vectors."""
+        return not self.missing and self.length is None
 
 
-def events_of(run: PublishedRun, job: Job, user: pa.Array, items: ItemMatrix, events: int) -> Known:
+CHANGED = "The events cannot be told: the log is another one than the profile was made of."
+
+
+def events_of(run: PublishedRun, job: Job, user: pa.Array, items: ItemMatrix, row: pa.Table) -> Known:
     """Finds the events of one user: in the state of incremental profiles, otherwise in the log.
 
     Args:
@@ -46,13 +58,11 @@ def events_of(run: PublishedRun, job: Job, user: pa.Array, items: ItemMatrix, ev
         job: the job file of the run that made the profiles.
         user: the user's id, as it is published, [1].
         items: the item matrix.
-        events: how many events the profile was made of.
-
-    Raises:
-        JobError: the log has no such column any more, or cannot be read.
+        row: the user's row of users/.
     """
+    events, newest = row["events"][0].as_py(), row["last_event"].cast(pa.int64())[0].as_py() or 0
     if job.profiles.incremental and run.manifest.part("state"):
-        return _remembered(run, user, items)
+        return replace(_remembered(run, user, items), newest=newest, events=events)
     try:
         log = open_log(run, job)
         found = list(read_events(log, user.cast(log.user_type)))
@@ -71,7 +81,9 @@ def events_of(run: PublishedRun, job: Job, user: pa.Array, items: ItemMatrix, ev
             missing=f"The events cannot be told: the profile was made of {events:,} events, and the log now has "
             f"{have:,} of this user.",
         )
-    return Known(history)
+    if have and int(history.time[-1]) != newest:
+        return Known(history, missing=CHANGED)
+    return Known(history, newest=newest, events=events)
 
 
 def _remembered(run: PublishedRun, user: pa.Array, items: ItemMatrix) -> Known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,12 +14,14 @@ import pyarrow.compute as pc
 from unisono.pipelines.job.job import Job
 from unisono.pipelines.job.load import load_job
 from unisono.transforms.base import files
+from unisono.transforms.base.columns import PROFILES
 from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.tables import concat_tables, one_chunk, shard_of
 from unisono.transforms.space.space import Space
 from unisono.transforms.store.parquet import open_parquet
 from unisono.transforms.store.runs import FileRecord, Manifest, Store, read_table
 from unisono.transforms.store.small_vectors import read_vectors
+from unisono.transforms.users.profiles import ProfileSpec
 
 # The command that makes each part of a run. Any run makes the parts that are not named here.
 _COMMANDS = {
@@ -199,10 +202,15 @@ class PublishedRun:
     def job_of(self, part: str) -> Job:
         """Returns the job file of the run that made a part: a run can stand on parts of an earlier run.
 
+        The rows of users/ may be written anew by a run that makes no profiles, with another job file. So the section
+        `profiles` is that of the run that made the profiles.
+
         Raises:
             JobError: The run does not have this part, or that job file is missing or not valid.
         """
-        return self._job(self.records(part)[0].path.split("/")[1])
+        job = self._job(self.records(part)[0].path.split("/")[1])
+        made = (self._schema(part).metadata or {}).get(PROFILES) if part == "users" else None
+        return job.model_copy(update={"profiles": ProfileSpec(**json.loads(made))}) if made else job
 
     def _job(self, run_id: str) -> Job:
         if run_id not in self._jobs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import apache_beam as beam
 import pyarrow as pa
@@ -142,7 +142,9 @@ def build(
         out.files["state"] = built["state"] | "WriteState" >> write
         folded = root | "FoldedLogs" >> beam.Create([json.dumps(users.folded, indent=1)])
         out.files["folded"] = folded | "WriteFolded" >> beam.Map(_write_folded, run)
-    write = WriteShards(run.store, run.run_id, "users", shards, {})
+    # A later run may write these rows anew, with another job file.
+    about = {"profiles": json.dumps(asdict(job.profiles), sort_keys=True)}
+    write = WriteShards(run.store, run.run_id, "users", shards, about)
     out.files["users"] = made | "WriteUsers" >> write
     return out
 

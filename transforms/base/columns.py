@@ -19,6 +19,7 @@ HALF_LIFE = b"unisono.half_life_days"  # in state/
 COMPARABLE = b"unisono.comparable"  # in items/: JSON list of the earlier space_ids with comparable vectors
 NOT_COMPARABLE = b"unisono.not_comparable"  # in items/: why the vectors of the published run are not comparable
 RANKING = b"unisono.ranking"  # in items/ and users/: JSON that says how the ranking vectors were made
+PROFILES = b"unisono.profiles"  # in users/: JSON of the section `profiles` that the profiles were made with
 TASTES = b"unisono.tastes"  # in state/: the key of the history vectors that `older` was summed from
 FORGOTTEN_COUNT = "users.forgotten"  # counter of the users who were left out (`privacy.forget`)
 

@@ -122,12 +122,10 @@ class RankingSpec:
         )
 
     @property
-    def of_items(self) -> dict[str, Any]:
-        """The settings that the ranking vectors of items are made with, besides the method, by their names."""
-        names = ["liked_above", "popularity_half_life_days"]
-        if self.learned:
-            names += ["factors", "regularization", "unobserved", "sweeps", "content_users"]
-            names += ["cold_quantile"] if self.cold_quantile is not None else ["cold_quantile", "cold_exposure"]
+    def learned_with(self) -> dict[str, Any]:
+        """The settings that ranking vectors of items are learned with, by their names."""
+        names = ["factors", "regularization", "unobserved", "sweeps", "liked_above", "content_users", "cold_quantile"]
+        names += ["cold_exposure"] if self.cold_quantile is None else []
         return {name: getattr(self, name) for name in names}
 
     def kind_of_items(self, modalities: Sequence[str] = ()) -> dict[str, Any]:

@@ -149,11 +149,11 @@ def _with_vectors(
     users: pa.Table, vectors: np.ndarray, spec: RankingSpec, items: Mapping[str, Any]
 ) -> pa.Table:
     column = to_vector_column(vectors.astype(np.float32))
+    field = pa.field(RANKING_VECTOR, column.type, nullable=False)  # Parquet stores nullable vectors as lists
     if RANKING_VECTOR in users.column_names:
-        users = users.set_column(users.column_names.index(RANKING_VECTOR), RANKING_VECTOR, column)
+        users = users.set_column(users.column_names.index(RANKING_VECTOR), field, column)
     else:
-        kind = pa.field(RANKING_VECTOR, pa.list_(pa.float32(), vectors.shape[1]), nullable=False)
-        users = users.append_column(kind, column)
+        users = users.append_column(field, column)
     about = {RANKING: json.dumps(_about(spec, items), sort_keys=True).encode()}
     return users.replace_schema_metadata({**(users.schema.metadata or {}), **about})
 

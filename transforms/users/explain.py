@@ -61,7 +61,7 @@ def profile_parts(
 
 
 def taste_parts(
-    history: History, tastes: Tastes, recent: int, older: np.ndarray | None
+    history: History, tastes: Tastes, recent: int, *, newest: int, events: int, older: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Splits the two blocks of a user's taste into the contributions of the user's events.
 
@@ -69,6 +69,8 @@ def taste_parts(
         history: the events of one user.
         tastes: the history vectors, and the settings that the taste was made with.
         recent: `profiles.recent_events`.
+        newest: the time of the user's newest event, in `history` or not, microseconds since 1970.
+        events: the number of all events of the user.
         older: float64 [2d], the sums over events that `history` does not have, see `tastes.sum_older`. None means that
             it has all.
 
@@ -76,8 +78,7 @@ def taste_parts(
         float64 [events, d] each: for items with events, and for new items. The rows add up to the block, without what
         `older` adds.
     """
-    newest = history.time[-1:] if len(history.time) else np.zeros(1, np.int64)
-    long, late = event_weights(history, newest, tastes.spec)
+    long, late = event_weights(history, np.array([newest]), tastes.spec)
     latest = np.arange(len(long)) >= len(long) - recent
     weight = long + (tastes.spec.recent or 0.0) * np.where(latest, late, 0.0)
     warm = weight[:, None] * tastes.history[history.rows].astype(np.float64)
@@ -85,7 +86,7 @@ def taste_parts(
         history.rows
     ].astype(np.float64)
     d = tastes.history.shape[1]
-    share = min(1.0, len(long) / tastes.spec.min_events) if older is None else 1.0
+    share = min(1.0, events / tastes.spec.min_events)
     parts = []
     for rows, rest in ((warm, slice(0, d)), (new, slice(d, None))):
         length = np.linalg.norm(rows.sum(0) + (0.0 if older is None else older[rest]))

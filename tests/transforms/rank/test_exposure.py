@@ -5,6 +5,7 @@ from __future__ import annotations
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that
@@ -74,7 +75,7 @@ def test_shards_do_not_change_who_is_drawn(shards: int) -> None:
 
 def test_nobody_is_drawn_from_a_log_of_dislikes() -> None:
     events = log_of(5, 3)
-    dislikes = events.filter(pa.compute.less(events["weight"], 0))
+    dislikes = events.filter(pc.less(events["weight"], 0))
     assert draw_users(dislikes, 0.0).num_rows == 0
     assert draw_users(events.slice(0, 0), 0.0).num_rows == 0
 

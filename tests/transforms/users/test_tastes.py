@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +33,7 @@ class Event(NamedTuple):
     weight: float
 
 
-def tastes_with(**spec: float | None) -> Tastes:
+def tastes_with(**spec: Any) -> Tastes:
     """Draws history vectors; some items have none."""
     rng = np.random.default_rng(11)
     history, new = (rng.standard_normal((ITEMS, D)).astype(np.float32) for _ in range(2))
@@ -186,7 +186,7 @@ def fold(parts: list[list[tuple]], around: Surroundings, spec: ProfileSpec) -> d
     return dict(zip(users["user_id"].to_pylist(), from_vector_column(users[TASTE])[0], strict=True))
 
 
-def around_of(items: ItemMatrix, **spec: float | None) -> Surroundings:
+def around_of(items: ItemMatrix, **spec: Any) -> Surroundings:
     prior = np.zeros(items.dim, np.float32)
     prior[0] = 1
     return Surroundings(items, prior=prior, tastes=tastes_with(**spec))
@@ -249,10 +249,14 @@ def test_a_long_pause_does_not_make_old_events_count_anew(items: ItemMatrix) -> 
 
 
 def test_sums_of_other_history_vectors_are_refused(items: ItemMatrix) -> None:
-    around, spec = around_of(items), ProfileSpec(interests=0, half_life_days=20.0)
-    state = state_table(build_profiles(events_of([("u", 1, 0.0, 1.0)]), around, spec).sums, items)
-    marks = {b"unisono.half_life_days": b"20.0", b"unisono.tastes": b"abc"}
-    state = state.replace_schema_metadata(marks)
+    """Only sums bind a state to its history vectors: while it keeps all events one by one, they can be summed anew."""
+    around, marks = around_of(items), {b"unisono.half_life_days": b"20.0", b"unisono.tastes": b"abc"}
+    states = []
+    for recent in (1, 2):
+        spec = ProfileSpec(interests=0, half_life_days=20.0, recent_events=recent)
+        sums = build_profiles(events_of([("u", 1, 0.0, 1.0), ("u", 2, 1.0, 1.0)]), around, spec).sums
+        states.append(state_table(sums, items).replace_schema_metadata(marks))
+    state, whole = states
     vectors = tastes_with()
     for key, comparable in (("abc", ()), ("other", ("older", "abc"))):
         same = Tastes(vectors.spec, vectors.history, vectors.history_new, key, comparable)
@@ -260,3 +264,4 @@ def test_sums_of_other_history_vectors_are_refused(items: ItemMatrix) -> None:
     other = Tastes(vectors.spec, vectors.history, vectors.history_new, "other", ("older",))
     with pytest.raises(JobError, match=r"other history vectors than those of the items .*incremental: restart"):
         check_state(state, {}, items.dim, 20.0, other)
+    check_state(whole, {}, items.dim, 20.0, other)
