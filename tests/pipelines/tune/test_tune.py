@@ -140,13 +140,14 @@ def test_cuts_by_pandas(job_file: Path, cuts: tuple[Catalogue, list[Cut]]) -> No
         end = ascending[round((start + 0.2) * len(log))] if start < 0.8 else np.inf
         before, rest = log[log["at"] < begin], log[(log["at"] >= begin) & (log["at"] < end)]
         assert cut.train.num_rows == len(before)
-        seen = set(zip(before.user, before["item"], strict=True))
+        seen, people = set(zip(before.user, before["item"], strict=True)), set(before.user)
         total = rest.assign(w=np.where(rest.what == "like", 1, -1)).groupby(["user", "item"]).w.sum()
-        wanted = {p for p, w in total.items() if w > 0 and p not in seen and p[1] in shown and p[0] in set(before.user)}
+        wanted = {p for p, w in total.items() if w > 0 and p not in seen and p[1] in shown and p[0] in people}
         users = np.array(cut.users.to_pylist())
         assert set(zip(users[cut.relevant[0]], ids[cut.relevant[1]], strict=True)) == wanted
-        assert set(users) == {u for u, _ in wanted}
-        assert set(zip(users[cut.seen[0]], ids[cut.seen[1]], strict=True)) == {p for p in seen if p[0] in set(users)}
+        measured = set(users)
+        assert measured == {u for u, _ in wanted}
+        assert set(zip(users[cut.seen[0]], ids[cut.seen[1]], strict=True)) == {p for p in seen if p[0] in measured}
     held = dict(zip(made[-1].users.take(made[-1].relevant[0]).to_pylist(), ids[made[-1].relevant[1]], strict=True))
     for user, events in log.groupby("user"):
         likes = events[events.what == "like"]
