@@ -108,8 +108,8 @@ class Cut:
 def make_cuts(catalogue: Catalogue, events: pa.Table, job: Job, split: str = "both") -> list[Cut]:
     """Cuts a log at several moments. Cuts without a user to measure are left out.
 
-    The cuts by time begin after 40, 50, 60, 70, 80 and 90% of the events, and hold out the next 20% of the events. Three
-    more hold out each user's last liked item, the one before it, and the one before that.
+    The cuts by time begin after 40, 50, 60, 70, 80 and 90% of the events, and hold out the next 20% of the events.
+    Three more hold out each user's last liked item, the one before it, and the one before that.
 
     Args:
         catalogue: the items.
