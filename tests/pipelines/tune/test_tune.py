@@ -20,8 +20,9 @@ import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
-from unisono.pipelines.ask.evaluation_files import read_hidden
-from unisono.pipelines.ask.ranking_case import Rules, lay_out, serve
+from unisono.pipelines.ask.hidden import read_hidden
+from unisono.pipelines.ask.ranking_case import Rules, lay_out
+from unisono.pipelines.ask.ranking_lists import serve
 from unisono.pipelines.ask.trial import build_items, read_embeddings, read_events
 from unisono.pipelines.cli import app
 from unisono.pipelines.job.job import Job
@@ -175,7 +176,7 @@ def test_scores_are_those_of_a_real_run(job: Job, cuts: tuple[Catalogue, list[Cu
     users = cut.users
     held = pa.table({"user_id": users.take(cut.relevant[0]), "item_id": catalogue.ids.take(cut.relevant[1])})
     held = held.sort_by([("user_id", "ascending"), ("item_id", "ascending")])
-    rules = Rules(job.profiles, read_hidden(job))
+    rules = Rules(job.usable, read_hidden(job))
     case = lay_out(read_embeddings(job.store_at), Split(cut.train, held), {"split": "own"}, rules=rules)
     assert case.new.any() == (number == 1)
     place = pc.index_in(users, value_set=case.who).to_numpy()
@@ -228,7 +229,7 @@ def test_a_setting_changes_only_for_a_certain_gain(found: Tuned) -> None:
         assert row.chosen in (row.before, row.best)
         assert (row.chosen != row.before) == (row.best != row.before and row.gain[1] > 0)
         assert {**found.settings, **row.chosen} == found.settings  # the last round changed nothing
-        scores = {json.dumps(p): s for p, s in row.tried if s is not None}
+        scores: dict[str, float] = {json.dumps(p): s for p, s in row.tried if s is not None}
         assert len(scores) == len(row.tried)
         if row.best != row.over:
             gain = scores[json.dumps(row.best)] - scores[json.dumps(row.over)]
