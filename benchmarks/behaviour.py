@@ -65,6 +65,7 @@ def loss(likes: Likes, users: np.ndarray, items: np.ndarray, spec: FactorSpec) -
     norms = [np.einsum("nd,nd->n", x, x, dtype=np.float64) for x in (users, items)]
     counts = n + spec.unobserved * len(items), np.diff(likes.first_of_item) + spec.unobserved * len(users)
     ridge = sum(float(c @ x) for c, x in zip(counts, norms, strict=True))
+    assert spec.regularization is not None
     return fit + spec.unobserved * float((grams[0] * grams[1]).sum()) + spec.regularization * ridge
 
 

@@ -177,7 +177,8 @@ def write_job(
             "path": "ratings.parquet", "user": "user_id", "item": "item_id", "time": "time", "time_unit": "s",
             "event": "rating", "weights": {str(r): r / 5 for r in range(1, 6)},
         },
-        "ranking": {"k": 10},
+        "profiles": {"interests": 0},
+        "ranking": {"k": 10, "liked_above": 0.7},
     }  # fmt: skip
     path = home / "job.yaml"
     path.write_text(json.dumps(job))

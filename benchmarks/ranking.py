@@ -45,7 +45,8 @@ from benchmarks.own_rows import OWN_ROWS, TOGETHER, Row, own_scorer, start_of, w
 from benchmarks.ranking_tables import ALL, AMONG_NEW, OF_NEW, K, compare, print_split, ratios
 from benchmarks.rivals import RIVALS, Rival
 from benchmarks.tuning import Found, search
-from unisono.pipelines.ask.ranking_case import Case, make_case, rank_by_scores
+from unisono.pipelines.ask.ranking_case import Case, make_case
+from unisono.pipelines.ask.ranking_lists import rank_by_scores
 from unisono.pipelines.ask.trial import read_embeddings, read_events
 from unisono.pipelines.job.load import load_job, parse_job
 from unisono.transforms.base.errors import JobError

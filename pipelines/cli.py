@@ -201,6 +201,31 @@ def evaluate(
         show(result)
 
 
+Minutes = Annotated[float, typer.Option(help="The time that the search may take; a later call goes on from there.")]
+Cuts = Annotated[str, typer.Option("--split", help="Which cuts count: global-time, leave-last-out or both.")]
+Write = Annotated[bool, typer.Option("--write", help="Change the job file itself, and keep its comments.")]
+
+
+@app.command()
+def tune(
+    config: Config, minutes: Minutes = 10.0, split: Cuts = "both", write: Write = False, as_json: AsJson = False
+) -> None:
+    """Choose how fast things age and other settings of the learned ranking, on earlier parts of the log."""
+    from unisono.pipelines.job.load import load_job
+    from unisono.pipelines.tune.job_file import write_tuned
+    from unisono.pipelines.tune.report import as_json as in_json
+    from unisono.pipelines.tune.report import print_tuned, print_written
+    from unisono.pipelines.tune.tune import tune as choose
+
+    found = choose(load_job(config), minutes, split)
+    written = write_tuned(config, found, in_place=write) if found.changes else None
+    if as_json:
+        _print_json(in_json(found, written), indent=1)
+    else:
+        print_tuned(found)
+        print_written(config, written, write)
+
+
 def _names(given: str) -> Sequence[str]:
     return [n.strip() for n in given.split(",") if n.strip()]
 

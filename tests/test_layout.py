@@ -40,6 +40,7 @@ ORDER = (
     "pipelines.graph",
     "pipelines",
     "pipelines.ask",
+    "pipelines.tune",
     "pipelines.demo",
     "unisono",
     "pipelines.cli",

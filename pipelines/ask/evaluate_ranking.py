@@ -9,14 +9,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from unisono.pipelines.ask.evaluation_files import (
-    EvaluationFiles,
-    read_candidates,
-    read_hidden,
-    read_split,
-    write_per_user,
-)
-from unisono.pipelines.ask.ranking_case import Case, Lists, Pairs, Rules, lay_out, make_case, serve, serve_baseline
+from unisono.pipelines.ask.evaluation_files import EvaluationFiles, read_candidates, read_split, write_per_user
+from unisono.pipelines.ask.hidden import read_hidden
+from unisono.pipelines.ask.ranking_case import Case, Pairs, Rules, lay_out, make_case
+from unisono.pipelines.ask.ranking_lists import Lists, serve, serve_baseline
 from unisono.pipelines.ask.trial import Items, build_items, read_embeddings, read_events, without
 from unisono.pipelines.job.job import Job
 from unisono.transforms.base.columns import EMBEDDING
@@ -158,6 +154,9 @@ def evaluate_ranking(
     The encoders' embeddings are read from the published run; no event influences them. Behaviour, space, profiles and
     lists are made anew for each row of the result, from the training events. The published run does not change.
 
+    With `profiles.incremental: true`, only the logs that `interactions.path` names are read: the events of earlier logs
+    are in the published state as sums, which cannot be split. `about` says so.
+
     The job's own rules hold for all rows: events in the future and forgotten people are left out, no list holds an item
     that `ranking.filter` hides, and baselines learn from the events that profiles are made from.
 
@@ -190,7 +189,8 @@ def evaluate_ranking(
             break
         try:
             key = repr([one.encoders, one.space, one.fusion, one.behaviour, one.output, one.ranks, one.profiles])
-            made[key] = made[key] if key in made else build_items(one, case.embeddings, case.train)
+            if key not in made:
+                made[key] = build_items(one, case.embeddings, case.train, case.hidden_ids)
             rows[name] = measure(serve(one, case, made[key]), case, job.profiles.min_events)
         except JobError as e:
             if name == OWN:
@@ -228,11 +228,13 @@ def _make_case(job: Job, split: SplitSpec, files: EvaluationFiles) -> Case:
         candidates = read_candidates(files.candidates, user_type, item_type)
     rules = Rules(job.usable, hidden, candidates)
     if files.train:
-        about = {"split": "own files", "fraction": None, "cut": None}
-        case = lay_out(embeddings, parts, about, rules=rules, seed=split.seed)
+        how: dict[str, str | None] = {"split": "own files", "fraction": None, "cut": None}
+        case = lay_out(embeddings, parts, how, rules=rules, seed=split.seed)
     else:
         case = make_case(embeddings, events, split, rules=rules)
-    return replace(case, about={**case.about, "events_lost": lost, "exclude_seen": at.exclude_seen})
+    earlier = job.profiles.incremental is True and not files.train
+    about = {"events_lost": lost, "exclude_seen": at.exclude_seen, "earlier_logs_left_out": earlier}
+    return replace(case, about=case.about | about)
 
 
 def _chosen(asked: Sequence[str], allowed: Iterable[str], key: str) -> list[str]:

@@ -18,7 +18,6 @@ from unisono.transforms.base.files import is_remote, write_bytes
 from unisono.transforms.base.tables import concat_tables, is_id_type, one_chunk, same_id_kind
 from unisono.transforms.measure.splits import Split, split_of_logs
 from unisono.transforms.privacy.pseudonyms import check_key
-from unisono.transforms.read.catalog import hidden_items
 from unisono.transforms.store.parquet import list_parquet, plain_type, read_rows, require_column
 from unisono.transforms.store.runs import table_bytes
 
@@ -127,21 +126,6 @@ def _value_type(dtype: pa.DataType) -> pa.DataType:
     """Returns the type of a list's values, or the type itself if it is no list."""
     lists = pa.types.is_list(dtype) or pa.types.is_large_list(dtype) or pa.types.is_fixed_size_list(dtype)
     return dtype.value_type if lists else dtype
-
-
-def read_hidden(job: Job) -> pa.Array | None:
-    """Reads the ids of the items that `ranking.filter` does not let through; None if the job has no filter.
-
-    Raises:
-        JobError: the catalogue has no such column of booleans.
-    """
-    column, id_column = job.ranking.filter if job.ranking else None, job.catalog.id
-    if column is None:
-        return None
-    files = list_parquet(job.catalog.path, "catalog.path")
-    require_column(files, column, "ranking.filter", pa.types.is_boolean, "booleans")
-    ids = [hidden_items(rows, id_column, column)["item_id"] for rows in read_rows(files, [id_column, column])]
-    return one_chunk(pa.chunked_array([c.cast(plain_type(c.type)) for i in ids for c in i.chunks]).unique())
 
 
 # --- what is written ---------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from unisono.pipelines.ask.hidden import read_hidden
 from unisono.pipelines.ask.log import LogTotals, pseudonyms_of, total_log
 from unisono.pipelines.ask.published import PublishedRun, id_array
 from unisono.pipelines.ask.sessions import session_events
@@ -19,9 +20,7 @@ from unisono.transforms.rank.lists import diversify, recommendation_schema
 from unisono.transforms.rank.ranking import Shelf, distinct_pairs, make_shelf, rank_items
 from unisono.transforms.rank.spec import RankingSpec
 from unisono.transforms.rank.user_vectors import add_ranking_vectors, queries_of, read_ranking, taste_spec
-from unisono.transforms.read.catalog import hidden_items
 from unisono.transforms.store.item_matrix import ItemMatrix, first_schema, modality_vectors, per_process
-from unisono.transforms.store.parquet import list_parquet, read_rows, require_column
 from unisono.transforms.users.history import leave_out_repeats_and_robots, order_history
 from unisono.transforms.users.profiles import Surroundings, build_profiles, popular_direction
 from unisono.transforms.users.tastes import read_tastes, tastes_of
@@ -137,16 +136,6 @@ class Ranker:
     def _prior(self) -> np.ndarray | None:
         return popular_direction(self.totals.counts, per_process(self.run.records("items"), self.run.store.root))
 
-    @cached_property
-    def _hidden(self) -> list[pa.Table]:
-        """The items that `ranking.filter` does not let through, as tables with `item_id`."""
-        column, id_column = self.job.ranking.filter if self.job.ranking else None, self.job.catalog.id
-        if column is None:
-            return []
-        found = list_parquet(self.job.catalog.path, "catalog.path")
-        require_column(found, column, "ranking.filter", pa.types.is_boolean, "booleans")
-        return [hidden_items(rows, id_column, column) for rows in read_rows(found, [id_column, column])]
-
     def _modality(self, name: str) -> np.ndarray:
         return modality_vectors(self.run.records("items"), name, self.run.store.root)
 
@@ -157,7 +146,8 @@ class Ranker:
 
     @cached_property
     def _shelf(self) -> Shelf:
-        return make_shelf(self.items, self._hidden)
+        hidden = read_hidden(self.job)
+        return make_shelf(self.items, [] if hidden is None else [pa.table({"item_id": hidden})])
 
     def _as_queries(self, profiles: pa.Table) -> pa.Table:
         """Gives profiles their ranking vectors, if they have none yet."""

@@ -20,6 +20,11 @@ def print_ranking(result: Mapping[str, Any], console: Console | None = None) -> 
         f"{about['users']:,} users ({about['users_without_history']:,} more have no history), {about['items']:,} items "
         f"({about['new_items']:,} new)"
     )
+    if about.get("earlier_logs_left_out"):
+        out.print(
+            "  note: with profiles.incremental: true, only the logs that interactions.path names are measured; the "
+            "published profiles hold earlier ones too. Name all logs to measure with them"
+        )
     for words in _set_aside(about):
         out.print(f"  {words}")
     names = [f"{name}@{k}" for name in ("ndcg", "precision", "recall", "map", "hit", "mrr")]

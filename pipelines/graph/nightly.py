@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import apache_beam as beam
 
 from unisono.pipelines.graph import items, lists, users
 from unisono.pipelines.graph.outputs import Outputs
+from unisono.pipelines.graph.unknown_items import name_unlike_ids
 from unisono.pipelines.job.job import Job
 from unisono.pipelines.job.people import PeoplePlan
 from unisono.pipelines.job.plan import Plan, RunPlan
@@ -65,8 +68,15 @@ def _publish(root: beam.Pipeline, plan: Plan, parts: list[Outputs]) -> beam.PCol
     )
     config = root | "Config" >> beam.Create([run.job.to_yaml()]) | "WriteConfig" >> beam.Map(_write_config, run)
     said = people.people.statement(run.base.privacy if run.base else None, plan.users is not None)
-    limit = run.job.limits.max_dead_letter_fraction
-    spec = PublishSpec(plan.items is not None, limit, people.standing, said)
+    at = run.job.limits
+    spec = PublishSpec(
+        plan.items is not None,
+        at.max_dead_letter_fraction,
+        people.standing,
+        said,
+        max_unknown_item_fraction=at.max_unknown_item_fraction,
+        name_unlike_ids=partial(name_unlike_ids, store=run.store, log=plan.log.interactions) if plan.log else None,
+    )
     totals = (*counts, letters["counts"]) | "AllCounts" >> beam.Flatten()
     publish = PublishRun(run.store, run.run_id, spec, run.created, totals)
     return (*files, letters["files"], config) | "AllFiles" >> beam.Flatten() | "Publish" >> publish

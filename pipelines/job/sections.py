@@ -42,6 +42,9 @@ class LimitsSection(MediaLimits):
 
     max_dead_letter_fraction: Share = 0.05
     """A run with a larger share of dead letters, of the catalogue's rows or of the events, is not published."""
+    max_unknown_item_fraction: Share = 0.5
+    """A run that makes profiles is not published if a larger share of its events have items that have no item vector.
+    Raise it for a log that goes back further than the catalogue."""
 
 
 @settings("output")

@@ -14,10 +14,13 @@ import pytest
 
 from tests.nights.test_users_in_the_graph import Shop, part
 from tests.transforms.read.test_interactions import SPEC, log
+from unisono.pipelines.graph.unknown_items import name_unlike_ids
 from unisono.pipelines.job.load import load_job
 from unisono.pipelines.job.plan import plan_run
 from unisono.transforms.base.errors import JobError
-from unisono.transforms.read.interactions import clean_interactions
+from unisono.transforms.read.interactions import Interactions, InteractionsSpec, clean_interactions
+from unisono.transforms.store.parquet import list_parquet
+from unisono.transforms.store.runs import Store, table_bytes, write_file
 
 WHEN = 1_770_000_000  # seconds since 1970: February 2026
 SETTINGS = {
@@ -101,6 +104,40 @@ def test_timestamps_made_with_a_wrong_unit_are_dead_letters(shop, unit, taken_fo
         assert events.num_rows == 3
     else:
         assert dead["reason"].to_pylist() == ["time_out_of_range"] * 3
+
+
+@pytest.mark.parametrize("known", [0, 1, 1900])
+def test_a_log_whose_items_are_unknown_is_not_published(shop, known):
+    item = [i if n < known else f"{i}.0" for n, i in enumerate(shop.log["item"].to_pylist())]
+    clean, shop.log = shop.log, shop.log.set_column(1, "item", pa.array(item))
+    says = rf"publish refused: {4000 - known} of 4000 events .* are of unknown items, over limits.max_unknown_item_f"
+    if not known:
+        says = r"publish refused: none of 4000 events gave a user profile \(4000 are of unknown items\)"
+    example = next((i for i in item if i.endswith(".0")), "")
+    # The example of the log is among the first rows that are unknown; that of the catalogue is its first id.
+    with pytest.raises(JobError, match=says + r".*; the log has 'i\d{3}\.0', the catalogue 'i000'; compare inter") as e:
+        shop.run("r")
+    assert repr(example) in str(e.value)
+    assert "\n" not in str(e.value)
+    # A catalogue that lost items, but fewer than half of the events', passes.
+    shop.log = clean
+    store = shop.run("fewer", items=90)
+    counts = json.loads(Path(store.run_path("fewer", "metrics.json")).read_text())
+    assert 0.3 < counts["events.unknown_item"] / counts["events.rows"] < 0.5
+    shop.log = pa.concat_tables([shop.log, shop.log.set_column(1, "item", pa.array(["gone"] * 4000))])
+    shop.run("raised", items=90, limits={"max_unknown_item_fraction": 0.9})
+
+
+def test_integer_ids_that_do_not_fit_are_named(tmp_path):
+    pq.write_table(pa.table({"item": pa.array([None, 7, 2**40, 8])}), tmp_path / "log.parquet")
+    store, (file,) = Store(str(tmp_path)), list_parquet(str(tmp_path / "log.parquet"), "k")
+    log = Interactions(InteractionsSpec("log.parquet", "user", "item", "time"), (file,), 4, pa.string(), pa.int64())
+    table = pa.table({"item_id": pa.array([8, 7, 9], pa.int32())})
+    record = write_file(store, "items", "items.parquet", table_bytes(table, {}), 0, 3)
+    assert name_unlike_ids([record], store, log) == f"the log has {2**40}, the catalogue 8"
+    every = pa.table({"item_id": pa.array([7, 8, 2**40])})
+    record = write_file(store, "items", "items.parquet", table_bytes(every, {}), 0, 3)
+    assert name_unlike_ids([record], store, log) == ""
 
 
 def test_ids_of_another_type_are_refused_before_work(shop):

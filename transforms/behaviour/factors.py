@@ -17,6 +17,7 @@ from unisono.transforms.behaviour.likes import Likes
 from unisono.transforms.space.fit.whitening import turn_to
 
 _LIKES_A_THREAD = 2000
+_TASTES_LOST = 0.75  # in root mean squares of the singular values
 _ROW_COST = 30  # solving a row costs as much as adding this many likes to its matrix
 
 
@@ -37,7 +38,7 @@ class FactorSpec:
     factors: int = 64
     regularization: float | None = None
     unobserved: float = 0.5
-    most_unobserved: float = 32.0
+    most_unobserved: float = 16.0
     sweeps: int = 10
     left_ridge: float = 30.0
     seed: int = 0
@@ -106,19 +107,23 @@ def fit_factors(likes: Likes, spec: FactorSpec, start: pa.Table | None = None) -
 def settled(spec: FactorSpec, likes: int, users: int, items: int) -> FactorSpec:
     """Fills in what depends on how sparse the likes are.
 
-    λ, if it is None, is 0.01 at 40 likes an item, and (40 / likes an item)^(2/3) times that otherwise. MovieLens-100k
-    has 38 likes an item and the demo's shop 7; 0.01 and 0.05 were good there.
+    a₀ is lowered to most_unobserved · likes / (users · items): with a₀ fixed, all pairs that are not liked would drown
+    the liked ones of a sparse log.
 
-    a₀ is lowered to most_unobserved · likes / (users · items). The regularization removes each taste whose singular
-    value in X is below about λ · a₀ · √(users · items). With a₀ fixed, this bound grows with the catalogue until all
-    factors are zero.
+    The regularization removes each taste whose singular value in X is below about λ · a₀ · √(users · items). If λ is
+    None, it is chosen such that this bound is 3/4 of the root mean square of the singular values,
+    √(likes / min(users, items)). That is 0.01 for MovieLens-100k. On the demo's sparse shop 1/2 to 1 does well, and
+    1.5 leaves no tastes.
 
     Source: Rendle, Krichene, Zhang, Koren, RecSys 2022, whose a₀ and λ are smaller for sparser and for larger data.
     """
+    weight = min(spec.unobserved, spec.most_unobserved * likes / max(users * items, 1))
     regularization = spec.regularization
     if regularization is None:
-        regularization = 0.01 * (40 * max(items, 1) / max(likes, 1)) ** (2 / 3)
-    weight = min(spec.unobserved, spec.most_unobserved * likes / max(users * items, 1))
+        regularization = 1.0
+        if likes and weight:
+            spread = np.sqrt(likes / min(users, items))
+            regularization = float(_TASTES_LOST * spread / (weight * np.sqrt(users * items)))
     return replace(spec, regularization=regularization, unobserved=weight)
 
 

@@ -12,6 +12,7 @@ from unisono.transforms.behaviour.likes import Likes
 
 MOST_STEPS = 40
 _RESIDUAL = 1e-3  # relative, of every column
+_NOTHING = 1e-10  # the squared norm of a column of XᵀU below which its left factors stay zero
 _LIKES_A_THREAD = 20_000
 
 
@@ -127,7 +128,10 @@ def next_step(sums: np.ndarray, last: Step | None) -> Step:
     else:
         beta = _divided(gamma, last.gamma)
         curvature = delta - beta * _divided(gamma, last.alpha)
-    return Step(_divided(gamma, curvature), beta, gamma, start, bool((norm <= _RESIDUAL**2 * start).all()))
+    # A solved column stands still: its sums are as small as their rounding. So does one that is all but zero.
+    open_ = (norm > _RESIDUAL**2 * start) & (start > _NOTHING)
+    alpha = np.where(open_, _divided(gamma, curvature), 0.0)
+    return Step(alpha, np.where(open_, beta, 0.0), gamma, start, not open_.any())
 
 
 def _divided(a: np.ndarray, b: np.ndarray) -> np.ndarray:

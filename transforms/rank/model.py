@@ -18,6 +18,7 @@ from unisono.transforms.space.fit.moments import Moments
 COMMON = 4  # the axes that are the same for all users: popularity of late, popularity, uncertainty, newness
 WEEK_US = 7 * 86_400_000_000  # the order of events says nothing about trends in a shorter log
 _NEW_RIDGE = 0.3  # in mean squares of a factor; chosen on MovieLens-100k's new items
+_NOTHING = 1e-6  # a factor of this size comes from rounding
 _FLOOR = 1e-3  # in mean variances of a factor: the least variance of a direction
 
 
@@ -153,6 +154,8 @@ def solve_model(
         content_users: see `RankingModel`.
     """
     v = np.asarray(factors, np.float64).reshape(-1, width)
+    if not v.size or np.abs(v).max() < _NOTHING:  # as much as zero: no direction means anything
+        v = np.zeros((0, width))
     spread = v - v.mean(0) if len(v) else v
     covariance = spread.T @ spread / max(len(v), 1)
     size = max(np.trace(covariance) / width, 1e-30)
@@ -163,6 +166,9 @@ def solve_model(
     turn_new = np.linalg.inv(gram + ridge * np.eye(width)) @ unwhiten
     columns = sum(len(m) for m in scale.means.values())
     content = solve_content(moments, columns, 2 * width)
+    if not len(v):
+        nothing = np.zeros((width, width))
+        return RankingModel(nothing, nothing, nothing, scale, np.zeros_like(content), content_users, ageing=ageing)
     return RankingModel(whiten, unwhiten, turn_new, scale, content, content_users, ageing=ageing)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator
@@ -29,8 +30,8 @@ class RankingSpec:
     factors: Positive = 64
     """For `learned`: how many factors an item and a user have. A ranking vector is twice as long, and 3 longer."""
     regularization: Above0 | None = None
-    """For `learned`: λ of iALS. The larger it is, the less the model follows single events. null means 0.01 for 40
-    likes an item, less for more likes and more for fewer."""
+    """For `learned`: λ of iALS. The larger it is, the less the model follows single events. null means a
+    value that suits the size of the log, about 0.01 for MovieLens-100k."""
     unobserved: Above0 = 0.5
     """For `learned`: the weight of a pair of a user and an item without an event, beside 1 for a liked pair."""
     sweeps: Positive = 10
@@ -113,14 +114,32 @@ class RankingSpec:
     @property
     def factor_spec(self) -> FactorSpec:
         """How factors are fitted."""
-        return FactorSpec(self.factors, self.regularization, self.unobserved, self.sweeps)
+        return FactorSpec(
+            factors=self.factors,
+            regularization=self.regularization,
+            unobserved=self.unobserved,
+            sweeps=self.sweeps,
+        )
 
     @property
-    def learned_with(self) -> dict[str, Any]:
-        """The settings that ranking vectors of items are learned with, by their names."""
-        names = ["factors", "regularization", "unobserved", "sweeps", "liked_above", "content_users", "cold_quantile"]
-        names += ["cold_exposure"] if self.cold_quantile is None else []
+    def of_items(self) -> dict[str, Any]:
+        """The settings that the ranking vectors of items are made with, besides the method, by their names."""
+        names = ["liked_above", "popularity_half_life_days"]
+        if self.learned:
+            names += ["factors", "regularization", "unobserved", "sweeps", "content_users"]
+            names += ["cold_quantile"] if self.cold_quantile is not None else ["cold_quantile", "cold_exposure"]
         return {name: getattr(self, name) for name in names}
+
+    def kind_of_items(self, modalities: Sequence[str] = ()) -> dict[str, Any]:
+        """Says what kind of ranking vectors items get, for the metadata of their files.
+
+        Args:
+            modalities: the modalities of late fusion.
+        """
+        if self.learned:
+            return {"method": "learned", "settings": self.of_items}
+        late = {"modalities": list(modalities), "weights": dict(self.weights)} if self.fusion == "late" else {}
+        return {"method": "vectors", "fusion": self.fusion, **late, "settings": self.of_items}
 
     @property
     def gain(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import apache_beam as beam
@@ -34,12 +34,17 @@ class PublishSpec:
             rows, or more than this fraction of the events.
         inherited: files of an earlier run that this run uses.
         privacy: how the users in the log were protected, without the number of users who were left out.
+        max_unknown_item_fraction: the run is refused if more than this fraction of its events are of unknown items.
+        name_unlike_ids: for this message, names an unknown id of the log and an id of the catalogue, given the run's
+            files. None means that the message does without.
     """
 
     makes_items: bool
     max_dead_letter_fraction: float
     inherited: tuple[FileRecord, ...] = ()
     privacy: PrivacyStatement = field(default_factory=PrivacyStatement)
+    max_unknown_item_fraction: float = 1.0
+    name_unlike_ids: Callable[[Iterable[FileRecord]], str] | None = None
 
 
 def _dead(counts: Counts, *stages: str) -> dict[str, int]:
@@ -47,28 +52,42 @@ def _dead(counts: Counts, *stages: str) -> dict[str, int]:
     return {k.removeprefix("dead."): n for k, n in counts.items() if k.startswith(tuple(f"dead.{s}." for s in stages))}
 
 
-def check_books(counts: Counts, spec: PublishSpec) -> None:
+def check_books(counts: Counts, spec: PublishSpec, records: Iterable[FileRecord] = ()) -> None:
     """Refuses to publish a run whose counts do not add up, or in which too much failed.
 
     Args:
-        counts: the run's counters: `catalog.rows`, `items.rows`, `interactions.rows`, `users.rows`,
+        counts: the run's counters: `catalog.rows`, `items.rows`, `interactions.rows`, `users.rows`, `events.rows`,
             `events.unknown_item` and `dead.<stage>.<modality>.<reason>`. A missing counter means 0, but without
             `users.rows` the run makes no user profiles.
         spec: the conditions.
+        records: the run's files, from which messages name examples.
 
     Raises:
-        JobError: catalogue rows are lost or counted twice, there is no item vector, there are too many dead letters, or
-            no event gave a user profile.
+        JobError: catalogue rows are lost or counted twice, there is no item vector, there are too many dead letters or
+            events of unknown items, or no event gave a user profile.
     """
     if spec.makes_items:
         _check_items(counts)
     _check_dead_letters(counts, spec.max_dead_letter_fraction)
-    events = counts.get("interactions.rows", 0)
-    if events and "users.rows" in counts and not counts["users.rows"]:
+    _check_events(counts, spec, records)
+
+
+def _check_events(counts: Counts, spec: PublishSpec, records: Iterable[FileRecord]) -> None:
+    rows, events = counts.get("interactions.rows", 0), counts.get("events.rows", 0)
+    unknown, most = counts.get("events.unknown_item", 0), spec.max_unknown_item_fraction
+    without_profiles = rows and "users.rows" in counts and not counts["users.rows"]
+    if unknown <= most * events and not without_profiles:
+        return
+    named = spec.name_unlike_ids(records) if unknown and spec.name_unlike_ids else ""
+    compare = f"{named}{'; ' if named else ''}compare interactions.item with catalog.id"
+    if without_profiles:
         raise JobError(
-            f"publish refused: none of {events} events gave a user profile ({counts.get('events.unknown_item', 0)} are "
-            "of unknown items); compare interactions.item with catalog.id"
+            f"publish refused: none of {rows} events gave a user profile ({unknown} are of unknown items); {compare}"
         )
+    raise JobError(
+        f"publish refused: {unknown} of {events} events ({unknown / events:.1%}) are of unknown items, over "
+        f"limits.max_unknown_item_fraction {most:.1%}; {compare}, or raise the limit"
+    )
 
 
 def _check_items(counts: Counts) -> None:
@@ -179,7 +198,7 @@ def _publish(
     args: tuple[Store, str, PublishSpec, str], records: Iterable[FileRecord], counts: Counts
 ) -> Manifest:
     store, run_id, spec, created = args
-    check_books(counts, spec)
+    check_books(counts, spec, (*spec.inherited, *records))
     _remove_leftovers(store, run_id, records)
     metrics = json.dumps(dict(sorted(counts.items())), indent=1).encode() + b"\n"
     extra = write_file(store, "metrics", f"runs/{run_id}/metrics.json", metrics)

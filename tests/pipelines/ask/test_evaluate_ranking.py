@@ -14,7 +14,8 @@ import yaml
 from typer.testing import CliRunner
 
 from unisono.pipelines.ask.evaluate_ranking import OWN, evaluate_ranking, variants
-from unisono.pipelines.ask.ranking_case import make_case, serve
+from unisono.pipelines.ask.ranking_case import make_case
+from unisono.pipelines.ask.ranking_lists import serve
 from unisono.pipelines.ask.ranking_report import print_ranking
 from unisono.pipelines.ask.trial import read_embeddings, read_events, without
 from unisono.pipelines.cli import app

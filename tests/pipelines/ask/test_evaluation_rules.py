@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from dataclasses import replace
@@ -16,10 +17,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from rich.console import Console
 
 from unisono.pipelines.ask.evaluate_ranking import OWN, evaluate_ranking, state_verdict
-from unisono.pipelines.ask.evaluation_files import EvaluationFiles, read_hidden
-from unisono.pipelines.ask.ranking_case import Case, Rules, lay_out, make_case, rank_by_scores, serve, serve_baseline
+from unisono.pipelines.ask.evaluation_files import EvaluationFiles
+from unisono.pipelines.ask.hidden import read_hidden
+from unisono.pipelines.ask.ranking_case import Case, Rules, lay_out, make_case
+from unisono.pipelines.ask.ranking_lists import rank_by_scores, serve, serve_baseline
 from unisono.pipelines.ask.ranking_report import print_ranking
 from unisono.pipelines.ask.trial import build_items, read_embeddings, read_events
 from unisono.pipelines.job.load import load_job
@@ -132,6 +136,28 @@ def test_hidden_items_are_in_no_list_and_their_pairs_are_set_aside(root: Path) -
     assert found["about"]["hidden_items"] == ITEMS // 2
 
 
+def test_exposure_is_chosen_on_what_may_be_shown(root: Path) -> None:
+    """Without the hidden items the few new ones would take more places than they are given."""
+    log = events().query("what != 'impression'")
+    log = log[log["item"] < "i30"]
+    shown = write_job(root, "exposure", log, ranking={"cold_exposure": 0.2, "exclude_seen": False})
+    job, place = load_job(str(shown)), np.arange(ITEMS)
+    new = place >= 30
+    hidden = [f"i{i:02d}" for i in place[~new & (place < 15)]]
+    share = {}
+    for name, off in (("all", None), ("shown", pa.array(hidden))):
+        case = case_of(shown, hidden=off)
+        assert (case.new == new).all()
+        found = serve(job, case).every.items[:, :10]
+        share[name] = new[found].mean()
+    unaware = build_items(job, case.embeddings, case.train)
+    share["unaware"] = new[serve(job, case, unaware).every.items[:, :10]].mean()
+    # Exposure is chosen on all users, and these are the ones with something to find.
+    assert share["all"] == pytest.approx(0.2, abs=0.06)
+    assert share["shown"] == pytest.approx(0.2, abs=0.06)
+    assert share["unaware"] > 0.35
+
+
 def test_impressions_are_not_seen_and_dislikes_are_seen_but_not_liked(root: Path) -> None:
     case = case_of(root / "plain.yaml")
     log = events()
@@ -222,6 +248,21 @@ def test_renaming_items_moves_figures_by_no_more_than_chance(root: Path, method:
     for name, (one, other) in found.items():
         spread = np.hypot(one.std() / np.sqrt(len(one)), other.std() / np.sqrt(len(other)))
         assert abs(one.mean() - other.mean()) < 3.5 * spread, name
+
+
+def test_earlier_logs_of_incremental_profiles_are_said_to_be_left_out(root: Path, tmp_path: Path) -> None:
+    log, note = events(), "with profiles.incremental: true, only the logs that interactions.path names are measured"
+    for how, said in ((True, True), ("restart", False), (False, False)):
+        found = evaluate(write_job(root, "nights", log, profiles={"incremental": how}))
+        print_ranking(found, Console(file=(out := io.StringIO()), width=400))
+        assert found["about"]["earlier_logs_left_out"] is said
+        assert (note in out.getvalue()) is said
+    path = write_job(root, "nights", log, profiles={"incremental": True})
+    half = log["at"] < log["at"].median()
+    log[half].to_parquet(tmp_path / "train.parquet", index=False)
+    log[~half].to_parquet(tmp_path / "test.parquet", index=False)
+    found = evaluate(path, train=tmp_path / "train.parquet", test=tmp_path / "test.parquet")
+    assert found["about"]["earlier_logs_left_out"] is False
 
 
 # --- own files ---------------------------------------------------------------------------------------------

@@ -79,17 +79,20 @@ def test_factors_are_those_of_dense_solves(d, monkeypatch):
 
 def test_sparse_likes_lower_the_weight_of_other_pairs():
     assert settled(SPEC, likes=5000, users=100, items=100) == SPEC
-    assert settled(SPEC, likes=4_000_000, users=200_000, items=20_000).unobserved == pytest.approx(0.032)
+    assert settled(SPEC, likes=4_000_000, users=200_000, items=20_000).unobserved == pytest.approx(0.016)
     assert settled(SPEC, likes=0, users=0, items=0).unobserved == 0.0
     x, likes = draw()
     dense, sparse = replace(SPEC, unobserved=0.05), replace(SPEC, most_unobserved=0.05 * x.size / x.sum())
     np.testing.assert_array_equal(fit_factors(likes, sparse).item_factors, fit_factors(likes, dense).item_factors)
 
 
-def test_few_likes_an_item_raise_the_regularization():
+def test_a_regularization_that_is_not_given_loses_no_taste_of_usual_size():
     spec = replace(SPEC, regularization=None)
-    found = [settled(spec, likes=n * 100, users=1000, items=100).regularization for n in (5, 40, 320)]
-    assert found == pytest.approx([0.04, 0.01, 0.0025])
+    assert settled(spec, likes=55_375, users=942, items=1447).regularization == pytest.approx(0.0099, abs=1e-4)
+    for likes, users, items in ((5_843, 400, 1766), (4_000_000, 200_000, 20_000), (30, 10, 10)):
+        found = settled(spec, likes=likes, users=users, items=items)
+        bound = found.regularization * found.unobserved * np.sqrt(users * items)
+        assert bound == pytest.approx(0.75 * np.sqrt(likes / min(users, items)))
 
 
 def test_sweeps_lower_the_loss():
@@ -141,7 +144,7 @@ def test_a_start_is_used_and_the_factors_turn_to_it():
     turn = left @ right
     np.testing.assert_allclose(found.item_factors, v @ turn, atol=2e-5)
     np.testing.assert_allclose(found.user_factors, u @ turn, atol=2e-5)
-    np.testing.assert_allclose(found.left_factors, a @ turn, atol=2e-3 * np.abs(a).max())
+    np.testing.assert_allclose(found.left_factors, a @ turn, atol=5e-3 * np.abs(a).max())
     np.testing.assert_allclose(found.user_factors @ found.item_factors.T, u @ v.T, atol=2e-5)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import apache_beam as beam
@@ -117,6 +118,21 @@ def test_letters_of_users_and_rows_without_modality_refuse_nothing() -> None:
     check_books(GOOD | {"items.rows": 48, "dead.catalog.-.no_modality": 50}, ITEMS)
     with pytest.raises(JobError, match="max_dead_letter_fraction"):
         check_books(GOOD | {"dead.encode.audio.too_long": 1000}, ITEMS)
+
+
+def test_too_many_events_of_unknown_items_refuse_the_run() -> None:
+    spec = PublishSpec(True, 0.04, max_unknown_item_fraction=0.5)
+    counts = GOOD | {"events.rows": 49, "events.unknown_item": 24}
+    check_books(counts, spec)
+    check_books(counts | {"events.unknown_item": 49}, PublishSpec(True, 0.04))
+    check_books(counts | {"events.rows": 0, "events.unknown_item": 0}, spec)
+    says = r"^publish refused: 25 of 49 events \(51\.0%\) are of unknown items, over limits\.max_unknown_item_fraction"
+    with pytest.raises(JobError, match=says + r" 50\.0%; compare interactions\.item with catalog\.id, or raise the"):
+        check_books(counts | {"events.unknown_item": 25}, spec)
+    record = FileRecord("items", "items.parquet", 0, 3, 9, "")
+    named = replace(spec, name_unlike_ids=lambda records: f"of {list(records) == [record]}")
+    with pytest.raises(JobError, match=says + r" 50\.0%; of True; compare interactions"):
+        check_books(counts | {"events.unknown_item": 25}, named, [record])
 
 
 COUNT = st.integers(0, 40)

@@ -1,0 +1,1 @@
+"""Chooses settings of the ranking on earlier parts of the job's own log."""
