@@ -83,7 +83,8 @@ class Implicit:
         weight = np.full(len(likes.items), (1 + a) / a, np.float32)
         self._by_user = scipy.sparse.csr_matrix((weight, likes.items, likes.first_of_user.astype(np.int32)), (m, n))
         self._by_item = scipy.sparse.csr_matrix((weight, likes.users, likes.first_of_item.astype(np.int32)), (n, m))
-        of_user, of_item = (spec.regularization * (len(weight) / x + a * y) / a for x, y in ((m, n), (n, m)))
+        ridge = spec.regularization or 0.0
+        of_user, of_item = (ridge * (len(weight) / x + a * y) / a for x, y in ((m, n), (n, m)))
         self._balance = (of_item / of_user) ** 0.25 / np.sqrt(1 + a), (of_user / of_item) ** 0.25 / np.sqrt(1 + a)
         self._users = np.zeros((m, spec.factors), np.float32)
         self._items = (start / self._balance[1]).astype(np.float32)

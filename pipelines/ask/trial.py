@@ -31,7 +31,7 @@ from unisono.transforms.rank.learn import ITEM_FACTOR, LEFT_FACTOR, FactorTable,
 from unisono.transforms.rank.lists import diversify
 from unisono.transforms.rank.ranking import distinct_pairs, make_shelf, rank_items
 from unisono.transforms.rank.sample import LearnSpec
-from unisono.transforms.rank.user_vectors import add_ranking_vectors, read_ranking, taste_spec
+from unisono.transforms.rank.user_vectors import add_ranking_vectors, kind_of_items, read_ranking, taste_spec
 from unisono.transforms.read.interactions import check_interactions, clean_rows
 from unisono.transforms.read.usable import usable_events
 from unisono.transforms.space.fit.methods import possible_axes
@@ -167,7 +167,8 @@ def build_items(job: Job, embeddings: pa.Table, train: pa.Table, hidden: pa.Tabl
         fused, _ = fuse_table(table, space, dtype=job.output.dtype)
         fused = fused.replace_schema_metadata(table.schema.metadata)
         if not job.ranks.learned:
-            fused = vector_columns(fused, job.ranks, job.late_modalities, popularity)
+            late = job.late_modalities
+            fused = vector_columns(fused, job.ranks, late, popularity, kind_of_items(job.ranks, late))
         path = _write(home, "items", fused, scale_metadata(job.output.dtype, space.scale))
         return _open_items(job, path, home, table)
 

@@ -13,7 +13,7 @@ from unisono.transforms.base.errors import JobError
 from unisono.transforms.base.extras import require
 from unisono.transforms.base.tables import unpack_vectors
 from unisono.transforms.rank.spec import RankingSpec
-from unisono.transforms.rank.user_vectors import is_made_with, read_ranking, reweigh, suits
+from unisono.transforms.rank.user_vectors import is_made_with, kind_of_items, read_ranking, reweigh, suits
 from unisono.transforms.read.catalog import Catalog, check_catalog
 from unisono.transforms.store.parquet import open_parquet, require_column
 from unisono.transforms.store.runs import FileRecord, Manifest, Store
@@ -99,7 +99,7 @@ def published_ranking(job: Job, store: Store, base: Manifest | None) -> tuple[di
     made = read_ranking(_schema(store, items[0])) if items else {}
     if suits(job.ranks, job.late_modalities, made):
         return made, False
-    return {"ageing": False, **made, **job.ranks.kind_of_items(job.late_modalities)}, True
+    return {"ageing": False, **made, **kind_of_items(job.ranks, job.late_modalities)}, True
 
 
 def must_reweigh(job: Job, store: Store, base: Manifest, items: Mapping[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +25,7 @@ from unisono.transforms.users.profiles import ProfileSpec
 
 STARTS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the events, where a cut by time begins
 SPLITS = ("both", "global-time", "leave-last-out")
+LASTS = ("last liked item", "last liked item but one", "last liked item but two")
 WINDOW = 0.2  # of the events, what a cut by time holds out
 MOST_USERS = 2000  # of a cut, whose lists are measured
 
@@ -107,8 +108,8 @@ class Cut:
 def make_cuts(catalogue: Catalogue, events: pa.Table, job: Job, split: str = "both") -> list[Cut]:
     """Cuts a log at several moments. Cuts without a user to measure are left out.
 
-    The cuts by time begin after 40, 50, 60, 70, 80 and 90% of the events, and hold out the next 20% of the events. One
-    more cut holds out each user's last liked item.
+    The cuts by time begin after 40, 50, 60, 70, 80 and 90% of the events, and hold out the next 20% of the events.
+    Three more hold out each user's last liked item, the one before it, and the one before that.
 
     Args:
         catalogue: the items.
@@ -147,13 +148,16 @@ def _by_time(events: pa.Table, above: float) -> Iterable[tuple[str, Split]]:
         yield f"after {pc.min(rest['time']).as_py():%Y-%m-%d %H:%M}", split_of_logs(train, rest, above)
 
 
-def _by_last(events: pa.Table, above: float) -> Sequence[tuple[str, Split]]:
-    if not events.num_rows:
-        return []
-    try:
-        return [("last liked item", split_events(events, SplitSpec("leave-last-out", relevant=above)))]
-    except JobError:  # no user has two events; the caller says when there is too little to measure
-        return []
+def _by_last(events: pa.Table, above: float) -> Iterable[tuple[str, Split]]:
+    for name in LASTS:
+        if not events.num_rows:
+            return
+        try:
+            parts = split_events(events, SplitSpec("leave-last-out", relevant=above))
+        except JobError:  # no user has two events; the caller says when there is too little to measure
+            return
+        yield name, parts
+        events = parts.train
 
 
 def _lay_out(

@@ -98,10 +98,11 @@ class Row:
     Attributes:
         before: their values.
         tried: each point with its validation NDCG; None where it could not be scored.
-        best: the best point, of those with which no kind of cut loses for certain against the job's own settings.
+        best: the best point whose gain is certain, or if there is none, the best one; only of points with which no kind
+            of cut loses for certain against the job's own settings.
         over: what the best point is compared with: `before`, or if that is the best one, the job's own values.
         gain: the gain over that: mean, low and high.
-        chosen: the best point if its gain is certain, otherwise `before`.
+        chosen: `best` if its gain is certain, otherwise `before`.
         whole: whether all points were tried before the time was over.
     """
 
@@ -166,21 +167,29 @@ class Search:
             whole = False
         here = self.measure(self.settings)
         assert here is not None  # the search begins with settings that could be scored
-        best, theirs = self._best(found, now, here)
-        over = now if best != now else {key: self.before[key] for key in keys}
-        base = next((v for p, v in found if p == over), None)
-        gain = self.yardstick.gain(theirs, here if base is None else base)
-        chosen = best if best != now and gain[1] > 0 else now
+        best, chosen, gain = self._choose(found, now, here)
+        over = now
+        if best == now and now != (own := {key: self.before[key] for key in keys}):
+            over, base = own, next((v for p, v in found if p == own), None)
+            gain = self.yardstick.gain(here, here if base is None else base)
         tried = tuple((p, None if v is None else self.yardstick.score(v)) for p, v in found)
         self.rows[keys] = Row(now, tried, best, over, gain, chosen, whole)
         self.settings = {**self.settings, **chosen}
         return whole
 
-    def _best(
+    def _choose(
         self, found: Sequence[tuple[Settings, Values | None]], now: Settings, here: Values
-    ) -> tuple[Settings, Values]:
-        scored = [(p, v) for p, v in found if v is not None]
-        for point, values in sorted(scored, key=lambda x: (-self.yardstick.score(x[1]), x[0] != now)):
-            if point == now or not self.yardstick.loses(values, self.own):
-                return point, values
-        return now, here
+    ) -> tuple[Settings, Settings, tuple[float, float, float]]:
+        """Returns the best point, the chosen one, and the gain of the best one over the values so far."""
+        score = self.yardstick.score
+        better = [(p, v) for p, v in found if v is not None and score(v) > score(here)]
+        best, gain = now, (0.0, 0.0, 0.0)
+        for point, values in sorted(better, key=lambda x: -score(x[1])):
+            if self.yardstick.loses(values, self.own):
+                continue
+            gained = self.yardstick.gain(values, here)
+            if gained[1] > 0:
+                return point, point, gained
+            if best == now:
+                best, gain = point, gained
+        return best, now, gain

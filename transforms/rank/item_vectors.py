@@ -102,13 +102,17 @@ def weighted_moments(table: pa.Table, scale: ContentScale, factors: FactorRows, 
 
 
 def learned_columns(
-    table: pa.Table, model: RankingModel, factors: FactorRows, popularity: Popularity, *, spec: RankingSpec
+    table: pa.Table,
+    model: RankingModel,
+    factors: FactorRows,
+    popularity: Popularity,
+    kind: Mapping[str, object] | None = None,
 ) -> pa.Table:
     """Adds `ranking_vector`, `history_vector` and `history_vector_new` to a table of embeddings.
 
     A ranking vector is [V' | 0 | common axes] for an item with likes, [0 | s·M' | common axes] for an item without any
     event, and [0 | 0 | common axes] for one that has events and no like. V' are factors, and M' is what content
-    predicts. The schema metadata say how they were made, with the settings of `spec`.
+    predicts. `kind` goes into the metadata, see `user_vectors.kind_of_items`.
     """
     counts = popularity.rows(table["item_id"])
     untouched = counts["users"] == 0
@@ -124,23 +128,23 @@ def learned_columns(
             to_vector_column(vectors.astype(np.float32)),
         )
     learned = {"ageing": model.ageing, "key": model.key, "comparable": list(model.comparable)}
-    return _described(table, {**spec.kind_of_items(), **learned})
+    return _described(table, {"method": "learned", **(kind or {}), **learned})
 
 
-def recount(table: pa.Table, spec: RankingSpec, popularity: Popularity) -> pa.Table:
+def recount(table: pa.Table, popularity: Popularity, kind: Mapping[str, object]) -> pa.Table:
     """Counts the popularity of published items anew; what was learned stays.
 
     Args:
         table: a table of items/ with learned ranking vectors, and with its schema metadata.
-        spec: the settings.
         popularity: of all items.
+        kind: see `user_vectors.kind_of_items`.
     """
     vectors = np.array(read_vectors(table, RANKING_VECTOR)[0])
     vectors[:, -COMMON:-1] = popularity.axes(table["item_id"])[:, :-1]
     field = table.schema.field(RANKING_VECTOR)
     at = table.column_names.index(RANKING_VECTOR)
     about = json.loads(table.schema.metadata[RANKING])
-    return _described(table.set_column(at, field, to_vector_column(vectors)), {**about, **spec.kind_of_items()})
+    return _described(table.set_column(at, field, to_vector_column(vectors)), {**about, **kind})
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,7 +227,13 @@ def comparable_with(mine: np.ndarray, published: np.ndarray, users: np.ndarray) 
 # --- made of the item vectors ------------------------------------------------------------------------------
 
 
-def vector_columns(table: pa.Table, spec: RankingSpec, modalities: Sequence[str], popularity: Popularity) -> pa.Table:
+def vector_columns(
+    table: pa.Table,
+    spec: RankingSpec,
+    modalities: Sequence[str],
+    popularity: Popularity,
+    kind: Mapping[str, object],
+) -> pa.Table:
     """Adds `ranking_vector` to a table of items: the item vector or the vectors of all modalities, and the common axes.
 
     Args:
@@ -231,6 +241,7 @@ def vector_columns(table: pa.Table, spec: RankingSpec, modalities: Sequence[str]
         spec: the settings.
         modalities: the modalities of late fusion, see `late_matrix`; () for early fusion.
         popularity: of all items.
+        kind: goes into the metadata, see `user_vectors.kind_of_items`.
     """
     table = table.drop_columns([c for c in RANKING_COLUMNS if c in table.column_names])
     if spec.fusion == "late":
@@ -240,7 +251,7 @@ def vector_columns(table: pa.Table, spec: RankingSpec, modalities: Sequence[str]
         own, _ = read_vectors(table)
     vectors = np.concatenate([own, popularity.axes(table["item_id"])], axis=1).astype(np.float32)
     field = pa.field(RANKING_VECTOR, pa.list_(pa.float32(), vectors.shape[1]), nullable=False)
-    about = {**spec.kind_of_items(modalities), "ageing": popularity.ageing}
+    about = {**kind, "ageing": popularity.ageing}
     return _described(table.append_column(field, to_vector_column(vectors)), about)
 
 

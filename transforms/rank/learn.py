@@ -29,7 +29,7 @@ from unisono.transforms.rank.item_vectors import (
 )
 from unisono.transforms.rank.model import RankingModel, solve_model, with_new_items
 from unisono.transforms.rank.sample import LearnSpec, is_touched, sample_of, touched_rows
-from unisono.transforms.rank.user_vectors import read_ranking
+from unisono.transforms.rank.user_vectors import kind_of_items, read_ranking
 from unisono.transforms.space.fit.moments import Moments
 from unisono.transforms.store.item_matrix import ItemMatrix, first_schema, per_process
 from unisono.transforms.store.runs import FileRecord, Store, read_table, write_file
@@ -146,12 +146,11 @@ def learn_ranking(
     moments = weighted_moments(table, scale, rows, popularity)
     model = model_of(moments, scale, factors, popularity, spec.ranking.content_users)
     trial = with_new_items(model, 1.0)
-    tried = learned_columns(table, trial, rows, popularity, spec=spec.ranking)
+    tried = learned_columns(table, trial, rows, popularity)
     drawn = draw_users(events, spec.ranking.liked_above or 0.0)
     sample = sample_of(drawn, [touched_rows(tried, drawn)], spec, ageing=trial.ageing, hidden=hidden)
-    tops = tops_of(tried, sample, popularity)
-    done = finished(trial, [tops], sample, factors, spec)
-    return learned_columns(table, done, rows, popularity, spec=spec.ranking)
+    model = finished(trial, [tops_of(tried, sample, popularity)], sample, factors, spec)
+    return learned_columns(table, model, rows, popularity, kind_of_items(spec.ranking))
 
 
 # --- Beam --------------------------------------------------------------------------------------------------
@@ -258,7 +257,7 @@ class _Steps(beam.DoFn):
         self, table: pa.Table, model: RankingModel, records: Sequence[FileRecord], popularity: pa.Table
     ) -> pa.Table:
         rows = self.factors(records).rows(table["item_id"])
-        return learned_columns(table, model, rows, self.popularity(popularity), spec=self._spec.ranking)
+        return learned_columns(table, model, rows, self.popularity(popularity), kind_of_items(self._spec.ranking))
 
     def sample(
         self, draft: bytes, events: pa.Table, touched: Sequence[pa.Table], hidden: Sequence[pa.Table]

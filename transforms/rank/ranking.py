@@ -20,7 +20,7 @@ from unisono.transforms.rank.item_vectors import Popularity, recount, vector_col
 from unisono.transforms.rank.lists import diversify, list_table, merge_ranked
 from unisono.transforms.rank.spec import RankingSpec
 from unisono.transforms.rank.topk import top_items
-from unisono.transforms.rank.user_vectors import add_ranking_vectors, read_ranking, reweigh
+from unisono.transforms.rank.user_vectors import add_ranking_vectors, kind_of_items, read_ranking, reweigh
 from unisono.transforms.store.item_matrix import HasPath, ItemMatrix, per_process
 
 # --- one shard of users against a slice of the items -------------------------------------------------------
@@ -223,10 +223,10 @@ def _add_vectors(
     element: ShardTable, spec: RankingSpec, modalities: tuple[str, ...], counts: Sequence[pa.Table]
 ) -> ShardTable:
     shard, table = element
-    popularity = Popularity.of(next(iter(counts), None))
+    popularity, kind = Popularity.of(next(iter(counts), None)), kind_of_items(spec, modalities)
     if spec.learned:
-        return shard, recount(table, spec, popularity)
-    return shard, vector_columns(table, spec, modalities, popularity)
+        return shard, recount(table, popularity, kind)
+    return shard, vector_columns(table, spec, modalities, popularity, kind)
 
 
 class VectorsOfUsers(beam.PTransform):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator
@@ -28,7 +27,7 @@ class RankingSpec:
     the joint space. null means `vectors` if `interests`, `fusion: late`, `weights` or `privacy.noise` is given, and
     `learned` otherwise."""
     factors: Positive = 64
-    """For `learned`: how many factors an item and a user have. A ranking vector is twice as long, and 3 longer."""
+    """For `learned`: how many factors an item and a user have. A ranking vector is twice as long, and 4 longer."""
     regularization: Above0 | None = None
     """For `learned`: λ of iALS. The larger it is, the less the model follows single events. null means a
     value that suits the size of the log, about 0.01 for MovieLens-100k."""
@@ -122,24 +121,11 @@ class RankingSpec:
         )
 
     @property
-    def of_items(self) -> dict[str, Any]:
-        """The settings that the ranking vectors of items are made with, besides the method, by their names."""
-        names = ["liked_above", "popularity_half_life_days"]
-        if self.learned:
-            names += ["factors", "regularization", "unobserved", "sweeps", "content_users"]
-            names += ["cold_quantile"] if self.cold_quantile is not None else ["cold_quantile", "cold_exposure"]
+    def learned_with(self) -> dict[str, Any]:
+        """The settings that ranking vectors of items are learned with, by their names."""
+        names = ["factors", "regularization", "unobserved", "sweeps", "liked_above", "content_users", "cold_quantile"]
+        names += ["cold_exposure"] if self.cold_quantile is None else []
         return {name: getattr(self, name) for name in names}
-
-    def kind_of_items(self, modalities: Sequence[str] = ()) -> dict[str, Any]:
-        """Says what kind of ranking vectors items get, for the metadata of their files.
-
-        Args:
-            modalities: the modalities of late fusion.
-        """
-        if self.learned:
-            return {"method": "learned", "settings": self.of_items}
-        late = {"modalities": list(modalities), "weights": dict(self.weights)} if self.fusion == "late" else {}
-        return {"method": "vectors", "fusion": self.fusion, **late, "settings": self.of_items}
 
     @property
     def gain(self) -> float:

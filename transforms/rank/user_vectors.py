@@ -17,8 +17,7 @@ from unisono.transforms.rank.model import COMMON, add_common, user_weights
 from unisono.transforms.rank.spec import RankingSpec
 from unisono.transforms.users.tastes import TasteSpec
 
-_LEARNED = {"ageing", "key", "comparable"}  # what items say besides `RankingSpec.kind_of_items`
-_COUNTED = "popularity_half_life_days"  # the setting of learned items that can be changed by counting anew
+_LEARNED = {"ageing", "key", "comparable"}  # what items say besides `kind_of_items`
 
 
 def taste_spec(spec: RankingSpec, *, half_life_days: float | None, min_events: int) -> TasteSpec:
@@ -112,6 +111,20 @@ def read_ranking(schema: pa.Schema) -> dict[str, Any]:
     return dict(json.loads(found)) if found else {}
 
 
+def kind_of_items(spec: RankingSpec, modalities: Sequence[str] = ()) -> dict[str, Any]:
+    """Lists the settings that the ranking vectors of items depend on, other than what is learned.
+
+    Args:
+        spec: the settings.
+        modalities: the modalities of late fusion.
+    """
+    counted = {"half_life_days": spec.popularity_half_life_days, "liked_above": spec.liked_above or 0.0}
+    if spec.learned:
+        return {"method": "learned", "learned_with": spec.learned_with, **counted}
+    late = {"modalities": list(modalities), "weights": dict(spec.weights)} if spec.fusion == "late" else {}
+    return {"method": "vectors", "fusion": spec.fusion, **late, **counted}
+
+
 def suits(spec: RankingSpec, modalities: Sequence[str], items: Mapping[str, Any]) -> bool:
     """Says whether published items have the ranking vectors that these settings make.
 
@@ -129,11 +142,11 @@ def suits(spec: RankingSpec, modalities: Sequence[str], items: Mapping[str, Any]
             f"ranking: needs ranking vectors that are learned from the log, and the published items {have}; run "
             "`unisono embed` or `unisono nightly` with `ranking` and `interactions` in the job file"
         )
-    wanted, before = spec.kind_of_items(modalities), items.get("settings", {})
-    for key in spec.of_items if spec.learned else ():
-        if key != _COUNTED and spec.of_items[key] != before.get(key):
+    wanted = kind_of_items(spec, modalities)
+    for key, mine in wanted.get("learned_with", {}).items():
+        if mine != items.get("learned_with", {}).get(key, mine):
             raise JobError(
-                f"ranking.{key}: {spec.of_items[key]}, the published items were made with {before.get(key)}; run "
+                f"ranking.{key}: {mine}, the published items were made with {items['learned_with'][key]}; run "
                 "`unisono embed` or `unisono nightly`, or keep it"
             )
     return all(items.get(k) == v for k, v in wanted.items()) and set(items) - set(wanted) <= _LEARNED

@@ -204,8 +204,9 @@ def test_robots_and_repeats_teach_a_job_nothing(root: Path, method: str) -> None
     robot["at"] = pd.to_datetime(NOW + DAY + np.arange(len(robot)) * 1_000_000, unit="us", utc=True)
     log = events()
     repeats = log.assign(at=log["at"] - pd.Timedelta(minutes=5))
-    rules = {"session_minutes": 30, "max_events_per_day": 15, "robots": "drop", "min_events": 3, "interests": 0}
-    how = {"ranking": {"method": method}, "profiles": rules}
+    rules: dict[str, Any] = {"session_minutes": 30, "max_events_per_day": 15, "robots": "drop", "min_events": 3}
+    rules["interests"] = 0
+    how: dict[str, Any] = {"ranking": {"method": method}, "profiles": rules}
     dirty = write_job(root, "dirty", pd.concat([log, repeats, robot]), **how)
     # What the rules leave out is left out by hand here: of equal events on one day, one.
     clean = write_job(root, "clean", log.drop_duplicates(), **how)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -111,27 +110,6 @@ def test_totals_are_what_duckdb_counts(shop: Path, run: PublishedRun) -> None:
 
 
 @pytest.mark.parametrize("half_life_days", [None, 20.0])
-@pytest.mark.parametrize("shards", [1, 4])
-def test_popularity_counts_each_user_once_and_ages(
-    shop: Path, run: PublishedRun, half_life_days: float | None, shards: int
-) -> None:
-    raw = pq.read_table(shop / "log.parquet").to_pylist()
-    newest: dict[tuple[str, str], int] = {}
-    for e in raw:
-        newest[e["user"], e["item"]] = max(newest.get((e["user"], e["item"]), 0), e["time"])
-    now = max(newest.values())
-    expected: dict[str, float] = {}
-    for (_, item), time in newest.items():
-        left = 1.0 if half_life_days is None else 0.5 ** ((now - time) / 86_400 / half_life_days)
-        expected[item] = expected.get(item, 0.0) + left
-    found = total_log(run, run.job).popularity(shards, half_life_days)
-    assert found is not None
-    assert found["item_id"].to_pylist() == sorted(expected)
-    np.testing.assert_allclose(found["n"].to_numpy(), [expected[i] for i in sorted(expected)], rtol=1e-12)
-    users = [sum(i == item for _, i in newest) for item in sorted(expected)]
-    assert found["users"].to_pylist() == users
-
-
 def test_an_incremental_run_also_knows_the_events_of_earlier_logs_once(tmp_path: Path) -> None:
     log = pq.read_table(make_shop(tmp_path) / "log.parquet").sort_by("time")
     sections: dict[str, Any] = {"profiles": {"incremental": True, "recent_events": 1000}, "behaviour": None}

@@ -44,6 +44,7 @@ def solve(x: np.ndarray, other: np.ndarray, spec: FactorSpec) -> np.ndarray:
     out = np.empty((len(x), d))
     for r, row in enumerate(x):
         v = other[row > 0]
+        assert spec.regularization is not None
         ridge = spec.regularization * (len(v) + spec.unobserved * len(other))
         out[r] = np.linalg.solve(v.T @ v + spec.unobserved * other.T @ other + ridge * np.eye(d), v.sum(0))
     return out
@@ -91,6 +92,7 @@ def test_a_regularization_that_is_not_given_loses_no_taste_of_usual_size():
     assert settled(spec, likes=55_375, users=942, items=1447).regularization == pytest.approx(0.0099, abs=1e-4)
     for likes, users, items in ((5_843, 400, 1766), (4_000_000, 200_000, 20_000), (30, 10, 10)):
         found = settled(spec, likes=likes, users=users, items=items)
+        assert found.regularization is not None
         bound = found.regularization * found.unobserved * np.sqrt(users * items)
         assert bound == pytest.approx(0.75 * np.sqrt(likes / min(users, items)))
 

@@ -20,7 +20,7 @@ from unisono.transforms.rank.lists import diversify
 from unisono.transforms.rank.ranking import RecommendItems, distinct_pairs, make_shelf, rank_items
 from unisono.transforms.rank.ranking import Shelf as ShelfOfItems
 from unisono.transforms.rank.spec import Interests, RankingSpec
-from unisono.transforms.rank.user_vectors import add_ranking_vectors, queries_of, read_ranking
+from unisono.transforms.rank.user_vectors import add_ranking_vectors, kind_of_items, queries_of, read_ranking
 from unisono.transforms.store.item_matrix import ItemMatrix
 
 DIM, ITEMS, USERS = 8, 60, 12
@@ -125,7 +125,7 @@ def with_ranking_vectors(
     """Gives the shop's items and users the ranking vectors of `method: vectors`."""
     tables = [unpack_vectors(pq.read_table(f)).drop_columns(["ranking_vector"]) for f in shop["files"]]
     late = ("image", "text") if spec.fusion == "late" else ()
-    table = vector_columns(pa.concat_tables(tables), spec, late, popularity)
+    table = vector_columns(pa.concat_tables(tables), spec, late, popularity, kind_of_items(spec, late))
     pq.write_table(pack_vectors(table), folder / "items.parquet")
     users = shop["users"].drop_columns(["ranking_vector"]) if users is None else users
     made = add_ranking_vectors(users, spec, read_ranking(table.schema))

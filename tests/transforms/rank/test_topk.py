@@ -134,7 +134,7 @@ def test_scores_are_within_the_error_of_their_estimates(kind: str) -> None:
     exact = queries.astype(np.float64) @ items[estimates.ids].T.astype(np.float64)
     for block, start in enumerate(range(0, len(items), 2048)):
         places = slice(start, min(start + 2048, len(items)))
-        product = np.empty((len(queries), places.stop - start), estimates.dtype)
+        product: np.ndarray = np.empty((len(queries), places.stop - start), estimates.dtype)
         estimates.product(np.arange(len(queries)), places, product)
         error = estimates.reach * estimates.near[block] + estimates.loose * estimates.size[block]
         off = np.abs(exact[:, places] - estimates.unit[:, None] * product * estimates.scale[block])

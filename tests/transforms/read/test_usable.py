@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,10 +38,11 @@ def once_a_session(events: pa.Table, minutes: float) -> Counter[tuple]:
     """Leaves out repeats with a loop over each user's events from the newest to the oldest."""
     left: Counter[tuple] = Counter()
     every = sorted(events.to_pylist(), key=lambda r: (r["user_id"], r["time"]))
-    later, told = None, set()
+    later: dict[str, Any] | None = None
+    told: set[tuple] = set()
     for r in reversed(every):
-        same_user = later is not None and later["user_id"] == r["user_id"]
-        if not same_user or (later["time"] - r["time"]).total_seconds() > minutes * 60:
+        known = later is not None and later["user_id"] == r["user_id"]
+        if not known or later is None or (later["time"] - r["time"]).total_seconds() > minutes * 60:
             told = set()
         if (r["item_id"], r["weight"]) not in told:
             left[tuple(r.values())] += 1
