@@ -117,9 +117,12 @@ def test_beam_and_memory_make_the_same_bits(tmp_path: Path, shards: int) -> None
     assert not vectors[~new, 8:16].any()
 
 
-def test_items_with_likes_have_unit_covariance(tmp_path: Path) -> None:
+def test_items_with_likes_have_unit_variance_in_every_direction_that_says_something(tmp_path: Path) -> None:
+    """There are three kinds of items, so the fourth factor may be all noise, which is not made larger."""
     vectors = vectors_in(World(tmp_path, *catalogue(), 4).in_memory())[: ITEMS - NEW, :4]
-    np.testing.assert_allclose(np.cov(vectors.T, bias=True), np.eye(4), atol=0.05)
+    variances = np.linalg.eigvalsh(np.cov(vectors.T, bias=True))
+    assert variances.max() <= 1 + 1e-6
+    np.testing.assert_allclose(variances[1:], 1, atol=0.05)
 
 
 def lists_by_hand(world: World, made: pa.Table) -> list[list[int]]:
