@@ -86,20 +86,21 @@ def plan_lists(job: Job, shards: int) -> ListsPlan:
     return ListsPlan(job.ranks, shards)
 
 
-def published_ranking(job: Job, store: Store, base: Manifest | None) -> tuple[dict[str, Any], bool]:
+def published_ranking(job: Job, store: Store, base: Manifest | None) -> tuple[dict[str, Any], bool, JobError | None]:
     """Reads what the published items say of their ranking vectors.
 
     Returns:
-        What they will say in this run, and whether this run must give them other ranking vectors.
-
-    Raises:
-        JobError: the items must be made anew for this job.
+        What they will say in this run; whether this run must give them other ranking vectors; and the error to raise
+        once the log and the people are checked, if the items must be made anew for this job.
     """
     items = base.part("items") if base else []
     made = read_ranking(_schema(store, items[0])) if items else {}
-    if suits(job.ranks, job.late_modalities, made):
-        return made, False
-    return {"ageing": False, **made, **kind_of_items(job.ranks, job.late_modalities)}, True
+    try:
+        if suits(job.ranks, job.late_modalities, made):
+            return made, False, None
+    except JobError as e:
+        return made, False, e
+    return {"ageing": False, **made, **kind_of_items(job.ranks, job.late_modalities)}, True, None
 
 
 def must_reweigh(job: Job, store: Store, base: Manifest, items: Mapping[str, Any]) -> bool:

@@ -109,10 +109,10 @@ def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool, recommen
     items_plan = plan_items(job, base) if items else None
     learns = job.has_ranking_vectors and not job.privacy.noise
     published: dict[str, Any] = {}
-    rerank = False
+    rerank, unsuited = False, None
     if job.ranking is not None and not items and (users or recommend) and base is not None:
         check_ranking(job)
-        published, rerank = published_ranking(job, store, base)
+        published, rerank, unsuited = published_ranking(job, store, base)
     for_items = bool(job.behaviour or learns) if items else rerank and learns
     reads_log = users or for_items or (recommend and job.ranks.exclude_seen)
     log = plan_log(job, base) if reads_log else None
@@ -132,10 +132,12 @@ def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool, recommen
         else:
             raise JobError(f"store: the published run in {store.root} has no users/; run `unisono profile` first")
         lists = plan_lists(job, user_shards)
-        if not users and base is not None and (must_reweigh(job, store, base, published) or rerank):
+        if not users and base is not None and not unsuited and (must_reweigh(job, store, base, published) or rerank):
             reweigh = published
     anew = {part for part, wanted in (("users", reweigh is not None), ("items", rerank)) if wanted}
     people = plan_people(job, store, base, log, items=items, users=users, anew=anew)
+    if unsuited:
+        raise unsuited
     if log:
         pseudonymous = log.interactions.hiding(people.people.pseudonyms, people.people.forget)
         log = replace(log, interactions=pseudonymous)

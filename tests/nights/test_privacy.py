@@ -304,9 +304,12 @@ def test_a_run_with_noise_shows_noised_vectors_and_nothing_else_from_the_log(sho
     users, served = part(store, "users"), part(store, "recommendations")
     # Cold users have a row too. u99 has none, because u99 has no usable event.
     assert users["user_id"].to_pylist() == clean["user_id"].to_pylist()
-    for name in set(users.column_names) - {"user_id", "vector"}:
+    for name in set(users.column_names) - {"user_id", "vector", "ranking_vector"}:
         assert users[name].null_count == users.num_rows
     vectors, _ = from_vector_column(users["vector"])
+    ranking, _ = from_vector_column(users["ranking_vector"])
+    np.testing.assert_array_equal(ranking[:, :-4], vectors)  # the noised vector again, and what is the same for all
+    assert (ranking[:, -4:] == [0, 0, 0, 1]).all()
     said = store.published().privacy.noise
     assert said.sigma == pytest.approx(gaussian_sigma(8.0, 1e-5, 1.0))
     assert (said.epsilon, said.delta, said.clip, said.releases) == (8.0, 1e-5, 0.5, 1)

@@ -256,6 +256,8 @@ def vector_columns(
 
 
 def _modality(table: pa.Table, name: str) -> np.ndarray:
+    if name + _VECTOR not in table.column_names:  # the modality could not be fitted, as behaviour in a log of few pairs
+        return np.zeros(read_vectors(table)[0].shape, np.float32)
     vectors, present = read_vectors(table, name + _VECTOR)
     return np.where(present[:, None], vectors, np.float32(0))
 

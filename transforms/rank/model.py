@@ -204,7 +204,7 @@ def user_weights(*, trend: float, gain: float, caution: float) -> np.ndarray:
         gain: what the most popular item of late gains.
         caution: what an item loses that nobody likes.
     """
-    return np.array([trend + gain, -trend, -caution, 1.0])
+    return np.array([trend + gain, 0.0 - trend, 0.0 - caution, 1.0])  # 0 − 0 is 0, and −0 would show as such
 
 
 def add_common(tastes: np.ndarray, weights: np.ndarray, learned: bool) -> np.ndarray:
