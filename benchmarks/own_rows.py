@@ -109,6 +109,8 @@ TOGETHER = ("leave-last-out", "global-time")  # the splits that choose the one s
 
 _AGELESS = {"profiles.half_life_days": None, "ranking.recent": 0, "ranking.trend": 0}
 _NO_COLD = {"ranking.cold_exposure": 0}
+_LAUNCH = {"ranking.cold_quantile": 0.85}
+_FIXED = {"ranking.recent": 10, "ranking.trend": 8}  # what was found good on both splits before
 _MODEL: Grid = {
     "ranking.factors": (64, 128),
     "ranking.regularization": (None, 0.005, 0.02, 0.04),
@@ -128,12 +130,16 @@ OWN_ROWS: dict[str, Row] = {
     "unisono, ageing, default exposure": Row(like="unisono, ageing"),
     "unisono, one setting": Row(_NO_COLD, (_AGEING,), together=True),
     "unisono, one setting, default exposure": Row(like="unisono, one setting", together=True),
-    "unisono, one setting, launch": Row({"ranking.cold_quantile": 0.85}, like="unisono, one setting", together=True),
+    "unisono, one setting, launch": Row(_LAUNCH, like="unisono, one setting", together=True),
+    "unisono, recent 10, trend 8": Row(_NO_COLD | _FIXED),
+    "unisono, recent 10, trend 8, default exposure": Row(_FIXED),
+    "unisono, recent 10, trend 8, launch": Row(_FIXED | _LAUNCH),
 }
 # Pairs of rows whose figures are divided, the first by the second.
 COMPARED = (
     ("unisono, ageing, default exposure", "unisono, ageing"),
     ("unisono, one setting, default exposure", "unisono, one setting"),
+    ("unisono, recent 10, trend 8, default exposure", "unisono, recent 10, trend 8"),
 )
 
 

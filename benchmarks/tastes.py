@@ -27,11 +27,12 @@ from unisono.pipelines.launch import beam_options, launch
 from unisono.transforms.store.runs import read_table
 
 SETTINGS: dict[str, dict[str, dict[str, object]]] = {
-    "multi-interest": {},
-    "single profile": {"ranking": {"interests": "profile"}},
-    "interests by weight": {"ranking": {"interests": "weighted"}},
-    "multi-interest, no bonus": {"ranking": {"popularity_bonus": 0}},
-    "single profile, no bonus": {"ranking": {"popularity_bonus": 0, "interests": "profile"}},
+    "learned": {},
+    "learned, popularity bonus": {"ranking": {"popularity_bonus": 0.6}},
+    "learned, no trend": {"ranking": {"trend": 0}},
+    "interests by weight": {"ranking": {"interests": "weighted", "popularity_bonus": 0.6}},
+    "profile": {"ranking": {"interests": "profile", "popularity_bonus": 0.6}},
+    "profile, no bonus": {"ranking": {"interests": "profile"}},
 }
 
 
@@ -77,10 +78,8 @@ def main() -> None:
             found[name] = measure(served)
         found["popularity"] = measure(popular_items(served, shop, args.k))
     ratios = {
-        "over popularity": round(found["multi-interest"]["all"] / found["popularity"]["all"], 2),
-        "multi over single, two tastes": round(
-            found["multi-interest"]["two tastes"] / found["single profile"]["two tastes"], 3
-        ),
+        "over popularity": round(found["learned"]["all"] / found["popularity"]["all"], 2),
+        "learned over profile, two tastes": round(found["learned"]["two tastes"] / found["profile"]["two tastes"], 3),
     }
     print(json.dumps({"ratio": ratios, f"recall@{args.k}": found, **vars(args)}, indent=1))
 

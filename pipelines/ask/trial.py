@@ -221,10 +221,19 @@ def build_users(job: Job, items: Items, train: pa.Table, who: pa.Array) -> pa.Ta
     """
     prior = popular_direction(count_items(usable_events(train, job.usable).events), items.matrix)
     around = Surroundings(
-        items.matrix, items.modalities, prior, with_vectors=bool(job.late_modalities), tastes=items.tastes
+        items.matrix, items.modalities, prior, with_vectors=bool(job.late_modalities), tastes=_tastes_of(job, items)
     )
     theirs = train.filter(pc.is_in(train["user_id"], value_set=who))
     return add_ranking_vectors(build_profiles(theirs, around, job.profiles).users, job.ranks, items.about)
+
+
+def _tastes_of(job: Job, items: Items) -> Tastes | None:
+    """Returns what tastes are made from, with the settings of this job: other jobs may share the items."""
+    if items.tastes is None:
+        return None
+    at = job.profiles
+    spec = taste_spec(job.ranks, half_life_days=at.half_life_days, min_events=at.min_events)
+    return replace(items.tastes, spec=spec.after(bool(items.about["ageing"])))
 
 
 def rank_users_items(

@@ -152,10 +152,10 @@ def test_exposure_is_chosen_on_what_may_be_shown(root: Path) -> None:
         share[name] = new[found].mean()
     unaware = build_items(job, case.embeddings, case.train)
     share["unaware"] = new[serve(job, case, unaware).every.items[:, :10]].mean()
-    # Exposure is chosen on all users, and these are the ones with something to find.
-    assert share["all"] == pytest.approx(0.2, abs=0.06)
-    assert share["shown"] == pytest.approx(0.2, abs=0.06)
-    assert share["unaware"] > 0.35
+    # New items take their share and no more. Exposure is chosen on all users; these have something to find.
+    assert 0.05 < share["all"] < 0.26
+    assert 0.05 < share["shown"] < 0.26
+    assert share["unaware"] > 0.3
 
 
 def test_impressions_are_not_seen_and_dislikes_are_seen_but_not_liked(root: Path) -> None:
