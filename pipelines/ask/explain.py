@@ -138,7 +138,7 @@ def _common_parts(match: _Match) -> list[tuple[str, float]]:
     if both is None:
         return []
     late, likes, few, new = (both[0] * both[1])[-COMMON:].tolist()
-    parts = [("popularity", late + likes), ("few users (caution)", few), ("new item", new)]
+    parts = [("popularity", late + likes), ("few users (caution)", few), ("item without likes", new)]
     return [(name, part) for name, part in parts if part]
 
 

@@ -133,7 +133,7 @@ class Bench:
         """Returns the popularity of items and their common axes, float64 [n, 4]."""
         counts = add_likes([count_likes(self.cut.train, self._above, half_life_days)], half_life_days)
         popularity = Popularity.of(counts)
-        return popularity, popularity.axes(self._catalogue.ids)
+        return popularity, popularity.learned_axes(self._catalogue.ids)
 
     def _fit(self, spec: FactorSpec, popularity: Popularity) -> _Fitted:
         found, at = fit_factors(self._likes, spec), self._place
@@ -163,7 +163,8 @@ class Bench:
         sample = sample_of(
             self._drawn, [self._touched(made)], spec, ageing=made.model.ageing, hidden=hidden
         )
-        tops = best_scores(sample.vectors, whole, new, ~self._catalogue.hidden, self._shut(sample))
+        allowed = ~self._catalogue.hidden & (new | (self._counted > 0))  # as in `item_vectors.tops_of`
+        tops = best_scores(sample.vectors, whole, new, allowed, self._shut(sample))
         model = finished(made.model, [tops], sample, fitted.table, spec)
         whole[new, : made.ranking.shape[1]] = model.new_items * made.ranking[new]
         whole[new, -1] = model.newness

@@ -21,6 +21,7 @@ from unisono.transforms.store.small_vectors import read_vectors
 
 _VECTOR = "_vector"
 MARGIN = 1 / 6  # in median lengths of new items; chosen on MovieLens-100k, where 1/5 to 1/10 do as well
+UNLIKED = -1.0  # added to the score of an item that nobody likes who turned to it; a user's scores deviate by 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +65,15 @@ class Popularity:
         n = self.rows(ids)
         known = common_axes(n["late"], n["likes"], self.most_late, self.most_likes)
         return np.concatenate([known, np.broadcast_to(newness, len(known))[:, None]], axis=1)
+
+    def learned_axes(self, ids: pa.ChunkedArray, newness: float = 0.0) -> np.ndarray:
+        """Returns the common axes of items whose ranking vectors are learned, float64 [n, 4].
+
+        The last one is `newness` for items without any event, and lower for items that have events and no like.
+        """
+        n = self.rows(ids)
+        unliked = np.where(n["likes"] == 0, UNLIKED, 0.0)
+        return self.axes(ids, np.where(n["users"] == 0, newness, unliked))
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +121,8 @@ def learned_columns(
     """Adds `ranking_vector`, `history_vector` and `history_vector_new` to a table of embeddings.
 
     A ranking vector is [V' | 0 | common axes] for an item with likes, [0 | s·M' | common axes] for an item without any
-    event, and [0 | 0 | common axes] for one that has events and no like. V' are factors, and M' is what content
-    predicts. `kind` goes into the metadata, see `user_vectors.kind_of_items`.
+    event, and [0 | 0 | common axes] for one that has events and no like, which loses a point. V' are factors, and M' is
+    what content predicts. `kind` goes into the metadata, see `user_vectors.kind_of_items`.
     """
     counts = popularity.rows(table["item_id"])
     untouched = counts["users"] == 0
@@ -120,8 +130,7 @@ def learned_columns(
     ranking, history, new = model.item_vectors(
         model.scale.columns(table), factors.items, factors.left, likes=likes, untouched=untouched
     )
-    newness = np.where(untouched, model.newness, 0.0)
-    ranking = np.concatenate([ranking, popularity.axes(table["item_id"], newness)], axis=1)
+    ranking = np.concatenate([ranking, popularity.learned_axes(table["item_id"], model.newness)], axis=1)
     for name, vectors in ((RANKING_VECTOR, ranking), (HISTORY, history), (HISTORY_NEW, new)):
         table = table.append_column(
             pa.field(name, pa.list_(pa.float32(), vectors.shape[1]), nullable=False),
@@ -174,13 +183,14 @@ def tops_of(table: pa.Table, sample: Sample, popularity: Popularity) -> Tops:
     """
     ids = one_chunk(table["item_id"])
     vectors, _ = read_vectors(table, RANKING_VECTOR)
-    new = popularity.rows(table["item_id"])["users"] == 0
+    counts = popularity.rows(table["item_id"])
+    new = counts["users"] == 0
     at = pc.index_in(sample.item_ids.cast(ids.type), value_set=ids)
     here = at.is_valid().to_numpy(zero_copy_only=False)
     shut = sample.user[here], at.drop_null().to_numpy().astype(np.int64)
-    allowed = np.ones(len(ids), bool)
+    allowed = new | (counts["likes"] > 0)  # new items need not stay behind items that nobody likes
     if sample.hidden is not None:
-        allowed = ~pc.is_in(ids, value_set=sample.hidden.cast(ids.type)).to_numpy(zero_copy_only=False)
+        allowed &= ~pc.is_in(ids, value_set=sample.hidden.cast(ids.type)).to_numpy(zero_copy_only=False)
     return best_scores(sample.vectors, vectors, new, allowed, shut)
 
 

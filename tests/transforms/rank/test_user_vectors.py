@@ -15,6 +15,7 @@ from unisono.transforms.rank.spec import RankingSpec
 from unisono.transforms.rank.user_vectors import (
     add_ranking_vectors,
     is_made_with,
+    kind_of_items,
     queries_of,
     read_ranking,
     reweigh,
@@ -154,7 +155,7 @@ def test_users_without_learned_vectors_are_refused() -> None:
 
 
 def test_items_say_what_they_were_made_with() -> None:
-    about = {"unisono.ranking": json.dumps({"ageing": True, "key": "k", "comparable": [], **spec_of().kind_of_items()})}
+    about = {"unisono.ranking": json.dumps({"ageing": True, "key": "k", "comparable": [], **kind_of_items(spec_of())})}
     made = read_ranking(pa.schema([], metadata=about))
     assert read_ranking(pa.schema([])) == {}
     assert suits(spec_of(), (), made)
@@ -166,19 +167,13 @@ def test_items_say_what_they_were_made_with() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [("factors", 3), ("regularization", 1.0), ("unobserved", 0.1), ("sweeps", 2), ("content_users", 0.0),
-     ("cold_exposure", 0.5), ("liked_above", 2.0)],
+     ("cold_exposure", 0.5), ("cold_quantile", 0.8), ("liked_above", 2.0)],
 )  # fmt: skip
 def test_settings_of_learned_items_are_refused(key: str, value: float) -> None:
-    made = {"ageing": True, "key": "k", "comparable": [], **spec_of().kind_of_items()}
+    made = {"ageing": True, "key": "k", "comparable": [], **kind_of_items(spec_of())}
     with pytest.raises(JobError, match=rf"ranking\.{key}: {value}, the published items were made with .*nightly") as e:
         suits(spec_of(**{key: value}), (), made)
     assert "\n" not in str(e.value)
-
-
-def test_a_quantile_instead_of_the_exposure_is_refused() -> None:
-    made = {"ageing": True, "key": "k", "comparable": [], **spec_of().kind_of_items()}
-    with pytest.raises(JobError, match=r"ranking\.cold_(quantile|exposure): .*the published items were made with"):
-        suits(spec_of(cold_quantile=0.8), (), made)
 
 
 @pytest.mark.parametrize(("items", "has"), [({}, "have none"), (VECTORS, "have vectors that are not learned")])
