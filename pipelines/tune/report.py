@@ -11,7 +11,7 @@ from rich.table import Table
 from unisono.pipelines.summary import plain_console
 from unisono.pipelines.tune.bench import K
 from unisono.pipelines.tune.job_file import Written
-from unisono.pipelines.tune.search import Row
+from unisono.pipelines.tune.search import LEVEL, Row
 from unisono.pipelines.tune.settings import Settings, Value
 from unisono.pipelines.tune.tune import LEAST_USERS, Tuned
 
@@ -26,7 +26,7 @@ def print_tuned(found: Tuned, console: Console | None = None) -> None:
     table = Table(box=None, padding=(0, 1))
     table.add_column("setting", no_wrap=True)
     table.add_column(f"value: validation NDCG@{K}")
-    table.add_column("gain of the best (95%)", justify="right", no_wrap=True)
+    table.add_column(f"gain of the best ({LEVEL:.0%})", justify="right", no_wrap=True)
     table.add_column("chosen", justify="right", no_wrap=True)
     for row in found.rows:
         gain = "" if row.best == row.over else f"{_point(row.best)} over {_point(row.over)}: {_gain(row.gain)}"
@@ -111,7 +111,7 @@ def _tail(found: Tuned) -> list[str]:
     before, after = found.validation
     lines = [f"validation NDCG@{K}: {before:.4f} with the job's settings, {after:.4f} with the chosen ones"]
     if found.changes:
-        lines[0] += f", {_gain(found.gain)} (95%, {found.users:,} users)"
+        lines[0] += f", {_gain(found.gain)} ({LEVEL:.0%}, {found.users:,} users)"
     else:
         lines.append("no value can be told from the job's own: all settings stay as they are")
     if not found.whole:

@@ -16,6 +16,7 @@ from unisono.transforms.base.tables import one_chunk
 from unisono.transforms.measure.rank_metrics import bootstrap_interval
 
 MOST_ROUNDS = 3
+LEVEL = 0.99  # of intervals: some sixty values are tried, and of 95% intervals one in forty lies above 0 by chance
 _LEAST_SHARE = 0.1  # of the larger of both kinds' NDCG: no kind of cut counts more than ten times as much
 
 
@@ -31,8 +32,9 @@ class Yardstick:
     """How the figures of all cuts become one number.
 
     The NDCG@10 of the cuts by time is the mean over all their users, each counted in each cut. It is divided by what
-    the job's own settings reach, and so is that of the last liked items; the mean of both ratios, times the mean NDCG
-    of the job's own settings, is the validation NDCG.
+    the job's own settings reach, and so is that of the last liked items. The mean of both ratios is the validation NDCG
+    as a share of what the job's own settings reach. In the mean, a kind of cut counts by the square root of its number
+    of users.
 
     Attributes:
         weights: for each cut, what the NDCG of one user adds to the validation NDCG.
@@ -57,12 +59,14 @@ class Yardstick:
         kinds = {kind: [i for i, cut in enumerate(cuts) if cut.kind == kind] for kind in ("time", "last")}
         sizes = {kind: sum(len(own[i]) for i in here) for kind, here in kinds.items() if here}
         means = {kind: sum(float(own[i].sum()) for i in kinds[kind]) / sizes[kind] for kind in sizes}
-        mean = float(np.mean(list(means.values())))
+        # A kind with few users is the noisier one: with equal shares, its noise would decide.
+        shares = {kind: np.sqrt(n) / sum(np.sqrt(m) for m in sizes.values()) for kind, n in sizes.items()}
+        mean = sum(share * means[kind] for kind, share in shares.items())
         least = _LEAST_SHARE * max(means.values())
         weights = []
         for cut in cuts:
             base = max(means[cut.kind], least)
-            weights.append((mean / base if base > 0 else 1.0) / len(means) / sizes[cut.kind])
+            weights.append(float((mean / base if base > 0 else 1.0) * shares[cut.kind] / sizes[cut.kind]))
         everybody = pa.concat_arrays([one_chunk(cut.users) for cut in cuts]).dictionary_encode()
         place, ends = everybody.indices.to_numpy().astype(np.int64), np.cumsum([len(cut.users) for cut in cuts])
         user = tuple(place[e - len(cut.users) : e] for cut, e in zip(cuts, ends, strict=True))
@@ -73,7 +77,7 @@ class Yardstick:
         return float(sum(w * v.sum(dtype=np.float64) for w, v in zip(self.weights, values, strict=True)))
 
     def gain(self, values: Values, over: Values, kind: str | None = None) -> tuple[float, float, float]:
-        """Returns the gain in validation NDCG, and its 95% interval by bootstrap over users, paired.
+        """Returns the gain in validation NDCG, and its 99% interval by bootstrap over users, paired.
 
         Args:
             values: the NDCG of each cut's users.
@@ -84,7 +88,7 @@ class Yardstick:
         for i, (w, user) in enumerate(zip(self.weights, self.user, strict=True)):
             if kind is None or kind == self.kinds[i]:
                 by_user += np.bincount(user, w * (values[i].astype(np.float64) - over[i]), minlength=self.users)
-        return bootstrap_interval(by_user * self.users)
+        return bootstrap_interval(by_user * self.users, LEVEL)
 
     def loses(self, values: Values, over: Values) -> bool:
         """Says whether the cuts of one kind lose for certain."""

@@ -38,7 +38,7 @@ class Tuned:
         cuts: for each cut its name and its number of users.
         users: the number of all users that were measured.
         validation: the validation NDCG@10 of the job's own settings and of the chosen ones; see `Yardstick`.
-        gain: the difference: mean, low and high (95%, paired bootstrap over users).
+        gain: the difference: mean, low and high (99%, paired bootstrap over users).
         ndcg: for each cut, the mean NDCG@10 with the job's own settings and with the chosen ones.
         ageing: whether the log spans at least a week. If not, settings of ageing are not tried.
         whole: whether the search came to its end before the time was over.
