@@ -116,7 +116,7 @@ def build(
     keep = bool(job.profiles.incremental)
     popularity = None if people.noise else log.counted | "EventsPerItem" >> CountItems()
     tastes = None
-    if job.ranking is not None and job.ranks.learned:
+    if users.ranks and job.ranks.learned:
         at = job.profiles
         tastes = taste_spec(job.ranks, half_life_days=at.half_life_days, min_events=at.min_events)
     built = log.events | "BuildProfiles" >> BuildProfiles(
@@ -133,7 +133,7 @@ def build(
         tastes=tastes,
     )
     made = built["users"]
-    if job.ranking is not None:
+    if users.ranks:
         made = made | "RankingVectors" >> VectorsOfUsers(job.ranks)
     out.counts.append(built["counts"])
     out.dead.append(built["dead"])

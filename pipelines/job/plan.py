@@ -136,12 +136,14 @@ def plan_run(job: Job, run_id: str | None, *, items: bool, users: bool, recommen
             reweigh = published
     anew = {part for part, wanted in (("users", reweigh is not None), ("items", rerank)) if wanted}
     people = plan_people(job, store, base, log, items=items, users=users, anew=anew)
-    if unsuited:
+    # Profiles alone can be made of items that have no ranking vectors; lists cannot.
+    ranks = job.ranking is not None and not (unsuited and not published)
+    if unsuited and (recommend or ranks):
         raise unsuited
     if log:
         pseudonymous = log.interactions.hiding(people.people.pseudonyms, people.people.forget)
         log = replace(log, interactions=pseudonymous)
-    users_plan = plan_users(job, store, base, log) if users and log else None
+    users_plan = replace(plan_users(job, store, base, log), ranks=ranks) if users and log else None
     at_filter = check_filter(job) if recommend or (items and job.has_ranking_vectors) else None
     run_id = run_id or default_run_id()
     store.check_new_run(run_id)

@@ -43,9 +43,11 @@ class UsersPlan:
     Attributes:
         folded: entries of the logs whose events the sums will hold after this run, in the order in which they were
             added. Empty if no sums are kept.
+        ranks: whether users get ranking vectors.
     """
 
     folded: tuple[dict[str, object], ...]
+    ranks: bool = True
 
 
 def plan_log(job: Job, base: Manifest | None) -> LogPlan:

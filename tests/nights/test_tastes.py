@@ -35,7 +35,7 @@ def recall(recommended: dict[str, list[str]], heldout: dict[str, set[str]], k: i
 def test_recommend_after_the_demo_finds_later_events(run: Run, tmp_path: Path):
     # As `unisono recommend --config job.yaml` after `unisono demo`, with the job file that the demo writes.
     body = yaml.safe_load(run.job.read_text())
-    assert body["ranking"] == {"k": 50, "popularity_bonus": 0.6}
+    assert body["ranking"] == {"k": 50}
     shutil.copytree(run.store.root, tmp_path / "store")  # Other tests use the original store.
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(body | {"store": str(tmp_path / "store")}))
     store = Store(str(tmp_path / "store"))

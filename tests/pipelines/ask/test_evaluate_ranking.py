@@ -137,8 +137,9 @@ def test_popularity_by_pandas(job_file: Path, result: dict) -> None:
 def test_rows_slices_and_order(result: dict, job_file: Path) -> None:
     json.dumps(result, allow_nan=False)
     rows = result["rows"]
-    expected = [OWN, "text alone", "behaviour alone", "late fusion", "fusion concat", "interests profile"]
-    assert [*rows][:7] == [*expected, "interests weighted"]
+    learned = [OWN, "nothing ages", "no new items", "item vectors"]
+    by_vectors = ["text alone", "behaviour alone", "late fusion", "fusion concat", "interests profile"]
+    assert [*rows][:9] == [*learned, *by_vectors]
     assert {"popular", "random", "cosine", "bm25"} <= set(rows)
 
     def ndcg(name: str) -> float:

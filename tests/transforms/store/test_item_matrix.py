@@ -156,12 +156,12 @@ def test_records_resolve_against_the_root_and_new_content_gets_a_new_matrix(tmp_
 def test_old_matrices_are_deleted_but_still_work_where_they_are_open(tmp_path):
     cache = tmp_path / "cache"
     opened = []
-    for i in range(10):
+    for i in range(18):
         file = write_items(tmp_path / f"{i}.parquet", pa.array([i]), np.full((1, 2), i, np.float32))
         opened.append(ItemMatrix.open([file], cache_dir=str(cache)))
-    assert len([p for p in cache.iterdir() if p.is_dir()]) == 8
-    assert [m.vectors[0, 0] for m in opened] == list(range(10))
-    assert [m.lookup(pa.array([i]))[0] for i, m in enumerate(opened)] == [0] * 10
+    assert len([p for p in cache.iterdir() if p.is_dir()]) == 16
+    assert [m.vectors[0, 0] for m in opened] == list(range(18))
+    assert [m.lookup(pa.array([i]))[0] for i, m in enumerate(opened)] == [0] * 18
 
 
 def test_processes_that_start_together_build_once_and_a_killed_build_is_removed(tmp_path):
