@@ -20,7 +20,7 @@ from unisono.transforms.space.fit.moments import Moments
 from unisono.transforms.store.small_vectors import read_vectors
 
 _VECTOR = "_vector"
-MARGIN = 1 / 6  # in median lengths of new items; chosen on MovieLens-100k, where 1/5 to 1/10 do as well
+MARGIN = 1 / 6  # in median lengths of new items; chosen on MovieLens-100k, where 1/5 does nearly as well
 UNLIKED = -1.0  # added to the score of an item that nobody likes who turned to it; a user's scores deviate by 1
 
 
