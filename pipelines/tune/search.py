@@ -17,6 +17,7 @@ from unisono.transforms.measure.rank_metrics import bootstrap_interval
 
 MOST_ROUNDS = 3
 LEVEL = 0.99  # of intervals: some sixty values are tried, and of 95% intervals one in forty lies above 0 by chance
+ENOUGH = 600  # users of one kind of cut, a user counted in each cut
 _LEAST_SHARE = 0.1  # of the larger of both kinds' NDCG: no kind of cut counts more than ten times as much
 
 
@@ -33,8 +34,8 @@ class Yardstick:
 
     The NDCG@10 of the cuts by time is the mean over all their users, each counted in each cut. It is divided by what
     the job's own settings reach, and so is that of the last liked items. The mean of both ratios is the validation NDCG
-    as a share of what the job's own settings reach. In the mean, a kind of cut counts by the square root of its number
-    of users.
+    as a share of what the job's own settings reach. Both ratios count the same, but a kind with fewer than `ENOUGH`
+    users counts less, by the square root of their number: otherwise the noise of few users would decide.
 
     Attributes:
         weights: for each cut, what the NDCG of one user adds to the validation NDCG.
@@ -59,8 +60,8 @@ class Yardstick:
         kinds = {kind: [i for i, cut in enumerate(cuts) if cut.kind == kind] for kind in ("time", "last")}
         sizes = {kind: sum(len(own[i]) for i in here) for kind, here in kinds.items() if here}
         means = {kind: sum(float(own[i].sum()) for i in kinds[kind]) / sizes[kind] for kind in sizes}
-        # A kind with few users is the noisier one: with equal shares, its noise would decide.
-        shares = {kind: np.sqrt(n) / sum(np.sqrt(m) for m in sizes.values()) for kind, n in sizes.items()}
+        roots = {kind: min(n, ENOUGH) ** 0.5 for kind, n in sizes.items()}
+        shares = {kind: root / sum(roots.values()) for kind, root in roots.items()}
         mean = sum(share * means[kind] for kind, share in shares.items())
         least = _LEAST_SHARE * max(means.values())
         weights = []

@@ -35,8 +35,8 @@ class Grid:
         return tuple(self.values)
 
 
-# In the order in which they are tried: those that need no new factors first, of these the ones that matter most. How
-# much the latest events count and how much the trend does are tried together, because each changes the other's best.
+# In the order in which they are tried: those that need no new factors first, of these the ones that matter most. Two
+# settings are tried together where each changes the other's best value.
 GRIDS = (
     Grid(
         {"ranking.recent": (0.0, 1.0, 3.0, 10.0, 30.0), "ranking.trend": (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)}, ageing=True
@@ -46,8 +46,7 @@ GRIDS = (
     Grid({"profiles.half_life_days": (7.0, 15.0, 30.0, 60.0, 120.0, None)}, ageing=True),
     Grid({"ranking.content_users": (0.0, 3.0, 10.0, 30.0, 100.0)}),
     Grid({"ranking.cold_exposure": (0.05, 0.1, 0.2, 0.3)}),
-    Grid({"ranking.regularization": (0.002, 0.005, 0.01, 0.02, 0.05)}, fits=True),
-    Grid({"ranking.factors": (16, 32, 64, 128)}, fits=True),
+    Grid({"ranking.factors": (16, 32, 64, 128), "ranking.regularization": (0.005, 0.01, 0.02, 0.05)}, fits=True),
     Grid({"ranking.unobserved": (0.1, 0.2, 0.5, 1.0)}, fits=True),
 )
 KEYS = tuple(key for grid in GRIDS for key in grid.keys)

@@ -196,7 +196,9 @@ def test_the_yardstick_is_a_mean_of_ratios(cuts: tuple[Catalogue, list[Cut]]) ->
     other = tuple((v * (0.5 if cut.kind == "time" else 3)).astype(np.float32) for cut, v in zip(made, own, strict=True))
     yard = Yardstick.of(made, own)
     time, last = np.concatenate(own[:6]).mean(), np.concatenate(own[6:]).mean()
-    share = 1 / (1 + (sum(map(len, own[6:])) / sum(map(len, own[:6]))) ** 0.5)
+    by_time, by_last = (sum(map(len, part)) for part in (own[:6], own[6:]))
+    assert by_last < 600 < by_time
+    share = 1 / (1 + (by_last / 600) ** 0.5)
     whole = share * time + (1 - share) * last
     assert yard.score(own) == pytest.approx(whole, rel=1e-5)
     assert yard.score(other) == pytest.approx(whole * (share * 0.5 + (1 - share) * 3), rel=1e-5)
